@@ -1,5 +1,19 @@
-"""Pixels and samples in and out, without torch."""
+"""Pixels and samples in and out, without torch; `kinds` without numpy as well."""
 
-from vqtok.media.base import Media
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqtok.media.base import Media
 
 __all__ = ["Media"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Media`, and numpy with it, only when asked for (PEP 562)."""
+    if name == "Media":
+        from vqtok.media.base import Media
+
+        return Media
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

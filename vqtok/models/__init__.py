@@ -1,0 +1,1 @@
+"""Models: everything that turns media tensors into codes and back."""

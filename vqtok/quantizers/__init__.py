@@ -1,0 +1,21 @@
+"""Quantisers: continuous latents to codes and back. Compose them: `Residual([VQ(...), VQ(...)])`."""
+
+from vqtok.quantizers.base import Quantizer, QuantizerOutput
+from vqtok.quantizers.build import build_quantizer
+from vqtok.quantizers.compose import Grouped, Projected, Residual
+from vqtok.quantizers.fsq import FSQ
+from vqtok.quantizers.lfq import BSQ, LFQ
+from vqtok.quantizers.vq import VQ
+
+__all__ = [
+    "BSQ",
+    "FSQ",
+    "LFQ",
+    "VQ",
+    "Grouped",
+    "Projected",
+    "Quantizer",
+    "QuantizerOutput",
+    "Residual",
+    "build_quantizer",
+]

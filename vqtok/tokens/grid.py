@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Modality = Literal["image", "audio"]
+from vqtok.tokens.header import Modality, check_layout
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Tokens:
         `(num_codebooks, channels, time)` for sound with more channels; int32, coarse codebook first.
 
     Raises:
-        ValueError: codes out of range, or sizes that do not fit the modality.
+        ValueError: codes out of range, or a layout that no token file may have.
     """
 
     codes: NDArray[np.int32]
@@ -42,12 +42,9 @@ class Tokens:
             raise ValueError(f"codes of shape {codes.shape} do not have {len(self.codebook_sizes)} codebooks")
         if not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be integers, not {codes.dtype}")
-        if self.modality not in ("image", "audio") or len(self.size) != (2 if self.modality == "image" else 3):
-            raise ValueError(f"size {self.size} does not fit modality {self.modality!r}")
-        if len(self.model) != 8:
-            raise ValueError(f"model identity must be 8 bytes, not {len(self.model)}")
+        check_layout(self.modality, self.codebook_sizes, codes.shape[1:], self.size, self.stride, self.model)
         for index, (plane, bound) in enumerate(zip(codes, self.codebook_sizes, strict=True)):
-            if plane.size and (plane.min() < 0 or plane.max() >= bound):
+            if plane.min() < 0 or plane.max() >= bound:
                 raise ValueError(f"codebook {index} has codes outside 0..{bound - 1}")
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=np.int32))
 

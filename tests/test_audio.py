@@ -1,0 +1,248 @@
+"""Sounds in every form libsndfile reads, whole and broken."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from vqtok.errors import MediaError, OutputError, UsageError
+from vqtok.media.audio import _FORMATS, audio_info, read_audio, write_audio
+from vqtok.media.base import Media
+from vqtok.media.kinds import AUDIO_SUFFIXES
+
+RATE = 24000
+
+
+def chord(samples: int = RATE // 2, channels: int = 1) -> NDArray[np.float32]:
+    time = np.arange(samples) / RATE
+    tones = [
+        0.4 * np.sin(2 * np.pi * 220 * (k + 1) * time) + 0.2 * np.sin(2 * np.pi * 1000 * time)
+        for k in range(channels)
+    ]
+    return np.stack(tones).astype(np.float32)
+
+
+def encoded(x: NDArray[np.float32], format: str, subtype: str | None = None, rate: int = RATE) -> bytes:
+    buffer = BytesIO()
+    soundfile.write(buffer, x.T, rate, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def snr(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    return float(10 * np.log10(np.mean(x**2) / max(np.mean((x - y) ** 2), 1e-20)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("format", "subtype", "least_snr"),
+    [
+        ("WAV", "PCM_U8", 30),
+        ("WAV", "PCM_16", 80),
+        ("WAV", "PCM_24", 120),
+        ("WAV", "PCM_32", 130),
+        ("WAV", "FLOAT", 150),
+        ("WAV", "DOUBLE", 150),
+        ("WAV", "ULAW", 30),
+        ("WAV", "ALAW", 30),
+        ("RF64", "PCM_16", 80),
+        ("W64", "PCM_16", 80),
+        ("FLAC", "PCM_16", 80),
+        ("FLAC", "PCM_24", 120),
+        ("AIFF", "PCM_S8", 30),
+        ("AIFF", "PCM_16", 80),
+        ("AIFF", "FLOAT", 150),
+        ("AU", "PCM_16", 80),
+        ("CAF", "PCM_16", 80),
+        ("OGG", "VORBIS", 15),
+        ("OGG", "OPUS", 15),
+        ("MP3", "MPEG_LAYER_III", 15),
+    ],
+)
+def test_read_every_subtype(format: str, subtype: str, least_snr: float, channels: int) -> None:
+    x = chord(channels=channels)
+    data = encoded(x, format, subtype)
+    media = read_audio(data)
+    assert (media.modality, media.sample_rate) == ("audio", RATE)
+    assert media.data.shape == x.shape
+    assert media.data.dtype == np.float32
+    assert media.data.flags.c_contiguous
+    assert snr(x, media.data) > least_snr
+    assert audio_info(data) == (x.shape[1], RATE, channels)
+
+
+@pytest.mark.parametrize("suffix", sorted(_FORMATS))
+def test_write_by_suffix_and_read_back(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix.upper()}"
+    x = chord(channels=2)
+    write_audio(Media("audio", x, RATE), path)
+    assert suffix in AUDIO_SUFFIXES
+    assert soundfile.info(str(path)).format == _FORMATS[suffix][0]
+    back = read_audio(path)
+    assert back.sample_rate == RATE
+    assert back.data.shape == x.shape
+    assert snr(x, back.data) > 15
+
+
+def test_write_takes_wav_unless_told_otherwise(tmp_path: Path) -> None:
+    media = Media("audio", chord(), RATE)
+    write_audio(media, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes()[:4] == b"RIFF"
+    write_audio(media, tmp_path / "x.wav", format="flac")
+    assert (tmp_path / "x.wav").read_bytes()[:4] == b"fLaC"
+    stream = BytesIO()
+    write_audio(media, stream)
+    assert stream.getvalue() == (tmp_path / "x").read_bytes()
+
+
+@settings(deadline=None, max_examples=30)
+@given(values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=200), channels=st.integers(1, 8))
+def test_16_bit_samples_survive_unchanged(values: list[int], channels: int) -> None:
+    x = np.tile(np.float32(values) / np.float32(32768), (channels, 1))
+    stream = BytesIO()
+    write_audio(Media("audio", x, 8000), stream, format="flac")
+    assert np.array_equal(read_audio(stream.getvalue()).data, x)
+
+
+def test_values_beyond_full_scale_are_clipped_on_writing_but_kept_on_reading() -> None:
+    x = np.float32([[1.5, -1.5, 1.0, -1.0, 0.5]])
+    stream = BytesIO()
+    write_audio(Media("audio", x, RATE), stream)
+    np.testing.assert_allclose(read_audio(stream.getvalue()).data, [[1, -1, 1, -1, 0.5]], atol=1 / 32768)
+    assert np.array_equal(read_audio(encoded(x, "WAV", "FLOAT")).data, x)
+
+
+def test_minutes_of_vorbis_can_be_written() -> None:
+    stream = BytesIO()
+    samples = 300 * 8000
+    write_audio(Media("audio", np.zeros((1, samples), np.float32), 8000), stream, format="ogg")
+    assert audio_info(stream.getvalue())[0] == samples
+
+
+def test_sources_are_paths_bytes_and_streams(tmp_path: Path) -> None:
+    x = np.rint(chord() * 1000) / 1000
+    path = tmp_path / "x.wav"
+    path.write_bytes(encoded(x, "WAV", "FLOAT"))
+    with path.open("rb") as stream:
+        for source in (path, path.read_bytes(), stream):
+            assert np.array_equal(read_audio(source).data, x)
+
+
+def test_mono_and_sample_rate() -> None:
+    x = chord(channels=8)
+    media = read_audio(encoded(x, "WAV", "FLOAT"), sample_rate=16000, mono=True)
+    assert media.sample_rate == 16000
+    assert media.data.shape == (1, x.shape[1] * 2 // 3)
+    time = np.arange(media.data.shape[1]) / 16000
+    expected = 0.2 * np.sin(2 * np.pi * 1000 * time)
+    expected += np.mean([0.4 * np.sin(2 * np.pi * 220 * (k + 1) * time) for k in range(8)], axis=0)
+    np.testing.assert_allclose(media.data[0, 500:-500], expected[500:-500], atol=1e-4)
+
+
+def test_one_sample_is_a_sound() -> None:
+    media = read_audio(encoded(np.float32([[0.25]]), "WAV", "PCM_16"), sample_rate=RATE * 2)
+    assert media.data.shape == (1, 2)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused(value: float, subtype: str, tmp_path: Path) -> None:
+    x = chord(100)
+    x[0, 50] = value
+    path = tmp_path / "odd.wav"
+    path.write_bytes(encoded(x, "WAV", subtype))
+    with pytest.raises(MediaError, match=r"odd\.wav: has samples that are NaN or infinite"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"no sound at all, but words", "not a readable sound: Format not recognised"),
+        (encoded(chord(0), "WAV"), "has no samples"),
+        (encoded(chord(1000), "WAV", rate=1), "cannot resample from 1 Hz to 24000 Hz"),
+    ],
+)
+def test_what_is_no_sound_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.wav"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=rf"odd\.wav: {message}") as caught:
+        read_audio(path, sample_rate=24000)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")]
+    + [("AU", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")],
+)
+def test_a_truncated_sound_is_refused(format: str, subtype: str) -> None:
+    data = encoded(chord(2 * RATE), format, subtype)
+    for tenth in range(10):
+        stream = BytesIO(data[: len(data) * tenth // 10])
+        stream.name = "cut"
+        with pytest.raises(MediaError, match=r"^cut: "):
+            read_audio(stream)
+
+
+def test_a_truncated_mp3_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(chord(2 * RATE), "MP3")
+    with pytest.raises(MediaError, match="input: is truncated"):
+        read_audio(data[: len(data) // 2])
+    capfd.readouterr()  # the MP3 library has its own say on stderr
+
+
+def test_a_header_written_to_a_pipe_is_not_taken_for_truncation() -> None:
+    x = chord(1000)
+    data = bytearray(encoded(x, "WAV", "PCM_16"))
+    data[4:8] = data[40:44] = struct.pack("<I", 0xFFFFFFFF)
+    assert read_audio(bytes(data)).data.shape == x.shape
+
+
+@pytest.mark.parametrize("total", [0, (1 << 36) - 1])
+def test_a_flac_header_with_a_false_length_is_refused(total: int) -> None:
+    data = bytearray(encoded(chord(1000), "FLAC"))
+    data[21] = data[21] & 0xF0 | total >> 32
+    data[22:26] = struct.pack(">I", total & 0xFFFFFFFF)
+    with pytest.raises(MediaError, match="input: "):
+        read_audio(bytes(data))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damage_is_a_media_error_or_harmless(data: st.DataObject) -> None:
+    format = data.draw(st.sampled_from(["WAV", "AIFF", "FLAC", "OGG", "AU"]))
+    content = bytearray(encoded(chord(300), format))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(200, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    try:
+        media = read_audio(bytes(content))
+    except MediaError as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite(media.data).all()
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "."])
+def test_a_missing_file_is_a_media_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="cannot be read"):
+        read_audio(tmp_path / name)
+
+
+def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
+    media = Media("audio", chord(), RATE)
+    with pytest.raises(UsageError, match=r"x\.xyz: cannot write sound as '\.xyz'; use \.wav"):
+        write_audio(media, tmp_path / "x.xyz")
+    with pytest.raises(MediaError, match=r"x\.mp3: cannot write 1 channels at 22254 Hz as \.mp3"):
+        write_audio(Media("audio", chord(), 22254), tmp_path / "x.mp3")
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
+        write_audio(media, tmp_path / "missing" / "x.wav")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,227 @@
+"""Every knob: frozen dataclasses, read from TOML presets and `--set path=value`, stored as JSON in the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vqtok.errors import UsageError
+
+Kind = Literal["vq", "fsq", "lfq", "bsq"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Encoder and decoder: one stage per stride, each with its width and number of residual blocks."""
+
+    strides: tuple[int, ...] = (4, 2)
+    """Downsampling of each stage; their product is the model's stride (hop length)."""
+    widths: tuple[int, ...] = (128, 256)
+    """Channels of each stage."""
+    encoder_blocks: tuple[int, ...] = (2, 2)
+    decoder_blocks: tuple[int, ...] = (3, 3)
+    kernel: int = 3
+    """Of the convolutions in a block; odd."""
+    dilations: tuple[int, ...] = (1,)
+    """Of the blocks of a stage in turn."""
+    activation: Literal["silu", "elu", "snake"] = "silu"
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """`Residual` x `Grouped` x `Projected` x kind, as far as the numbers ask for them."""
+
+    kind: Kind = "vq"
+    dim: int = 32
+    """Channels of the latent."""
+    codebook_size: int = 1024
+    """Of `vq`; the other kinds have implicit codebooks."""
+    depth: int = 1
+    """Residual codebooks, coarse first."""
+    groups: int = 1
+    """Slices of the latent that are quantised side by side, at each depth."""
+    projected_dim: int = 0
+    """Size of the space the lookup takes place in; for `lfq` and `bsq` the number of bits. 0: that of the latent."""
+    levels: tuple[int, ...] = ()
+    """Of `fsq`, one per dimension."""
+    metric: Literal["l2", "cosine"] = "l2"
+    learning: Literal["ema", "gradient"] = "ema"
+    decay: float = 0.99
+    restart_below: float = 0.03
+    """Codes used less than this fraction of uniform use restart from current latents."""
+    prefix_dropout: float = 0.5
+    """Probability that an item of the batch is decoded from a random prefix of the codebooks."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that the weights depend on; part of the model's identity."""
+
+    modality: Literal["image", "audio"] = "image"
+    channels: int = 3
+    """Of the image; sound is coded one channel at a time."""
+    sample_rate: int = 0
+    """Hz; 0 for images."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    crop_pixels: int = 96
+    crop_seconds: float = 1.0
+    flip: bool = True
+    """Mirror images at random."""
+    validation_fraction: float = 0.05
+    """Of the files, chosen by a hash of their names."""
+    cache_gb: float = 4.0
+    """Decoded media kept in memory; what does not fit is decoded again each time."""
+    workers: int = 2
+    """Threads that cut crops ahead of the training step."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; 0 leaves a term out."""
+
+    l1: float = 0.0
+    l2: float = 0.0
+    mel: float = 0.0
+    stft: float = 0.0
+    commitment: float = 0.25
+    codebook: float = 1.0
+    entropy: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 20_000
+    """Used when neither --steps nor --minutes is given."""
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    continuous_steps: int = 250
+    """First steps without quantisation; the codebooks then start by k-means."""
+    clip_norm: float = 1.0
+    average_decay: float = 0.999
+    """Of the averaged weights that are validated and saved."""
+    validations: int = 12
+    """Spread over the run."""
+    validation_items: int = 32
+    """Held-out files at each validation; the final one uses all."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto: bfloat16 autocast where the processor has it in hardware."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training set-up: what a preset holds and a model file records."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        model, network, quantizer = self.model, self.model.network, self.model.quantizer
+        stages = len(network.strides)
+        if not stages or any(
+            len(x) != stages for x in (network.widths, network.encoder_blocks, network.decoder_blocks)
+        ):
+            raise UsageError("model.network: strides, widths, encoder_blocks and decoder_blocks need equal lengths")
+        if (model.modality == "audio") != (model.sample_rate > 0):
+            raise UsageError("model.sample_rate must be set for audio, and only for audio")
+        if quantizer.kind == "fsq" and not quantizer.levels:
+            raise UsageError("model.quantizer.levels must be set for fsq, for example [8, 5, 5, 5]")
+        if quantizer.dim % quantizer.groups:
+            raise UsageError("model.quantizer.dim must be a multiple of groups")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+T = TypeVar("T")
+
+
+def preset_names() -> list[str]:
+    """Name the presets that come with vqtok."""
+    folder = resources.files("vqtok") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
+    """Read a preset by name, or a TOML file by path, and apply `path=value` settings.
+
+    Raises:
+        UsageError: an unknown preset, key or value.
+    """
+    source = Path(name) if name.endswith(".toml") else resources.files("vqtok") / "presets" / f"{name}.toml"
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no preset {name!r}; there are {', '.join(preset_names())}, or a .toml file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name}: not valid TOML: {error}") from None
+    for setting in settings:
+        apply_setting(values, setting)
+    return from_dict(Config, values)
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Set one `path=value`, such as `train.batch_size=8`; the value is TOML, or a bare word or comma list."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise UsageError(f"--set {setting!r}: give path=value, such as train.batch_size=8")
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[key] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    for candidate in (text, f"[{text}]" if "," in text else f'"{text}"'):
+        try:
+            return tomllib.loads(f"value = {candidate}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"--set: cannot read the value {text!r}")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Build a config dataclass from plain values, checking names and types.
+
+    Raises:
+        UsageError: naming the path of what is unknown or of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UsageError(f"unknown setting {path}{unknown[0]}; there are {', '.join(path + name for name in hints)}")
+    return cls(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} is a section, not a value")
+        return from_dict(hint, value, f"{path}.")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(args[0], item, path) for item in items)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{path} must be {expected}, not {value!r}")

@@ -1,0 +1,109 @@
+"""Spectral reconstruction losses for sound."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from vqtok.config import LossConfig
+
+FLOOR = 1e-5
+"""Magnitudes below this count as silence."""
+
+
+@functools.lru_cache(maxsize=64)
+def mel_filters(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
+    """Give triangular filters `(num_mels, n_fft // 2 + 1)` from 0 Hz to half the rate, of equal area.
+
+    Source: Slaney 1998, "Auditory Toolbox": linear below 1 kHz, logarithmic above, area-normalised.
+    """
+    hz_per_mel, break_mel, step = 200 / 3, 15.0, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
+
+    def to_hz(mel: Tensor) -> Tensor:
+        return torch.where(mel < break_mel, mel * hz_per_mel, 1000 * torch.exp(step * (mel - break_mel)))
+
+    top = torch.tensor(sample_rate / 2, dtype=torch.float64)
+    top_mel = break_mel + torch.log(top / 1000) / step if top > 1000 else top / hz_per_mel
+    edges = to_hz(torch.linspace(0, 1, num_mels + 2, dtype=torch.float64) * top_mel)
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    triangles = torch.minimum(rise, fall).clamp(min=0)
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def magnitudes(x: Tensor, window_size: int) -> Tensor:
+    """Give STFT magnitudes `(n, window_size // 2 + 1, frames)` of `(n, samples)`; Hann window, hop a quarter of it."""
+    window = torch.hann_window(window_size, device=x.device)
+    # Reflection needs more samples than half a window.
+    mode = "reflect" if x.shape[-1] > window_size // 2 else "constant"
+    spectrum = torch.stft(x, window_size, window_size // 4, window=window, pad_mode=mode, return_complex=True)
+    # Not abs(): its gradient at silence is undefined.
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
+
+
+class MelLoss(nn.Module):
+    """Mean absolute difference of log10 mel spectrograms over several window sizes.
+
+    Shapes:
+        x, x_hat: `(batch, channels, samples)`.
+
+    Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.4.
+    """
+
+    windows = (32, 64, 128, 256, 512, 1024, 2048)
+    num_mels = (5, 10, 20, 40, 80, 160, 320)
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        x, x_hat = x.flatten(0, 1).float(), x_hat.flatten(0, 1).float()
+        total = x.new_zeros(())
+        for window_size, num_mels in zip(self.windows, self.num_mels, strict=True):
+            filters = mel_filters(self.sample_rate, window_size, num_mels).to(x.device)
+            target, estimate = (filters @ magnitudes(signal, window_size) for signal in (x, x_hat))
+            total = total + (_log(estimate) - _log(target)).abs().mean()
+        return total / len(self.windows)
+
+
+class STFTLoss(nn.Module):
+    """Spectral convergence plus log-magnitude difference, over three window sizes.
+
+    Source: Yamamoto et al. 2020, "Parallel WaveGAN", section 2.2.
+    """
+
+    windows = (512, 1024, 2048)
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        x, x_hat = x.flatten(0, 1).float(), x_hat.flatten(0, 1).float()
+        total = x.new_zeros(())
+        for window_size in self.windows:
+            target, estimate = magnitudes(x, window_size), magnitudes(x_hat, window_size)
+            convergence = (estimate - target).norm() / target.norm().clamp(min=FLOOR)
+            total = total + convergence + (_log(estimate) - _log(target)).abs().mean()
+        return total / len(self.windows)
+
+
+def _log(magnitude: Tensor) -> Tensor:
+    return magnitude.clamp(min=FLOOR).log10()
+
+
+class ReconstructionLoss(nn.Module):
+    """The unweighted reconstruction terms that a `LossConfig` asks for, by name."""
+
+    def __init__(self, config: LossConfig, sample_rate: int) -> None:
+        super().__init__()
+        terms: dict[str, nn.Module] = {
+            "l1": nn.L1Loss(),
+            "l2": nn.MSELoss(),
+            "mel": MelLoss(sample_rate),
+            "stft": STFTLoss(),
+        }
+        self.terms = nn.ModuleDict({name: term for name, term in terms.items() if getattr(config, name) > 0})
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
+        return {name: term(x, x_hat) for name, term in self.terms.items()}

@@ -1,0 +1,157 @@
+"""Read and write sounds, through libsndfile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import SEEK_END, BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from vqtok.errors import MediaError, UsageError
+from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
+from vqtok.media.resample import resample
+
+_FORMATS = {  # suffix: libsndfile's format and subtype
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".oga": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".caf": ("CAF", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+    ".rf64": ("RF64", "PCM_16"),
+}
+_WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when given minutes in one call
+_MAX_FRAMES = 1 << 40  # above all that is real: libsndfile's way to say that the length is unknown
+_STREAMED_BYTES = 0x7FFF0000  # programs that write to a pipe put such sizes into the header
+_MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+
+
+def read_audio(source: Source, sample_rate: int | None = None, mono: bool = False) -> Media:
+    """Read a sound whole; values beyond full scale in float files are kept.
+
+    Args:
+        source: a path, the bytes of a file, or a stream; a stream's `name` stands in messages.
+        sample_rate: resample to this many Hz.
+        mono: take the mean of the channels.
+
+    Raises:
+        MediaError: not a sound, empty, truncated or damaged, or with NaN or infinity in it.
+    """
+    name = source_name(source)
+    with _opened(source) as sound:
+        rate = sound.samplerate
+        frames = sound.read(dtype="float32", always_2d=True)
+        if len(frames) < sound.frames:
+            raise MediaError(f"{name}: is truncated: {len(frames)} of {sound.frames} samples are there")
+    if not np.isfinite(frames).all():
+        raise MediaError(f"{name}: has samples that are NaN or infinite")
+    data = frames.mean(axis=1, dtype=np.float32)[None] if mono else np.ascontiguousarray(frames.T)
+    if sample_rate is not None:
+        try:
+            data = resample(data, rate, sample_rate)
+        except MediaError as error:
+            raise MediaError(f"{name}: {error}") from error
+    return Media("audio", data, sample_rate or rate)
+
+
+def audio_info(source: Source) -> tuple[int, int, int]:
+    """Return `(samples, sample_rate, channels)` without decoding.
+
+    Raises:
+        MediaError: as `read_audio`, as far as the header tells.
+    """
+    with _opened(source) as sound:
+        return sound.frames, sound.samplerate, sound.channels
+
+
+def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
+    """Write a sound; values beyond full scale are clipped.
+
+    Args:
+        format: a suffix such as "flac"; by default the target's, else "wav" (16 bit).
+
+    Raises:
+        UsageError: no format goes by that suffix.
+        MediaError: the format cannot hold this sample rate or number of channels.
+        OutputError: the path cannot be written.
+    """
+    name = source_name(target)
+    suffix = target_suffix(target, format, default=".wav")
+    if suffix not in _FORMATS:
+        raise UsageError(
+            f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff"
+        )
+    container, subtype = _FORMATS[suffix]
+    channels, samples = media.data.shape
+    buffer = BytesIO()
+    try:
+        with soundfile.SoundFile(
+            buffer, "w", media.sample_rate, channels, format=container, subtype=subtype
+        ) as sound:
+            for start in range(0, samples, _WRITE_FRAMES):
+                frames = media.data[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
+                if subtype == "PCM_16":  # libsndfile would round down
+                    frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
+                sound.write(frames)
+    except soundfile.LibsndfileError as error:
+        what = f"{channels} channels at {media.sample_rate} Hz"
+        raise MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+    save_target(buffer.getvalue(), target)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
+    """Open a sound that is whole, as far as the header tells; what libsndfile raises becomes a MediaError."""
+    name = source_name(source)
+    with open_source(source) as file:
+        try:
+            with soundfile.SoundFile(file) as sound:
+                if sound.frames == 0:
+                    raise MediaError(f"{name}: has no samples")
+                if sound.frames > _MAX_FRAMES:
+                    raise MediaError(f"{name}: the header does not tell the length; re-encode the file")
+                if _is_cut_short(sound, file):
+                    raise MediaError(f"{name}: is truncated")
+                yield sound
+        # TypeError: soundfile asks for the sample rate of files called *.raw
+        except (soundfile.SoundFileRuntimeError, TypeError, MemoryError) as error:
+            reason = getattr(error, "error_string", error)  # str(error) would show the stream's repr
+            raise MediaError(f"{name}: not a readable sound: {reason}") from error
+
+
+def _is_cut_short(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
+    """Tell whether less is there than the header says or, in Ogg, whether the last page is missing.
+
+    libsndfile reads on in both cases, and says what it found only in its log.
+    """
+    if sound.format == "OGG":
+        return not _ends_with_last_page(file)
+    sizes = re.findall(
+        r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)",
+        sound.extra_info,
+        re.MULTILINE,
+    )
+    return any(int(found) < int(declared) < _STREAMED_BYTES for declared, found in sizes)
+
+
+def _ends_with_last_page(file: BinaryIO) -> bool:
+    """Tell whether an Ogg file's last page is whole and marked as the end (RFC 3533, section 6)."""
+    position = file.tell()
+    size = file.seek(0, SEEK_END)
+    file.seek(max(0, size - _MAX_OGG_PAGE_BYTES))
+    tail = file.read()
+    file.seek(position)
+    page = tail[tail.rfind(b"OggS") :]
+    return (
+        len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    )

@@ -1,0 +1,221 @@
+"""Read and write pictures, through Pillow."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import SEEK_CUR, BytesIO
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+
+from vqtok.errors import MediaError, UsageError
+from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
+
+logger = logging.getLogger(__name__)
+
+_MODES = {1: "L", 3: "RGB"}
+_FULL_SCALE = 65535  # white in the modes that hold more than 8 bits
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_warnings_lock = threading.RLock()
+
+
+def read_image(source: Source, channels: int = 3) -> Media:
+    """Read a picture as sRGB (3 channels) or grey (1), upright; what gets lost is logged as a warning.
+
+    Transparency is set on white, and of an animation the first frame is taken. Grey of more than 8 bits keeps
+    its precision, with white at 65535.
+
+    Args:
+        source: a path, the bytes of a file, or a stream; a stream's `name` stands in messages.
+
+    Raises:
+        MediaError: not a picture, empty, truncated or damaged, or larger than Pillow's `MAX_IMAGE_PIXELS`.
+    """
+    name = source_name(source)
+    with _opened(source) as image:
+        if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):  # previews, layers
+            logger.warning("%s: only the first frame is used", name)
+        has_16_bits = any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()
+        turn = _TURNS.get(_orientation(image, name))
+    upright = image if turn is None else image.transpose(turn)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = _deep_pixels(upright, name)
+        return Media("image", np.repeat(grey[None], channels, axis=0))
+    if has_16_bits:
+        logger.warning("%s: 16-bit colours are rounded to 8 bits", name)
+    pixels = np.asarray(_flattened(upright, name).convert(_MODES[channels]))
+    data = np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32, order="C")
+    data /= 127.5
+    data -= 1
+    return Media("image", data)
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return `(width, height)` of the upright picture without decoding it.
+
+    Raises:
+        MediaError: as `read_image`, as far as the header tells.
+    """
+    with _opened(source) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow has turned the size already
+            return width, height
+        if image.format == "PNG" and "exif" not in image.info:
+            assert image.fp is not None
+            image.info["exif"] = _late_exif(image.fp)
+        turned = _orientation(image, source_name(source)) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def write_image(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
+    """Write a grey or sRGB picture with 8 bits a channel; values beyond [-1, 1] are clipped.
+
+    Args:
+        format: a suffix such as "webp"; by default the target's, else "png".
+
+    Raises:
+        UsageError: no format goes by that suffix.
+        MediaError: the format cannot hold this picture.
+        OutputError: the path cannot be written.
+    """
+    name = source_name(target)
+    suffix = target_suffix(target, format, default=".png")
+    encoder = Image.registered_extensions().get(suffix)
+    if encoder not in Image.SAVE:
+        raise UsageError(
+            f"{name}: cannot write pictures as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff"
+        )
+    if len(media.data) not in _MODES:
+        raise MediaError(f"{name}: cannot write a picture with {len(media.data)} channels, only with 1 or 3")
+    pixels = np.rint((media.data + 1) * 127.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    options = {"quality": 95} if encoder in ("JPEG", "WEBP", "AVIF") else {}
+    buffer = BytesIO()
+    try:
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+            buffer, encoder, **options
+        )
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{name}: cannot be written as {suffix}: {error}") from error
+    save_target(buffer.getvalue(), target)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
+    """Open a picture; whatever Pillow raises on it, now or while in use, becomes a MediaError."""
+    name = source_name(source)
+    with open_source(source) as file:
+        try:
+            with _no_python_warnings():
+                image = Image.open(file)
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
+            yield image
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise MediaError(
+                f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise MediaError(f"{name}: not a picture of a known format") from error
+        except Exception as error:  # damaged files make Pillow raise nearly anything
+            raise MediaError(f"{name}: damaged picture: {error}") from error
+
+
+@contextmanager
+def _no_python_warnings() -> Iterator[None]:
+    """Hide the warnings of Pillow; their filters belong to the whole process, hence the lock."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _orientation(image: Image.Image, name: str) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF data is broken."""
+    try:
+        with _no_python_warnings():
+            orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation
+    except Exception as error:  # as with damaged pictures
+        logger.warning("%s: EXIF data ignored: %s", name, error)
+        return 1
+
+
+def _late_exif(file: IO[bytes]) -> bytes:
+    """Return the EXIF data a PNG holds behind its pixels, which Pillow would decode to get there."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return file.read(length)
+        file.seek(length + 4, SEEK_CUR)
+    return b""
+
+
+def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.float32]:
+    """Scale grey of more than 8 bits to [-1, 1]."""
+    values = np.asarray(image).astype(np.float32)
+    if image.mode == "F":
+        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, _FULL_SCALE)
+    if not np.isfinite(values).all():
+        raise MediaError(f"{name}: has pixels that are NaN or infinite")
+    if values.min() < 0 or values.max() > _FULL_SCALE:
+        logger.warning("%s: values outside 0 to %d are clipped", name, _FULL_SCALE)
+    if "icc_profile" in image.info:
+        logger.warning("%s: colour profile ignored: the picture has more than 8 bits", name)
+    data = values.clip(0, _FULL_SCALE)
+    data /= _FULL_SCALE / 2
+    data -= 1
+    if "transparency" in image.info:
+        logger.warning("%s: transparent parts are set on white", name)
+        data[values == image.info["transparency"]] = 1
+    return data
+
+
+def _flattened(image: Image.Image, name: str) -> Image.Image:
+    """Bring a picture to opaque grey or sRGB."""
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
+        alpha = image.getchannel("A")
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    if profile := image.info.get("icc_profile"):
+        image = _in_srgb(image, profile, name)
+    if image.mode != "L":
+        image = image.convert("RGB")
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        logger.warning("%s: transparent parts are set on white", name)
+        image = Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+    return image
+
+
+def _in_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """Convert from an ICC profile to sRGB; a profile that is broken or does not fit is left out."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if image.mode == "L" and source.profile.xcolor_space == "RGB ":
+            image = image.convert("RGB")
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError) as error:
+        logger.warning("%s: colour profile ignored: %s", name, error)
+        return image

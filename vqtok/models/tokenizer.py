@@ -1,0 +1,40 @@
+"""`Tokenizer`: what every model is seen through, ours or another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+EntropyTables = Sequence[NDArray[np.integer] | None]
+"""Integer frequencies `(codebook_size,)` of each codebook; None where it is too large for a table."""
+
+
+class Tokenizer(Protocol):
+    """Turn media tensors into codes and back, deterministically.
+
+    Shapes:
+        media: float32 `(batch, channels, height, width)` or `(batch, 1, samples)` in [-1, 1], every size a multiple
+            of `stride`; codes: int64 `(batch, num_codebooks, *grid)`.
+    """
+
+    modality: Literal["image", "audio"]
+    channels: int
+    """Of a picture (1 grey, 3 sRGB); 1 for sound."""
+    sample_rate: int | None
+    """Hz; None for pictures."""
+    codebook_sizes: tuple[int, ...]
+    stride: int
+    """Input steps per grid step: pixels each way, or samples (hop length)."""
+    identity: bytes
+    """SHA-256 over all that decoding depends on."""
+    entropy_tables: EntropyTables
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Give the codes of media."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Give the media of codes, or of a prefix of their codebooks."""

@@ -1,0 +1,113 @@
+"""Model files: one safetensors file with weights, entropy tables, config, training summary and identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vqtok.config import Config, ModelConfig, from_dict
+from vqtok.errors import CorruptFileError, ModelError
+from vqtok.files import atomic_write
+from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
+from vqtok.models.vqmodel import VQModel
+from vqtok.quantizers import VQ
+
+TABLE_PREFIX = "entropy."
+
+
+def save_model(
+    path: Path,
+    model: VQModel,
+    config: Config,
+    *,
+    entropy_tables: Mapping[int, NDArray[np.integer]],
+    training: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> bytes:
+    """Write a model file atomically and return its identity.
+
+    Args:
+        entropy_tables: Integer frequencies by codebook; a codebook without is stored bit-packed.
+    """
+    tensors = {
+        name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()
+    }
+    for index, table in entropy_tables.items():
+        tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
+    identity = compute_identity(config.model, tensors)
+    metadata = {
+        "format": FORMAT_VERSION,
+        "identity": identity.hex(),
+        "config": config.to_dict(),
+        "training": dict(training),
+        "codebook_sizes": model.codebook_sizes,
+        "stride": model.stride,
+    }
+    atomic_write(path, to_safetensors(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+    return identity
+
+
+def load_model(path: Path) -> VQModel:
+    """Read a model file, in float32 and evaluation mode, and check its identity.
+
+    Raises:
+        ModelError: not a vqtok model. CorruptFileError: damaged. UnsupportedVersionError: of a newer format.
+    """
+    card = read_card(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path}: damaged model file: {error}") from None
+    config = from_dict(Config, card.config)
+    identity = compute_identity(config.model, tensors)
+    if identity.hex() != card.identity:
+        raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
+    model = VQModel(config.model)
+    tables = {
+        int(name.removeprefix(TABLE_PREFIX)): tensors.pop(name).numpy()
+        for name in list(tensors)
+        if name.startswith(TABLE_PREFIX)
+    }
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if name in decoding_state(model)]
+    if missing or unexpected:
+        raise ModelError(f"{path}: weights do not fit the config: {[*missing, *unexpected][0]}")
+    for module in model.modules():
+        if isinstance(module, VQ):
+            module.reset_statistics()
+    model.identity = identity
+    model.entropy_tables = [tables.get(index) for index in range(len(model.codebook_sizes))]
+    return model.eval().requires_grad_(False)
+
+
+def decoding_state(model: VQModel) -> dict[str, Tensor]:
+    """Give the model's state without the running statistics that only training needs."""
+    statistics = {
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if isinstance(module, VQ)
+        for buffer in VQ.statistics
+    }
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in statistics}
+
+
+def compute_identity(config: ModelConfig, tensors: Mapping[str, Tensor]) -> bytes:
+    """Hash all that decoding depends on: model config, quantiser, decoder and entropy tables, as they are stored."""
+    digest = hashlib.sha256(json.dumps(Config(model=config).to_dict()["model"], sort_keys=True).encode())
+    for name in sorted(tensors):
+        if not name.startswith("encoder."):
+            tensor = tensors[name]
+            digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.digest()

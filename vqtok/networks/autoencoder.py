@@ -1,0 +1,60 @@
+"""Convolutional encoder and decoder for pictures and sound of any number of channels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vqtok.config import NetworkConfig
+from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Upsample, activation, convolution
+
+
+class Encoder(nn.Module):
+    """Media `(batch, channels, *size)` to latents `(batch, dim, *grid)`; sizes are multiples of the stride.
+
+    Source: van den Oord et al. 2017 and Esser et al. 2021 ("Taming Transformers") for pictures, Tagliasacchi et al.
+        2020 ("SEANet") and Kumar et al. 2023 (DAC) for sound.
+    Unlike: no attention and no norm across positions, so that the receptive field is finite.
+    """
+
+    def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dim: int) -> None:
+        super().__init__()
+        self.axes = axes
+        layers: list[nn.Module] = []
+        inputs = channels
+        for stride, width, blocks in zip(config.strides, config.widths, config.encoder_blocks, strict=True):
+            layers.append(Downsample(axes, inputs, width, stride))
+            layers += _blocks(config, axes, width, blocks)
+            inputs = width
+        layers += [ChannelNorm(inputs), activation(config.activation, inputs)]
+        layers.append(convolution(axes, inputs, dim, 3))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) if self.axes == 2 else self.layers(x.unsqueeze(2)).squeeze(2)
+
+
+class Decoder(nn.Module):
+    """Latents `(batch, dim, *grid)` back to media `(batch, channels, *size)`: the mirror of `Encoder`."""
+
+    def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dim: int) -> None:
+        super().__init__()
+        self.axes = axes
+        layers: list[nn.Module] = [convolution(axes, dim, config.widths[-1], 3)]
+        for stage in reversed(range(len(config.strides))):
+            width = config.widths[stage]
+            outputs = config.widths[stage - 1] if stage else channels
+            layers += _blocks(config, axes, width, config.decoder_blocks[stage])
+            layers += [ChannelNorm(width), activation(config.activation, width)]
+            layers.append(Upsample(axes, width, outputs, config.strides[stage]))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z) if self.axes == 2 else self.layers(z.unsqueeze(2)).squeeze(2)
+
+
+def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:
+    dilations = config.dilations
+    return [
+        ResBlock(axes, width, config.kernel, dilations[i % len(dilations)], config.activation)
+        for i in range(count)
+    ]

@@ -1,0 +1,112 @@
+"""`VQ`: lookup in one learned codebook."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.quantizers.base import Losses, Quantizer
+from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
+
+
+class VQ(Quantizer):
+    """Replace each vector by the nearest vector of a learned codebook.
+
+    Args:
+        dim: Length of a vector.
+        codebook_size: Rows of the codebook.
+        metric: "l2", or "cosine" (both sides normalised; the decoded vectors have length 1).
+        learning: "ema" (the codebook follows the running mean of its vectors) or "gradient" (codebook loss).
+        decay: Of the running means and of the usage counts.
+        restart_below: A code used less than this fraction of uniform use restarts from a current latent.
+
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", sections 3.1-3.2 and appendix A.1
+        (EMA); Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (cosine);
+        Dhariwal et al. 2020, "Jukebox", section 3.1 (restarts).
+    Unlike: restarts go by a fraction of uniform use, which does not depend on the batch size; a codebook starts by
+        k-means over the first latents.
+    """
+
+    statistics = ("initialised", "counts", "sums")
+    """Buffers that only training needs."""
+
+    codebook: Tensor
+    initialised: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        metric: Literal["l2", "cosine"] = "l2",
+        learning: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        restart_below: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.dim, self.codebook_sizes = dim, (codebook_size,)
+        self.metric, self.learning = metric, learning
+        self.decay, self.restart_below = decay, restart_below
+        codebook = self._normalise(torch.randn(codebook_size, dim))
+        if learning == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("counts", torch.ones(codebook_size))
+        self.register_buffer("sums", codebook.clone())
+
+    def _normalise(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
+
+    def assign(self, z: Tensor) -> Tensor:
+        vectors = self._normalise(z.flatten(0, 1))
+        return nearest(vectors, self._normalise(self.codebook)).view(*z.shape[:2], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[..., 0], self._normalise(self.codebook))
+
+    def losses(self, z: Tensor, codes: Tensor) -> Losses:
+        vectors, quantized = self._normalise(z), self.lookup(codes)
+        losses = {"commitment": F.mse_loss(vectors, quantized.detach())}
+        if self.learning == "gradient":
+            losses["codebook"] = F.mse_loss(quantized, vectors.detach())
+        return losses
+
+    def prepare(self, z: Tensor) -> None:
+        if self.initialised:
+            return
+        vectors = self._normalise(z.flatten(0, 1))
+        centres, counts = kmeans(vectors, *self.codebook_sizes)
+        # Shares as if spread over one batch of one vector a code: the first updates then count for something.
+        self._set(slice(None), centres, (counts + 1) / (counts + 1).mean())
+        self.initialised.fill_(True)
+
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        vectors = self._normalise(z.flatten(0, 1))
+        counts, sums = cluster_sums(vectors, codes.flatten(), *self.codebook_sizes)
+        # In units of uniform use, so that counts, restarts and decay do not depend on the batch.
+        scale = counts.shape[0] / counts.sum()
+        self.counts.lerp_(counts * scale, 1 - self.decay)
+        self.sums.lerp_(sums * scale, 1 - self.decay)
+        if self.learning == "ema":
+            self.codebook.copy_(self._normalise(self.sums / self.counts.clamp(min=1e-6)[:, None]))
+        dead = self.counts < self.restart_below
+        if dead.any():
+            self._set(dead, pick(vectors, int(dead.sum())), torch.ones(()))
+
+    def reset_statistics(self) -> None:
+        """Take the codebook as trained, and all its codes as equally used."""
+        self.initialised.fill_(True)
+        self._set(slice(None), self.codebook.detach().clone(), torch.ones(()))
+
+    def _set(self, rows: Tensor | slice, vectors: Tensor, counts: Tensor) -> None:
+        vectors = self._normalise(vectors)
+        self.codebook.data[rows] = vectors
+        self.counts[rows] = counts.to(self.counts)
+        self.sums[rows] = vectors * self.counts[rows, None]

@@ -1,0 +1,74 @@
+"""Integer frequencies for the entropy coder, and bit packing for where there are none."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import CorruptFileError
+from vqtok.tokens.rans import TOTAL
+
+
+def frequencies(counts: NDArray[np.integer]) -> NDArray[np.uint16] | None:
+    """Apportion 2^14 to the codes by how often each was counted, in integers alone.
+
+    Each code gets 1. What is left is given away one by one, each to the code with the greatest
+    floor(2^32 weight / (2 frequency + 1)), the lowest such code on a tie; the weight of a code is
+    2 count + 1. That is Sainte-Laguë's method, here next to the fewest bits, with half a count added
+    to each code for what the counts have not seen.
+
+    Args:
+        counts: how often each code occurs, one dimension.
+
+    Returns:
+        Integers >= 1 that sum to 2^14, or None for more than 2^14 codes: these are bit-packed.
+
+    Raises:
+        ValueError: fewer than two codes, or counts that are negative or no integers.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or counts.size < 2 or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 0:
+        raise ValueError("counts must be non-negative integers, one for each of two or more codes")
+    if counts.size > TOTAL:
+        return None
+    weights = [(2 * count + 1) << 32 for count in counts.tolist()]
+    table = [1] * len(weights)
+    heap = [(-(weight // 3), code) for code, weight in enumerate(weights)]
+    heapq.heapify(heap)
+    for _ in range(TOTAL - len(weights)):
+        code = heap[0][1]
+        table[code] += 1
+        heapq.heapreplace(heap, (-(weights[code] // (2 * table[code] + 1)), code))
+    return np.array(table, dtype=np.uint16)
+
+
+def pack(codes: NDArray[np.int32], codebook_size: int) -> bytes:
+    """Write each code in the fewest bits that hold every code, lowest bit first."""
+    code_bytes = codes.astype("<u4").view(np.uint8).reshape(-1, 4)
+    bits = np.unpackbits(code_bytes, axis=1, count=_bits(codebook_size), bitorder="little")
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack(data: bytes, codebook_size: int, count: int) -> NDArray[np.int32]:
+    """Read `count` codes back.
+
+    Raises:
+        CorruptFileError: the wrong number of bytes, bits set behind the last code, or a code out of range.
+    """
+    width = _bits(codebook_size)
+    if len(data) != (count * width + 7) // 8:
+        raise CorruptFileError(f"damaged codes: {len(data)} bytes for {count} codes of {width} bits")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    code_bytes = np.zeros((count, 4), np.uint8)
+    packed = np.packbits(bits[: count * width].reshape(count, width), axis=1, bitorder="little")
+    code_bytes[:, : packed.shape[1]] = packed
+    codes = code_bytes.view("<u4")[:, 0]
+    if bits[count * width :].any() or codes.max(initial=0) >= codebook_size:
+        raise CorruptFileError(f"damaged codes: not all are below the codebook size {codebook_size}")
+    return codes.astype(np.int32)
+
+
+def _bits(codebook_size: int) -> int:
+    return (codebook_size - 1).bit_length()

@@ -1,0 +1,164 @@
+"""rANS, an entropy coder in integers alone, so that every machine reads what another has written.
+
+A state takes in one code after another, last code first; the more frequent the code, the less the state
+grows. Frequencies sum to 2^14, the state stays in [2^24, 2^32) and hands over its lowest byte when it
+would grow beyond. Coding starts from state 0, so that nothing is spent on an arbitrary start, and
+decoding must end there, which tells a stream that does not belong to the frequencies.
+
+A long stream is cut into rows as long as the square root of its codes, and each column, or lane, has a
+state of its own: numpy moves a whole row of states at once. The first row takes what fills no whole one.
+
+Source: Duda 2013, "Asymmetric numeral systems", section 3; Giesen 2014, "Interleaved entropy coders".
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import CorruptFileError
+
+FREQUENCY_BITS = 14
+TOTAL = 1 << FREQUENCY_BITS
+LANES_FROM = 1 << 16
+"""Codes from which on a stream has lanes, as many as the square root of its codes: below 0.5 % is lost."""
+
+_LOW = 1 << 24
+_LIMIT_SHIFT = 32 - FREQUENCY_BITS
+_UNBOUNDED_ROWS = 2
+"""Rows at the start of coding after which no state can have outgrown 2^28: they need no byte handed over."""
+
+
+def encode(codes: NDArray[np.int32], frequencies: NDArray[np.integer]) -> bytes:
+    """Encode codes, each below `len(frequencies)`.
+
+    Args:
+        codes: one dimension.
+        frequencies: integers >= 1 that sum to 2^14, one a code.
+    """
+    frequency, start = _intervals(frequencies)
+    return (_encode_lanes if codes.size >= LANES_FROM else _encode_one)(codes, frequency, start)
+
+
+def decode(data: bytes, frequencies: NDArray[np.integer], count: int) -> NDArray[np.int32]:
+    """Decode the `count` codes of a stream.
+
+    Raises:
+        CorruptFileError: the stream was not made of `count` codes with these frequencies.
+    """
+    frequency, start = _intervals(frequencies)
+    code = np.repeat(np.arange(frequency.size, dtype=np.int32), frequency)
+    # What a step needs, looked up by the low bits of the state: its slot.
+    offset = np.arange(TOTAL, dtype=np.uint32) - start[code]
+    decode_slots = _decode_lanes if count >= LANES_FROM else _decode_one
+    slots = decode_slots(data, frequency[code], offset, count)
+    if slots is None:
+        raise CorruptFileError("codes were not coded with this entropy table: give the model that made them")
+    return code[slots]
+
+
+def _intervals(frequencies: NDArray[np.integer]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    frequency = np.asarray(frequencies).astype(np.uint32)
+    end = np.cumsum(frequency, dtype=np.uint32)
+    if frequency.min() < 1 or end[-1] != TOTAL:
+        raise ValueError(f"frequencies must be at least 1 and sum to {TOTAL}")
+    return frequency, end - frequency
+
+
+def _encode_one(codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: NDArray[np.uint32]) -> bytes:
+    state = 0
+    backwards = bytearray()
+    codes = codes[::-1]
+    for f, s in zip(frequency[codes].tolist(), start[codes].tolist(), strict=True):
+        limit = f << _LIMIT_SHIFT
+        while state >= limit:
+            backwards.append(state & 0xFF)
+            state >>= 8
+        state += state // f * (TOTAL - f) + s
+    backwards += state.to_bytes((state.bit_length() + 7) // 8, "little")
+    return bytes(reversed(backwards))
+
+
+def _decode_one(
+    data: bytes, frequency: NDArray[np.uint32], offset: NDArray[np.uint32], count: int
+) -> NDArray[np.uint16] | None:
+    if data.startswith(b"\0"):  # a state is never written with a leading zero
+        return None
+    frequency_at, offset_at = frequency.data, offset.data  # quicker to index than arrays
+    state, position, end = 0, 0, len(data)
+    slots = []
+    for _ in range(count):
+        while state < _LOW and position < end:
+            state = state << 8 | data[position]
+            position += 1
+        slot = state & (TOTAL - 1)
+        slots.append(slot)
+        state = frequency_at[slot] * (state >> FREQUENCY_BITS) + offset_at[slot]
+    return None if state or position < end else np.array(slots, dtype=np.uint16)
+
+
+def _rows(count: int) -> tuple[int, list[slice]]:
+    """Return the number of lanes and where the codes of each row lie."""
+    lanes = math.isqrt(count)
+    first = (count - 1) % lanes + 1
+    return lanes, [slice(0, first), *(slice(begin, begin + lanes) for begin in range(first, count, lanes))]
+
+
+def _encode_lanes(
+    codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: NDArray[np.uint32]
+) -> bytes:
+    """Encode to the states, 4 bytes each, and the bytes the lanes read, row by row and lane by lane.
+
+    Lanes share one sequence of bytes, so none can tell its own end by the end of the bytes: once the first
+    rows have filled the states from 0, every state is raised by 2^24 and keeps its bounds from there on.
+    """
+    lanes, rows = _rows(codes.size)
+    states = np.zeros(lanes, np.uint32)
+    backwards = []
+    for index in reversed(range(len(rows))):
+        row = codes[rows[index]]
+        state, f = states[: row.size], frequency[row]
+        if index < len(rows) - _UNBOUNDED_ROWS:
+            limit = f << _LIMIT_SHIFT
+            hands_two, hands_one = state >> 8 >= limit, state >= limit
+            low_bytes = state.astype(">u2").view(np.uint8).reshape(-1, 2)
+            backwards.append(low_bytes[np.stack([hands_two, hands_one], axis=1)])
+            state >>= (hands_one.astype(np.uint32) + hands_two) << 3
+        state += state // f * (TOTAL - f) + start[row]
+        if index == len(rows) - _UNBOUNDED_ROWS:
+            state += _LOW
+    return states.astype("<u4").tobytes() + np.concatenate(backwards[::-1]).tobytes()
+
+
+def _decode_lanes(
+    data: bytes, frequency: NDArray[np.uint32], offset: NDArray[np.uint32], count: int
+) -> NDArray[np.uint16] | None:
+    lanes, rows = _rows(count)
+    if len(data) < 4 * lanes:
+        return None
+    states = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
+    if states.min() < _LOW:
+        return None
+    padded = np.frombuffer(data[4 * lanes :] + bytes(2), np.uint8).astype(np.uint16)
+    pairs = padded[:-1] << 8 | padded[1:]
+    slots = np.empty(count, np.uint16)
+    position, end = 0, len(data) - 4 * lanes
+    for index, row in enumerate(rows):
+        if index == len(rows) - _UNBOUNDED_ROWS:
+            states -= _LOW
+        state = states[: row.stop - row.start]
+        slot = slots[row] = state & (TOTAL - 1)
+        state >>= FREQUENCY_BITS
+        state *= frequency[slot]
+        state += offset[slot]
+        if index < len(rows) - _UNBOUNDED_ROWS:
+            num_bytes = (state < _LOW).astype(np.uint32) + (state < _LOW >> 8)
+            after = position + np.cumsum(num_bytes, dtype=np.intp)
+            if after[-1] > end:
+                return None
+            state <<= num_bytes << 3
+            state |= pairs[after - num_bytes] >> (16 - (num_bytes << 3))
+            position = after[-1]
+    return None if states.any() or position < end else slots

@@ -1,0 +1,120 @@
+"""The `.vqt` token file: `dump` tokens to bytes and `load` them back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import ModelError, UnsupportedVersionError, UsageError
+from vqtok.tokens import entropy, rans
+from vqtok.tokens.grid import Tokens
+from vqtok.tokens.header import Coder, Header, checksum, pack_header, parse_header
+
+Tables = Sequence[NDArray[np.uint16] | None]
+"""A model's frequencies, one entry a codebook, coarse first; None for a codebook too large to have any."""
+
+
+def dump(
+    tokens: Tokens, tables: Tables | None = None, coder: Literal["auto", "static", "packed"] = "auto"
+) -> bytes:
+    """Write tokens as a token file.
+
+    Args:
+        tables: of the model that made the tokens; tables beyond the tokens' codebooks are not used.
+        coder: "auto" takes the smaller of static (where every codebook has a table) and packed.
+
+    Raises:
+        ModelError: static coding without a table for every codebook.
+        ValueError: metadata that is no JSON or longer than 64 KiB.
+    """
+    planes = tokens.codes.reshape(tokens.num_codebooks, -1)
+    sizes = tokens.codebook_sizes
+    candidates: dict[Coder, list[bytes]] = {}
+    if coder != "static":
+        candidates["packed"] = [entropy.pack(plane, size) for plane, size in zip(planes, sizes, strict=True)]
+    if coder == "static" or (coder == "auto" and _all_present(tables, len(sizes))):
+        chosen_tables = _fitting(tables, sizes, tokens.model)
+        candidates["static"] = [
+            rans.encode(plane, table) for plane, table in zip(planes, chosen_tables, strict=True)
+        ]
+    chosen, streams = min(candidates.items(), key=lambda candidate: sum(map(len, candidate[1])))
+    header = Header(
+        coder=chosen,
+        modality=tokens.modality,
+        model=tokens.model,
+        codebook_sizes=tokens.codebook_sizes,
+        grid=tokens.grid,
+        stride=tokens.stride,
+        size=tokens.size,
+        payload_lengths=tuple(map(len, streams)),
+        metadata=tokens.metadata,
+    )
+    body = pack_header(header) + b"".join(streams)
+    return body + checksum(body)
+
+
+def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = None) -> Tokens:
+    """Read a token file.
+
+    Args:
+        tables: of the model that made the tokens; only statically coded files need them.
+        num_codebooks: decode only the first so many; None for all.
+
+    Raises:
+        CorruptFileError: not a token file, or a damaged one.
+        UnsupportedVersionError: a token file of a newer version of the format.
+        ModelError: tables are needed and missing, or are those of another model.
+        UsageError: the file has fewer codebooks than asked for.
+    """
+    header, offset = parse_header(data)
+    if header.coder == "prior":
+        raise UnsupportedVersionError("token file is coded with a context prior, unknown here: upgrade vqtok")
+    if num_codebooks is None:
+        num_codebooks = header.num_codebooks
+    if not 1 <= num_codebooks <= header.num_codebooks:
+        raise UsageError(
+            f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}"
+        )
+    sizes, count = header.codebook_sizes[:num_codebooks], math.prod(header.grid)
+    needed = _fitting(tables, sizes, header.model) if header.coder == "static" else [None] * num_codebooks
+    planes = []
+    for size, length, table in zip(sizes, header.payload_lengths, needed, strict=False):
+        stream = data[offset : offset + length]
+        offset += length
+        planes.append(
+            entropy.unpack(stream, size, count) if table is None else rans.decode(stream, table, count)
+        )
+    return Tokens(
+        codes=np.stack(planes).reshape(num_codebooks, *header.grid),
+        codebook_sizes=sizes,
+        modality=header.modality,
+        size=header.size,
+        stride=header.stride,
+        model=header.model,
+        metadata=header.metadata,
+    )
+
+
+def _all_present(tables: Tables | None, num_codebooks: int) -> bool:
+    present = [table for table in (tables or ())[:num_codebooks] if table is not None]
+    return len(present) == num_codebooks
+
+
+def _fitting(
+    tables: Tables | None, codebook_sizes: tuple[int, ...], model: bytes
+) -> list[NDArray[np.uint16]]:
+    """Return a table for each codebook, or say which model has them."""
+    fitting = [
+        table
+        for table, size in zip(tables or (), codebook_sizes, strict=False)
+        if table is not None and len(table) == size
+    ]
+    if len(fitting) < len(codebook_sizes):
+        raise ModelError(
+            f"statically coded tokens need the entropy tables of model {model.hex()}: give that model"
+        )
+    return fitting

@@ -1,0 +1,63 @@
+"""Optimiser, schedule, budget and weight averaging."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vqtok.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When training ends: after `steps`, after `minutes`, or whichever comes first."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Give the fraction of the run that is done, 1 at the end; schedules follow it."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Make AdamW with decay on weight matrices and kernels only, not on norms and biases.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    plain = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Warm up linearly over the first steps, then follow a cosine over the run's progress to zero.
+
+    Source: Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (without restarts).
+    """
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move averaged weights and codebooks towards the model's, faster in the first steps.
+
+    Source: Polyak and Juditsky 1992; the warm-up of the decay is (1 + step) / (10 + step).
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    targets = dict(model.state_dict())
+    for name, averaged in average.state_dict().items():
+        if averaged.is_floating_point():
+            averaged.lerp_(targets[name], weight)
+        else:
+            averaged.copy_(targets[name])

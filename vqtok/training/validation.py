@@ -1,0 +1,114 @@
+"""Validation on held-out crops: losses and a quality figure at several prefixes, codebook use, pictures or sounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqtok.config import Config
+from vqtok.losses.reconstruction import ReconstructionLoss
+from vqtok.media.audio import write_audio
+from vqtok.media.base import Media
+from vqtok.media.image import write_image
+from vqtok.metrics import mel_distance, psnr
+from vqtok.models.vqmodel import VQModel
+
+GRID_ITEMS = 6
+"""Media shown at each validation."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one validation found; lists have one entry a prefix or a codebook."""
+
+    score: float
+    """Mean weighted reconstruction loss over the prefixes; the lower the better."""
+    prefixes: list[int]
+    """Numbers of codebooks decoded."""
+    quality: list[float]
+    """PSNR in dB for images, mel distance for sound, at each prefix."""
+    quality_name: str
+    usage: list[float]
+    perplexity: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prefixes(num_codebooks: int) -> list[int]:
+    """Give the prefix lengths that are reported: powers of two, and all."""
+    return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
+
+
+@torch.no_grad()
+def validate(
+    model: VQModel,
+    loss: ReconstructionLoss,
+    config: Config,
+    held_out: Sequence[tuple[str, NDArray[np.float32]]],
+    folder: Path,
+    step: int,
+) -> Validation:
+    """Encode and decode the held-out crops in float32 and write some of them beside the originals."""
+    lengths = prefixes(len(model.codebook_sizes))
+    device = next(model.parameters()).device
+    scores = np.zeros(len(lengths))
+    qualities = np.zeros(len(lengths))
+    counts = [torch.zeros(size) for size in model.codebook_sizes]
+    shown: list[list[NDArray[np.float32]]] = []
+    for _, crop in held_out:
+        x = torch.from_numpy(crop)[None].to(device)
+        codes = model.encode(x)
+        for plane, count in zip(codes[0].cpu(), counts, strict=True):
+            count += torch.bincount(plane.flatten(), minlength=len(count))
+        results = [crop]
+        for index, length in enumerate(lengths):
+            x_hat = model.decode(codes[:, :length])
+            scores[index] += sum(getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat).items())
+            qualities[index] += _quality(config, x, x_hat)
+            results.append(x_hat[0].cpu().numpy())
+        if len(shown) < GRID_ITEMS:
+            shown.append([results[0], results[-1]])
+    _show(config, shown, folder, step)
+    shares = [count / count.sum() for count in counts]
+    return Validation(
+        score=float(scores.mean()) / len(held_out),
+        prefixes=lengths,
+        quality=(qualities / len(held_out)).tolist(),
+        quality_name="psnr" if config.model.modality == "image" else "mel_distance",
+        usage=[(count > 0).float().mean().item() for count in counts],
+        perplexity=[torch.exp(-torch.xlogy(share, share).sum()).item() for share in shares],
+    )
+
+
+def _quality(config: Config, x: torch.Tensor, x_hat: torch.Tensor) -> float:
+    if config.model.modality == "image":
+        return float(psnr(x, x_hat))
+    return float(mel_distance(x, x_hat, config.model.sample_rate))
+
+
+def _show(config: Config, shown: list[list[NDArray[np.float32]]], folder: Path, step: int) -> None:
+    """Write a grid of originals over reconstructions, or pairs of WAV files."""
+    if config.model.modality == "audio":
+        for index, pair in enumerate(shown):
+            for name, data in zip(("original", "decoded"), pair, strict=True):
+                media = Media("audio", data, config.model.sample_rate)
+                write_audio(media, folder / f"step-{step:07d}-{index}-{name}.wav")
+        return
+    height, width = (max(pair[0].shape[axis] for pair in shown) for axis in (1, 2))
+    rows = [
+        np.concatenate([_padded(pair[row], height, width) for pair in shown], axis=2) for row in range(2)
+    ]
+    write_image(Media("image", np.concatenate(rows, axis=1)), folder / f"step-{step:07d}.png")
+
+
+def _padded(picture: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    missing = [(0, 0), (0, height - picture.shape[1]), (0, width - picture.shape[2])]
+    return np.pad(picture, missing, constant_values=1.0)
