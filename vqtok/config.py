@@ -84,6 +84,8 @@ class DataConfig:
     """Decoded media kept in memory; what does not fit is decoded again each time."""
     workers: int = 2
     """Threads that cut crops ahead of the training step."""
+    note: str = ""
+    """Recorded in the model card: what the data are, and their licences."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,14 @@ class TrainConfig:
     clip_norm: float = 1.0
     average_decay: float = 0.999
     """Of the averaged weights that are validated and saved."""
-    validations: int = 12
+    validations: int = 15
     """Spread over the run."""
     validation_items: int = 32
     """Held-out files at each validation; the final one uses all."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto: bfloat16 autocast where the processor has it in hardware."""
+    stored_precision: Literal["float16", "float32"] = "float16"
+    """Of the weights in the model file."""
 
 
 @dataclass(frozen=True)

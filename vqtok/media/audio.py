@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import SEEK_END, BytesIO
+from contextlib import contextmanager, suppress
+from io import SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +50,7 @@ def read_audio(source: Source, sample_rate: int | None = None, mono: bool = Fals
     name = source_name(source)
     with _opened(source) as sound:
         rate = sound.samplerate
-        frames = sound.read(dtype="float32", always_2d=True)
+        frames = sound.read(sound.frames, dtype="float32", always_2d=True)
         if len(frames) < sound.frames:
             raise MediaError(f"{name}: is truncated: {len(frames)} of {sound.frames} samples are there")
     if not np.isfinite(frames).all():
@@ -109,13 +109,26 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
     save_target(buffer.getvalue(), target)
 
 
+class _Stream:
+    """What libsndfile calls to read a file: in damaged ones it seeks to before the start."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        with suppress(OSError, ValueError):
+            self._file.seek(offset, whence)
+        return self._file.tell()
+
+
 @contextmanager
 def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
     """Open a sound that is whole, as far as the header tells; what libsndfile raises becomes a MediaError."""
     name = source_name(source)
     with open_source(source) as file:
         try:
-            with soundfile.SoundFile(file) as sound:
+            with soundfile.SoundFile(_Stream(file)) as sound:
                 if sound.frames == 0:
                     raise MediaError(f"{name}: has no samples")
                 if sound.frames > _MAX_FRAMES:
@@ -123,8 +136,7 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
                 if _is_cut_short(sound, file):
                     raise MediaError(f"{name}: is truncated")
                 yield sound
-        # TypeError: soundfile asks for the sample rate of files called *.raw
-        except (soundfile.SoundFileRuntimeError, TypeError, MemoryError) as error:
+        except (soundfile.SoundFileRuntimeError, MemoryError) as error:
             reason = getattr(error, "error_string", error)  # str(error) would show the stream's repr
             raise MediaError(f"{name}: not a readable sound: {reason}") from error
 
@@ -147,11 +159,10 @@ def _is_cut_short(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
 def _ends_with_last_page(file: BinaryIO) -> bool:
     """Tell whether an Ogg file's last page is whole and marked as the end (RFC 3533, section 6)."""
     position = file.tell()
-    size = file.seek(0, SEEK_END)
-    file.seek(max(0, size - _MAX_OGG_PAGE_BYTES))
+    file.seek(max(0, file.seek(0, SEEK_END) - _MAX_OGG_PAGE_BYTES))
     tail = file.read()
     file.seek(position)
     page = tail[tail.rfind(b"OggS") :]
-    return (
-        len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-    )
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -75,7 +75,7 @@ def load_model(path: Path) -> VQModel:
         raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
     model = VQModel(config.model)
     tables = {
-        int(name.removeprefix(TABLE_PREFIX)): tensors.pop(name).numpy()
+        int(name.removeprefix(TABLE_PREFIX)): tensors.pop(name).numpy().astype(np.uint16)
         for name in list(tensors)
         if name.startswith(TABLE_PREFIX)
     }

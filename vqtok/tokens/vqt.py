@@ -36,7 +36,8 @@ def dump(
     candidates: dict[Coder, list[bytes]] = {}
     if coder != "static":
         candidates["packed"] = [entropy.pack(plane, size) for plane, size in zip(planes, sizes, strict=True)]
-    if coder == "static" or (coder == "auto" and _all_present(tables, len(sizes))):
+    have_all = tables is not None and all(table is not None for table in tables[: len(sizes)])
+    if coder == "static" or (coder == "auto" and have_all):
         chosen_tables = _fitting(tables, sizes, tokens.model)
         candidates["static"] = [
             rans.encode(plane, table) for plane, table in zip(planes, chosen_tables, strict=True)
@@ -97,11 +98,6 @@ def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = 
         model=header.model,
         metadata=header.metadata,
     )
-
-
-def _all_present(tables: Tables | None, num_codebooks: int) -> bool:
-    present = [table for table in (tables or ())[:num_codebooks] if table is not None]
-    return len(present) == num_codebooks
 
 
 def _fitting(

@@ -208,9 +208,9 @@ def crop_samples(config: Config) -> int:
 def validation_crops(
     config: Config, items: Sequence[Item], read: Callable[[Item], Media]
 ) -> Iterator[tuple[Item, NDArray[np.float32]]]:
-    """Yield the fixed middle part of each item that every validation uses: at most 256 pixels or 4 s."""
+    """Yield the fixed middle part of each item that every validation uses: at most 128 pixels or 2 s."""
     stride = int(np.prod(config.model.network.strides))
-    longest = 256 if config.model.modality == "image" else 4 * config.model.sample_rate
+    longest = 128 if config.model.modality == "image" else 2 * config.model.sample_rate
     for item in items:
         try:
             data = read(item).data

@@ -78,6 +78,7 @@ class Trainer:
     best_score: float = float("inf")
     validations: int = 0
     bad_steps: int = 0
+    alarms: list[str] = field(default_factory=list)
     _means: RunningMeans = field(default_factory=RunningMeans)
 
     def __post_init__(self) -> None:
@@ -99,6 +100,7 @@ class Trainer:
         facts = load_checkpoint(self.folder, self._modules, self.optimizer)
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.best_score, self.validations = facts["best_score"], facts["validations"]
+        self.alarms = facts["alarms"]
 
     def checkpoint(self) -> None:
         facts = {
@@ -106,6 +108,7 @@ class Trainer:
             "seconds": self.seconds,
             "best_score": self.best_score,
             "validations": self.validations,
+            "alarms": self.alarms,
         }
         save_checkpoint(self.folder, self._modules, self.optimizer, facts)
 
@@ -180,12 +183,18 @@ class Trainer:
 
     def _skip_step(self) -> None:
         self.bad_steps += 1
-        logger.warning("step %d: the gradient is not finite; the step is skipped", self.step)
+        self._alarm(f"step {self.step}: the gradient is not finite; the step is skipped")
         if self.bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(
                 f"{MAX_BAD_STEPS} steps in a row gave no finite gradient; lower train.learning_rate, "
                 "or set train.precision=float32"
             )
+
+    def _alarm(self, message: str) -> None:
+        """Say it now, in the log and in `metrics.jsonl`, and again in the model card."""
+        logger.warning(message)
+        self.alarms.append(message)
+        append_metrics(self.folder, {"alarm": message})
 
     @torch.no_grad()
     def _start_codebooks(self) -> None:

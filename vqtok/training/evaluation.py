@@ -1,0 +1,97 @@
+"""The final evaluation: whole held-out files through the codec, as a user would code them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vqtok.codec import Codec
+from vqtok.errors import MediaError
+from vqtok.media.base import Media
+from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
+from vqtok.tokens.statistics import CodeStatistics
+from vqtok.training.data import Item
+from vqtok.training.validation import prefixes
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = {
+    "image": "whole held-out pictures, float32, 8-bit rounding not applied; PSNR and SSIM on sRGB, mean over pictures",
+    "audio": "whole held-out sounds at the model's rate, float32; mean over sounds; STOI where at least 30 frames sound",
+}
+
+
+def evaluate(
+    codec: Codec,
+    items: Sequence[Item],
+    read: Callable[[Item], Media],
+    on_item: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], CodeStatistics]:
+    """Code every item and measure it at several prefixes.
+
+    Returns:
+        Metrics as plain values for the model card (lists run over `prefixes`), and the counted codes. Where the data
+        has folders, `by_folder` holds the metrics of each.
+    """
+    lengths = prefixes(len(codec.tokenizer.codebook_sizes))
+    statistics = CodeStatistics()
+    found: dict[str, list[dict[str, list[float]]]] = defaultdict(list)
+    for done, item in enumerate(items):
+        on_item(done, len(items))
+        try:
+            media = read(item)
+        except (MediaError, OSError) as error:
+            logger.warning("skipped: %s", error)
+            continue
+        tokens = codec.encode(media)
+        statistics.add(tokens)
+        decoded = [codec.decode(tokens, length) for length in lengths]
+        found[item.name.partition("/")[0] if "/" in item.name else ""].append(_measure(media, decoded))
+    everything = [entry for entries in found.values() for entry in entries]
+    values: dict[str, Any] = {
+        "protocol": PROTOCOL[codec.tokenizer.modality],
+        "files": len(everything),
+        "prefixes": lengths,
+        **_means(everything),
+        "usage": statistics.usage,
+        "perplexity": statistics.perplexity,
+        "entropy_bits": statistics.entropy_bits,
+        "dead_codes": statistics.dead_codes,
+    }
+    if len(found) > 1:
+        values["by_folder"] = {
+            folder: {"files": len(entries), **_means(entries)} for folder, entries in sorted(found.items())
+        }
+    return values, statistics
+
+
+def _measure(original: Media, decoded: Sequence[Media]) -> dict[str, list[float]]:
+    x = torch.from_numpy(original.data)[None]
+    versions = [torch.from_numpy(media.data)[None] for media in decoded]
+    if original.modality == "image":
+        return {
+            "psnr": [float(psnr(x, x_hat)) for x_hat in versions],
+            "ssim": [float(ssim(x, x_hat)) for x_hat in versions],
+        }
+    rate = original.sample_rate
+    assert rate
+    return {
+        "mel_distance": [float(mel_distance(x, x_hat, rate)) for x_hat in versions],
+        "si_sdr": [float(si_sdr(x, x_hat)) for x_hat in versions],
+        "stoi": [float(stoi(x, x_hat, rate)) for x_hat in versions],
+    }
+
+
+def _means(entries: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    means = {}
+    for name in entries[0] if entries else ():
+        values = np.array([entry[name] for entry in entries])
+        known = values[~np.isnan(values).any(axis=1)]
+        if len(known):
+            means[name] = [round(float(value), 4) for value in known.mean(axis=0)]
+    return means

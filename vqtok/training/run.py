@@ -1,0 +1,179 @@
+"""`train`: from a folder of media to a model file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqtok.codec import Codec
+from vqtok.config import Config, load_preset
+from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.models.vqmodel import VQModel
+from vqtok.models.weights import decoding_state, save_model
+from vqtok.tokens.entropy import frequencies
+from vqtok.training.data import BatchLoader, Item, MediaCache, find_items, split_items, validation_crops
+from vqtok.training.evaluation import evaluate
+from vqtok.training.loop import Progress, Trainer
+from vqtok.training.optim import Budget
+from vqtok.training.state import CHECKPOINT_NAME
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the model is, what it is called, and what its card says of the training."""
+
+    model: Path
+    identity: str
+    training: dict[str, Any]
+
+
+def train(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    steps: int | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+    on_start: Callable[[Config, int, int, Path], None] = lambda config, training, held_out, run_folder: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_evaluate: Callable[[int, int], None] = lambda done, total: None,
+) -> TrainingResult:
+    """Train a model on the images or sounds below a folder and write it to `output`.
+
+    Checkpoints, metrics and pictures go to a run folder named after the output: `model.safetensors` has `model.run`.
+
+    Args:
+        preset: Name of a preset or path of a TOML file; by default `image` or `audio`, whichever the folder holds.
+        settings: `path=value` changes to the preset.
+        steps: Length of the run; with `minutes`, whichever ends first. By default that of the preset.
+        resume: Go on from the run folder's last checkpoint.
+        force: Overwrite the output and start the run folder anew.
+        device: "auto", "cpu", "cuda" or "mps".
+        on_start, on_progress, on_evaluate: Called with what a display needs.
+
+    Raises:
+        UsageError: settings that make no sense. TrainingError: nothing to train on, or divergence.
+        OutputError: the output or its run folder exists.
+    """
+    folder, output = Path(folder), Path(output)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: not a folder of media to train on")
+    config = load_preset(preset or default_preset(folder), settings)
+    run_folder = output.with_suffix(".run")
+    _prepare_folder(output, run_folder, resume=resume, force=force)
+    items = find_items(folder, config.model.modality)
+    if len(items) < 2:
+        raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
+    training, held_out = split_items(items, config.data.validation_fraction)
+    cache = MediaCache(config)
+    sample = held_out[:: max(1, len(held_out) // config.train.validation_items)][: config.train.validation_items]
+    crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
+    if not crops:
+        raise TrainingError(f"{folder}: no held-out file can be used: all unreadable or smaller than the stride")
+    on_start(config, len(training), len(held_out), run_folder)
+    trainer = Trainer(
+        config,
+        BatchLoader(config, training, cache, seed),
+        crops,
+        run_folder,
+        choose_device(device),
+        Budget(steps or (None if minutes else config.train.steps), minutes),
+        seed,
+        on_progress,
+    )
+    if resume:
+        trainer.resume()
+    model = trainer.run()
+    trainer.checkpoint()
+    facts = {
+        "preset": preset or default_preset(folder),
+        "steps": trainer.step,
+        "items_seen": trainer.step * config.train.batch_size,
+        "hours": round(trainer.seconds / 3600, 3),
+        "device": str(trainer.device.type),
+        "precision": str(trainer.precision).removeprefix("torch."),
+        "seed": seed,
+        "files": len(training),
+        "held_out_files": len(held_out),
+        "unreadable_files": len(cache.unreadable),
+        "alarms": trainer.alarms,
+    }
+    return finish(model, config, held_out, cache, output, facts, on_evaluate)
+
+
+def finish(
+    model: VQModel,
+    config: Config,
+    held_out: Sequence[Item],
+    cache: MediaCache,
+    output: Path,
+    facts: dict[str, Any],
+    on_evaluate: Callable[[int, int], None],
+) -> TrainingResult:
+    """Round the weights as they are stored, evaluate that model, count its entropy tables, write the file."""
+    dtype = getattr(torch, config.train.stored_precision)
+    model = model.cpu().eval()
+    for tensor in decoding_state(model).values():
+        tensor.copy_(tensor.to(dtype))
+    # The codec names the model in its tokens; this one has no name before its tables are counted.
+    model.identity = bytes(32)
+    evaluation, statistics = evaluate(Codec(model), held_out, cache.read, on_evaluate)
+    tables = {index: frequencies(counts) for index, counts in enumerate(statistics.counts)}
+    training = {**facts, "evaluation": evaluation}
+    identity = save_model(
+        output,
+        model,
+        config,
+        entropy_tables={index: table for index, table in tables.items() if table is not None},
+        training=training,
+        dtype=dtype,
+    )
+    return TrainingResult(output, identity.hex(), training)
+
+
+def default_preset(folder: Path) -> str:
+    """Choose `image` or `audio` by which kind of file the folder holds more of."""
+    counts = {kind: len(find_items(folder, kind)) for kind in ("image", "audio")}
+    return "audio" if counts["audio"] > counts["image"] else "image"
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve "auto" to the best device there is.
+
+    Raises:
+        UsageError: the device named is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name, False):
+        raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
+    return torch.device(name)
+
+
+def _prepare_folder(output: Path, run_folder: Path, *, resume: bool, force: bool) -> None:
+    if resume:
+        return
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder")
+    if not force:
+        if (run_folder / CHECKPOINT_NAME).exists():
+            raise OutputError(f"{run_folder}: holds a run; go on with --resume, or start anew with --force")
+        if output.exists():
+            raise OutputError(f"{output}: exists; give --force to overwrite it")
+    elif run_folder.is_dir():
+        for path in run_folder.iterdir():
+            path.unlink()
+    run_folder.mkdir(exist_ok=True)
