@@ -235,11 +235,12 @@ def test_an_icc_profile_is_converted_to_srgb(mode: str, caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_an_srgb_profile_changes_nothing_and_fits_grey() -> None:
+def test_an_srgb_profile_changes_nothing_and_fits_grey(caplog: pytest.LogCaptureFixture) -> None:
     same = encoded(Image.fromarray(COLOUR), icc_profile=profile_bytes())
     assert np.array_equal(as_bytes(read_image(same)), COLOUR)
     grey = encoded(Image.fromarray(GREY), icc_profile=profile_bytes())
     assert np.array_equal(as_bytes(read_image(grey, channels=1))[..., 0], GREY)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])

@@ -81,6 +81,7 @@ def test_sniff_knows_what_libsndfile_writes(format: str) -> None:
         (b"ID3\4\0\0\0\0\0\0", "audio"),
         (b"\xff\xfb\x90\x64", "audio"),
         (b"\xff\xf3\x40\xc0", "audio"),
+        (b"\xff\xfb\xf0\0", None),  # no such bit rate
         ("plain text, as UTF-16".encode("utf-16"), None),
         (b"RIFF\0\0\0\0AVI LIST", None),
         (b"FORM\0\0\0\0ILBM", None),

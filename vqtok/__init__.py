@@ -1,3 +1,32 @@
-"""vqtok: train vector-quantised tokenizers, and turn media into compact token files and back."""
+"""vqtok: train vector-quantised tokenizers, and turn media into compact token files and back.
+
+    tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
+    media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
+    facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
+    vqtok.train("photos", "model.safetensors", minutes=30)
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Loaded when first used: torch alone takes over a second.
+_HOMES = {
+    "Codec": "vqtok.codec",
+    "Media": "vqtok.media.base",
+    "Tokens": "vqtok.tokens.grid",
+    "decode": "vqtok.transcode",
+    "encode": "vqtok.transcode",
+    "inspect": "vqtok.inspect",
+    "load_model": "vqtok.models.weights",
+    "train": "vqtok.training.run",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vqtok' has no attribute {name!r}")

@@ -10,7 +10,8 @@ from typing import BinaryIO, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import MediaError, OutputError
+from vqtok.errors import MediaError
+from vqtok.files import atomic_write
 
 Source: TypeAlias = Path | bytes | BinaryIO
 
@@ -66,10 +67,7 @@ def save_target(data: bytes, target: Path | BinaryIO) -> None:
     if not isinstance(target, Path):
         target.write(data)
         return
-    try:
-        target.write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    atomic_write(target, data)
 
 
 def target_suffix(target: Path | BinaryIO, format: str | None, default: str) -> str:

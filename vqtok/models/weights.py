@@ -19,10 +19,10 @@ from vqtok.config import Config, ModelConfig, from_dict
 from vqtok.errors import CorruptFileError, ModelError
 from vqtok.files import atomic_write
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
+from vqtok.models.tables import TABLE_PREFIX, read_tables
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
 
-TABLE_PREFIX = "entropy."
 
 
 def save_model(
@@ -74,11 +74,7 @@ def load_model(path: Path) -> VQModel:
     if identity.hex() != card.identity:
         raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
     model = VQModel(config.model)
-    tables = {
-        int(name.removeprefix(TABLE_PREFIX)): tensors.pop(name).numpy().astype(np.uint16)
-        for name in list(tensors)
-        if name.startswith(TABLE_PREFIX)
-    }
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TABLE_PREFIX)}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if name in decoding_state(model)]
     if missing or unexpected:
@@ -87,7 +83,7 @@ def load_model(path: Path) -> VQModel:
         if isinstance(module, VQ):
             module.reset_statistics()
     model.identity = identity
-    model.entropy_tables = [tables.get(index) for index in range(len(model.codebook_sizes))]
+    model.entropy_tables = read_tables(path)
     return model.eval().requires_grad_(False)
 
 

@@ -40,7 +40,7 @@ class Quantizer(nn.Module):
         return z
 
     def assign(self, z: Tensor) -> Tensor:
-        """Choose codes `(batch, positions, num_codebooks)` for unbounded vectors `(batch, positions, dim)`."""
+        """Choose codes `(batch, positions, num_codebooks)` of unbounded vectors `(batch, positions, dim)`."""
         raise NotImplementedError
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -50,6 +50,11 @@ class Quantizer(nn.Module):
     def losses(self, z: Tensor, codes: Tensor) -> Losses:
         """Give this kind's unweighted training losses."""
         return {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every codebook has had its start, as implicit ones have from the beginning."""
+        return True
 
     def prepare(self, z: Tensor) -> None:
         """Initialise codebooks that were never trained from these vectors, once."""
@@ -63,10 +68,11 @@ class Quantizer(nn.Module):
         """Give the vectors of `codes`, with the gradient of `bound(z)`.
 
         Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
-        Unlike: written as q + (b - sg(b)), not b + sg(q - b), so that the value is q to the last bit.
+        Unlike: written as sg(q) + (b - sg(b)), not b + sg(q - b), so that the value is q to the last bit.
         """
         bounded = self.bound(z)
-        return self.lookup(codes) + (bounded - bounded.detach())
+        # Detached: a codebook learns from its own loss or running means, never from the reconstruction.
+        return self.lookup(codes).detach() + (bounded - bounded.detach())
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Quantise latents; in training also learn from them.
@@ -77,7 +83,7 @@ class Quantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             vectors = to_vectors(z.float())
             with torch.no_grad():
-                if self.training:
+                if self.training and not self.ready:
                     self.prepare(vectors)
                 codes = self.assign(vectors)
             quantized = self.straight_through(vectors, codes)

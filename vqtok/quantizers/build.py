@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vqtok.config import QuantizerConfig
 from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantizer
@@ -9,6 +11,9 @@ from vqtok.quantizers.compose import Grouped, Projected, Residual
 from vqtok.quantizers.fsq import FSQ
 from vqtok.quantizers.lfq import BSQ, LFQ
 from vqtok.quantizers.vq import VQ
+
+MAX_IMPLICIT_SIZE = 2**24
+"""Codes of a codebook that is not stored; their use is still counted one by one."""
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -29,9 +34,11 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
 
 def _kind(config: QuantizerConfig, dim: int) -> Quantizer:
     if config.kind == "fsq":
+        if math.prod(config.levels) > MAX_IMPLICIT_SIZE or not all(3 <= n <= 1000 for n in config.levels):
+            raise UsageError("model.quantizer.levels must each be 3 to 1000, and their product at most 2^24")
         return FSQ(config.levels)
     if config.kind in ("lfq", "bsq"):
-        if dim > 24:
+        if 2**dim > MAX_IMPLICIT_SIZE:
             raise UsageError(f"{config.kind} of {dim} bits: set model.quantizer.projected_dim to at most 24")
         return (LFQ if config.kind == "lfq" else BSQ)(dim)
     return VQ(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,17 @@ class _Composition(Quantizer):
 
     def __init__(self, parts: Sequence[Quantizer], dim: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts = cast("Sequence[Quantizer]", nn.ModuleList(parts))
         self.dim = dim
         self.codebook_sizes = tuple(size for part in parts for size in part.codebook_sizes)
+
+    @property
+    def ready(self) -> bool:
+        return all(part.ready for part in self.parts)
 
     def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """Yield each part with its codes; where `codes` is a prefix, only the parts that it reaches."""
         for part in self.parts:
-            assert isinstance(part, Quantizer)
             own, codes = codes[..., : part.num_codebooks], codes[..., part.num_codebooks :]
             if own.shape[-1]:
                 yield part, own
@@ -32,14 +36,15 @@ class _Composition(Quantizer):
 class Residual(_Composition):
     """Quantise with each part what the parts before it left over; coarse first, so that a prefix decodes.
 
-    In training each item of the batch decodes from a random prefix with probability `prefix_dropout`, else from all
-    codebooks. Every codebook learns from every item, since codes do not depend on the prefix.
+    In training each item of the batch decodes from a random prefix of the parts with probability
+    `prefix_dropout`, else from all. Every codebook learns from every item, since codes do not depend on it.
 
     Source: Zeghidour et al. 2021, "SoundStream", section III-C (residual VQ, quantizer dropout); Kumar et al.
-        2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.2 (dropout probability).
-    Unlike: the logarithm of the prefix length is uniform, so that 1, 2-3 and 4-7 of 8 codebooks get equal shares
-        (with a uniform length the coarse rates are hardly trained); commitment losses see z less the *detached* parts before, so that each reaches the encoder, while the
-        reconstruction has the gradient of one straight-through, whatever the depth.
+        2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.3 (dropout probability).
+    Unlike: the logarithm of the prefix length is uniform, so that 1, 2-3 and 4-7 of 8 codebooks get equal
+        shares (with a uniform length the coarse rates are hardly trained); commitment losses see z less the
+        *detached* parts before, so that each reaches the encoder, while the reconstruction has the gradient
+        of one straight-through, whatever the depth.
     """
 
     def __init__(self, parts: Sequence[Quantizer], *, prefix_dropout: float = 0.5) -> None:
@@ -64,7 +69,7 @@ class Residual(_Composition):
         total = torch.zeros(())
         for depth, (part, own) in enumerate(self._with_codes(codes)):
             quantized = part.straight_through(z, own)
-            # The residual keeps its graph: for lookup kinds its gradient is 1 - 1 = 0, so that only the first counts.
+            # The residual keeps its graph: for lookup kinds its gradient is 1 - 1 = 0; only the first counts.
             z = z - quantized
             total = (quantized if lengths is None else quantized * (lengths > depth)) + total
         return total
@@ -137,7 +142,8 @@ class Grouped(_Composition):
 class Projected(Quantizer):
     """Quantise in a space of another size, reached and left by learned linear maps.
 
-    Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (factorised codes).
+    Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (factorised
+        codes).
     """
 
     def __init__(self, inner: Quantizer, dim: int) -> None:
@@ -158,6 +164,10 @@ class Projected(Quantizer):
 
     def losses(self, z: Tensor, codes: Tensor) -> Losses:
         return self.inner.losses(self.project_in(z), codes)
+
+    @property
+    def ready(self) -> bool:
+        return self.inner.ready
 
     def prepare(self, z: Tensor) -> None:
         self.inner.prepare(self.project_in(z))

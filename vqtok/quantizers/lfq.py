@@ -15,14 +15,16 @@ JOINT_BITS = 8
 
 
 class LFQ(Quantizer):
-    """Quantise each dimension to +1 or -1; a code is the dimensions' signs, the first the most significant bit.
+    """Quantise each dimension to +1 or -1; a code is its signs in binary, the first the most significant bit.
 
-    The losses hold a commitment and an entropy term: mean entropy of a vector's soft assignment (low: decisive)
-    less the entropy of the mean assignment (high: all codes used).
+    The losses hold a commitment and an entropy term: mean entropy of a vector's soft assignment (low:
+    decisive) less the entropy of the mean assignment (high: all codes used), in nats.
 
-    Source: Yu et al. 2023, "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", section 3.1.
-    Unlike: the mean assignment's entropy is summed over groups of eight bits (Zhao et al. 2024, "Image and Video
-        Tokenization with Binary Spherical Quantization", section 3.2), so that memory does not grow with 2 ** dim.
+    Source: Yu et al. 2023, "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", section
+        3.1.
+    Unlike: the mean assignment's entropy is summed over groups of eight bits, an upper bound (Zhao et al.
+        2024, "Image and Video Tokenization with Binary Spherical Quantization", section 4.1), so that memory
+        does not grow with 2 ** dim.
     """
 
     places: Tensor
@@ -46,7 +48,8 @@ class LFQ(Quantizer):
         logits = (4 * self.scale * self.inverse_temperature * bounded).flatten(0, 1)
         ones = torch.sigmoid(logits)
         decisiveness = F.binary_cross_entropy_with_logits(logits, ones, reduction="none").sum(-1).mean()
-        diversity = sum(_joint_entropy(group) for group in ones.split(JOINT_BITS, dim=-1))
+        groups = torch.split(ones, JOINT_BITS, dim=-1)
+        diversity = torch.stack([_joint_entropy(group) for group in groups]).sum()
         return {
             "commitment": F.mse_loss(bounded, self.lookup(codes)),
             "entropy": decisiveness - diversity,
@@ -56,7 +59,8 @@ class LFQ(Quantizer):
 class BSQ(LFQ):
     """Project on the unit sphere, then take the sign of each dimension (scaled to length 1).
 
-    Source: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", section 3.
+    Source: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", section
+        4.1.
     """
 
     def __init__(self, dim: int, *, inverse_temperature: float = 1.0) -> None:
@@ -73,4 +77,5 @@ def _joint_entropy(ones: Tensor) -> Tensor:
     for bit in ones.unbind(-1):
         joint = torch.cat([joint * (1 - bit)[:, None], joint * bit[:, None]], dim=-1)
     mean = joint.mean(0)
-    return -torch.xlogy(mean, mean).sum()
+    # The clamp keeps the gradient finite where a code has no mass at all, as most have in a small batch.
+    return -(mean * mean.clamp(min=1e-12).log()).sum()

@@ -23,11 +23,11 @@ class VQ(Quantizer):
         decay: Of the running means and of the usage counts.
         restart_below: A code used less than this fraction of uniform use restarts from a current latent.
 
-    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", sections 3.1-3.2 and appendix A.1
-        (EMA); Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (cosine);
-        Dhariwal et al. 2020, "Jukebox", section 3.1 (restarts).
-    Unlike: restarts go by a fraction of uniform use, which does not depend on the batch size; a codebook starts by
-        k-means over the first latents.
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning", sections 3.1-3.2 and
+        appendix A.1 (EMA); Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2
+        (cosine); Dhariwal et al. 2020, "Jukebox", section 3.1 (restarts); Zeghidour et al. 2021,
+        "SoundStream", section III-C (k-means start over the first latents).
+    Unlike: restarts go by a fraction of uniform use, which does not depend on the batch size.
     """
 
     statistics = ("initialised", "counts", "sums")
@@ -78,8 +78,12 @@ class VQ(Quantizer):
             losses["codebook"] = F.mse_loss(quantized, vectors.detach())
         return losses
 
+    @property
+    def ready(self) -> bool:
+        return bool(self.initialised)
+
     def prepare(self, z: Tensor) -> None:
-        if self.initialised:
+        if self.ready:
             return
         vectors = self._normalise(z.flatten(0, 1))
         centres, counts = kmeans(vectors, *self.codebook_sizes)

@@ -1,0 +1,299 @@
+"""The command line: parse, call one library function, print."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from vqtok.errors import UsageError, VqtokError
+from vqtok.files import STDIO, Job, plan_jobs
+
+if TYPE_CHECKING:
+    from vqtok.transcode import Outcome
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vqtok",
+    help="Train vector-quantised tokenizers on images or sound, and turn media into compact token files and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or folders; - is stdin.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
+Model = Annotated[str | None, typer.Option("-m", "--model", help="Model file or name; default: the bundled one.")]
+Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More of what happens.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(function: Command) -> Command:
+    """Register a verb whose typed errors become one line and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+        try:
+            _start_logging(quiet, verbose)
+            function(*args, quiet=quiet, verbose=verbose, **options)
+        except VqtokError as error:
+            if os.environ.get("VQTOK_DEBUG"):
+                raise
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of stdout went away; so that Python does not complain at exit, nothing more is flushed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    app.command()(run)
+    return function
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from vqtok import __version__
+
+        typer.echo(f"vqtok {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@command
+def train(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images or sounds, searched recursively.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    preset: Annotated[str | None, typer.Option(help="image, audio, digits, or a TOML file.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Length of the run.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, crops and prefixes.")] = 0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model on a folder of images or sounds."""
+    from vqtok import report
+    from vqtok.inspect import inspect as inspect_model
+    from vqtok.training.run import train as run_training
+
+    try:
+        with report.TrainingDisplay(quiet) as display:
+            result = run_training(
+                folder,
+                output,
+                preset=preset,
+                settings=settings or (),
+                steps=steps,
+                minutes=minutes,
+                resume=resume,
+                force=force,
+                device=device,
+                seed=seed,
+                on_start=display.start,
+                on_progress=display.progress,
+                on_evaluate=display.evaluate,
+            )
+    except KeyboardInterrupt:
+        _complain(f"stopped; go on with the same command and --resume (or --force to start anew): {folder} -> {output}")
+        raise
+    facts = inspect_model(result.model)
+    if json:
+        report.print_json(facts)
+    elif not quiet:
+        report.show_facts(facts)
+
+
+@command
+def encode(
+    inputs: Inputs,
+    output: Output = None,
+    model: Model = None,
+    codebooks: Codebooks = None,
+    mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
+    device: Device = "cpu",
+    force: Force = False,
+    skip_existing: Skip = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn images and sounds into token files."""
+    from vqtok.media.kinds import modality_of
+
+    jobs = plan_jobs(
+        inputs, output, suffix=lambda path: ".vqt", accepts=lambda path: modality_of(path) is not None
+    )
+    _refuse_terminal(jobs, json)
+    from vqtok import report
+    from vqtok.training.run import choose_device
+    from vqtok.transcode import Codecs, Existing, encode_files
+
+    codecs = Codecs(model, str(choose_device(device)))
+    existing = Existing(overwrite=force, skip=skip_existing)
+    outcomes = encode_files(jobs, codecs, num_codebooks=codebooks, mono=mono, existing=existing)
+    _tell(outcomes, jobs, report.encoded_line, json=json, quiet=quiet)
+
+
+@command
+def decode(
+    inputs: Inputs,
+    output: Output = None,
+    model: Model = None,
+    codebooks: Codebooks = None,
+    device: Device = "cpu",
+    force: Force = False,
+    skip_existing: Skip = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn token files back into images and sounds."""
+    from vqtok.tokens.header import read_header
+
+    def suffix(path: Path) -> str:
+        try:
+            return ".wav" if path != STDIO and read_header(path).modality == "audio" else ".png"
+        except (VqtokError, OSError):
+            return ".png"  # Its own job will say what is wrong with it.
+
+    jobs = plan_jobs(inputs, output, suffix=suffix, accepts=lambda path: path.suffix == ".vqt")
+    _refuse_terminal(jobs, json)
+    from vqtok import report
+    from vqtok.training.run import choose_device
+    from vqtok.transcode import Codecs, Existing, decode_files
+
+    codecs = Codecs(model, str(choose_device(device)))
+    existing = Existing(overwrite=force, skip=skip_existing)
+    outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
+    _tell(outcomes, jobs, report.decoded_line, json=json, quiet=quiet)
+
+
+@command
+def inspect(
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL...", help="What to look at.")],
+    model: Model = None,
+    usage: Annotated[bool, typer.Option("--usage", help="Count the codes of all the token files.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw --usage as a picture.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what token files, models, images or sounds are."""
+    from vqtok import report
+    from vqtok.inspect import inspect as inspect_file
+    from vqtok.inspect import token_files
+    from vqtok.inspect import usage as count_usage
+
+    if plot is not None and not usage:
+        raise UsageError("--plot draws what --usage counts; give both")
+    if usage:
+        facts = count_usage(inputs, model)
+        if plot is not None:
+            report.plot_usage(facts, plot)
+        report.print_json(facts) if json else report.show_usage(facts)
+        return
+    exit_code = 0
+    files = [str(file) for name in inputs for file in (token_files([name]) if Path(name).is_dir() else [name])]
+    for name in files:
+        try:
+            facts = inspect_file(name, model)
+        except VqtokError as error:
+            _complain(str(error))
+            exit_code = error.exit_code if len(files) == 1 else 1
+            continue
+        report.print_json(facts) if json else report.show_facts(facts)
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _tell(
+    outcomes: Iterable[Outcome], jobs: list[Job], line: Callable[[dict[str, Any]], str], *, json: bool, quiet: bool
+) -> None:
+    """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
+    from vqtok import report
+
+    failed = skipped = 0
+    exit_code = 0
+    for outcome in report.with_progress(outcomes, len(jobs), quiet):
+        if outcome.error:
+            failed += 1
+            exit_code = outcome.error.exit_code if len(jobs) == 1 else 1
+            _complain(str(outcome.error))
+        elif outcome.skipped:
+            skipped += 1
+        elif not quiet and not json:
+            report.say(line(outcome.facts))
+        if json:
+            report.print_json(outcome.facts)
+    if len(jobs) != 1 and not quiet:
+        report.say(f"{len(jobs) - failed - skipped} done, {skipped} skipped, {failed} failed")
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _refuse_terminal(jobs: list[Job], json: bool) -> None:
+    """Keep binary data off the terminal, and off a stdout that JSON goes to."""
+    if any(job.target == STDIO for job in jobs):
+        if json:
+            raise UsageError("-o -: stdout cannot take both the file and --json")
+        if sys.stdout.isatty():
+            raise UsageError("-o -: binary data is not written to a terminal; redirect it, or give -o FILE")
+
+
+def _start_logging(quiet: bool, verbose: bool) -> None:
+    from vqtok.report import ConsoleHandler
+
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, handlers=[ConsoleHandler()], force=True)
+
+
+def _complain(message: str) -> None:
+    from vqtok.report import say
+
+    say(f"error: {message}", style="bold red")
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What a token file, a model or a medium is; for token files and models without torch or numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vqtok.errors import MediaError, ModelError
+from vqtok.media.kinds import modality_of, sniff
+from vqtok.models.card import ModelCard, read_card
+from vqtok.models.zoo import bundled_models, find_model
+from vqtok.tokens.header import Header, read_header
+
+Facts = dict[str, Any]
+
+
+def inspect(path: str | Path, model: str | None = None) -> Facts:
+    """Describe a token file, a model (by path or bundled name), a picture or a sound.
+
+    Args:
+        model: What a medium would be coded with; by default the bundled model of its modality.
+
+    Returns:
+        A JSON-like dict with `file` and `kind` ("tokens", "model", "image" or "audio").
+
+    Raises:
+        VqtokError: the file cannot be read, is damaged, or is none of these.
+    """
+    path = Path(path)
+    if not path.exists() and str(path) in bundled_models():
+        path = find_model(str(path))
+    kind = kind_of(path)
+    if kind == "tokens":
+        return token_facts(path, read_header(path))
+    if kind == "model":
+        return model_facts(path, read_card(path))
+    if kind is None:
+        raise MediaError(f"{path}: neither a token file, a model, a picture nor a sound")
+    return media_facts(path, kind, model)
+
+
+def kind_of(path: Path) -> str | None:
+    """Tell what a file is: "tokens", "model", "image" or "audio", by its first bytes, then by its suffix."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+    # The names of our own formats count too, so that a damaged file is called damaged.
+    own = {".vqt": "tokens", ".safetensors": "model"}.get(path.suffix.lower())
+    return sniff(head) or own or modality_of(path)
+
+
+def token_facts(path: Path, header: Header) -> Facts:
+    facts: Facts = {
+        "file": str(path),
+        "kind": "tokens",
+        "version": header.version,
+        "modality": header.modality,
+        "model": header.model.hex(),
+        "coder": header.coder,
+        "num_codebooks": header.num_codebooks,
+        "codebook_sizes": list(header.codebook_sizes),
+        "stride": header.stride,
+        "grid": list(header.grid),
+        "num_tokens": header.num_tokens,
+        "raw_bits": header.raw_bits,
+        "coded_bits": header.coded_bits,
+        "file_bytes": header.file_bytes,
+    }
+    if header.modality == "image":
+        facts |= {"bpp": header.bpp, "width": header.size[0], "height": header.size[1]}
+    else:
+        facts |= {
+            "kbps": header.kbps,
+            "duration_seconds": header.duration_seconds,
+            "sample_rate": header.size[1],
+            "channels": header.size[2],
+        }
+    if header.metadata:
+        facts["metadata"] = header.metadata
+    return facts
+
+
+def model_facts(path: Path, card: ModelCard) -> Facts:
+    model = card.config["model"]
+    return {
+        "file": str(path),
+        "kind": "model",
+        "identity": card.identity,
+        "modalities": [model["modality"]],
+        "num_parameters": card.num_parameters,
+        "num_codebooks": len(card.codebook_sizes),
+        "codebook_sizes": list(card.codebook_sizes),
+        "stride": card.stride,
+        "sample_rate": model["sample_rate"] or None,
+        "file_bytes": card.file_bytes,
+        "config": card.config,
+        "training": card.training,
+    }
+
+
+def media_facts(path: Path, modality: str, model: str | None) -> Facts:
+    """Describe a medium and what it would become, before entropy coding."""
+    facts: Facts = {"file": str(path), "kind": modality, "file_bytes": path.stat().st_size}
+    if modality == "image":
+        from vqtok.media.image import image_size
+
+        width, height = image_size(path)
+        facts |= {"width": width, "height": height}
+        sizes, planes, steps = (height, width), 1, 1.0
+    else:
+        from vqtok.media.audio import audio_info
+
+        samples, sample_rate, channels = audio_info(path)
+        facts |= {
+            "samples": samples,
+            "sample_rate": sample_rate,
+            "channels": channels,
+            "duration_seconds": samples / sample_rate,
+        }
+        sizes, planes, steps = (samples,), channels, float(sample_rate)
+    try:
+        card = read_card(find_model(model or modality))
+    except ModelError:
+        if model is not None:
+            raise
+        return facts
+    if modality == "audio":
+        sizes = (math.ceil(sizes[0] * card.config["model"]["sample_rate"] / steps),)
+    if card.config["model"]["modality"] != modality:
+        raise ModelError(f"{model}: codes {card.config['model']['modality']}, {path} is {modality}")
+    grid = [math.ceil(size / card.stride) for size in sizes]
+    positions = math.prod(grid) * planes
+    bits = sum(math.log2(size) for size in card.codebook_sizes)
+    facts["would_become"] = {
+        "model": card.identity[:16],
+        "grid": grid if planes == 1 else [planes, *grid],
+        "num_codebooks": len(card.codebook_sizes),
+        "num_tokens": positions * len(card.codebook_sizes),
+        "raw_bits": positions * bits,
+    }
+    return facts
+
+
+def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
+    """Count the codes of token files, and of those in folders, added up over all.
+
+    Args:
+        model: The model that made them; by default a bundled one. Bit-packed files need none.
+
+    Returns:
+        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files`, `num_tokens`, and
+        `counts`: the histogram of each codebook, most frequent code first.
+    """
+    from vqtok.models.tables import tables_of
+    from vqtok.tokens.statistics import CodeStatistics
+    from vqtok.tokens.vqt import load
+
+    statistics = CodeStatistics()
+    files = token_files(paths)
+    for file in files:
+        header = read_header(file)
+        tables = tables_of(header.model, model) if header.coder == "static" else None
+        statistics.add(load(file.read_bytes(), tables))
+    return {
+        "kind": "usage",
+        "model": read_header(files[0]).model.hex(),
+        "num_files": statistics.num_files,
+        "num_tokens": statistics.num_tokens,
+        "codebook_sizes": [count.size for count in statistics.counts],
+        "usage": statistics.usage,
+        "perplexity": statistics.perplexity,
+        "entropy_bits": statistics.entropy_bits,
+        "dead_codes": statistics.dead_codes,
+        "counts": [sorted(count.tolist(), reverse=True) for count in statistics.counts],
+    }
+
+
+def token_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Give the token files among the paths and below the folders among them.
+
+    Raises:
+        MediaError: there is none.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(path.rglob("*.vqt")) if path.is_dir() else [path]
+    if not files:
+        raise MediaError(f"{', '.join(map(str, paths))}: no .vqt files there")
+    return files

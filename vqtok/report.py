@@ -1,0 +1,339 @@
+"""What people see: lines, tables and progress by Rich on stderr; what scripts see: JSON lines on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from vqtok.config import Config
+    from vqtok.training.loop import Progress as TrainingProgress
+
+out = Console(soft_wrap=False, highlight=False)
+"""Results that were asked for: tables of `inspect`."""
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+"""Everything said along the way."""
+
+T = TypeVar("T")
+
+BARS = " ▁▂▃▄▅▆▇█"
+HISTOGRAM_COLUMNS = 48
+
+
+class ConsoleHandler(logging.Handler):
+    """Show the library's warnings as lines on stderr, above any progress display."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
+def say(message: str, style: str = "") -> None:
+    """Print one line on stderr; file names in it are never read as markup."""
+    err.print(Text(message, style=style))
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def encoded_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller than raw)`."""
+    if facts["modality"] == "image":
+        raw_bytes = facts["width"] * facts["height"] * 3
+        rate = f"{facts['bpp']:.3f} bpp"
+    else:
+        raw_bytes = facts["duration_seconds"] * facts["sample_rate"] * facts["channels"] * 2
+        rate = f"{facts['kbps']:.2f} kbps"
+    smaller = raw_bytes / facts["file_bytes"]
+    return (
+        f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller than raw)"
+    )
+
+
+def decoded_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one decoded file."""
+    used, there = facts["decoded_codebooks"], facts["num_codebooks"]
+    return f"{facts['file']} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+
+
+def media_size(facts: Mapping[str, Any]) -> str:
+    if "width" in facts:
+        return f"{facts['width']}x{facts['height']}"
+    channels = {1: "mono", 2: "stereo"}.get(facts["channels"], f"{facts['channels']} channels")
+    return f"{facts['duration_seconds']:.2f} s {facts['sample_rate']} Hz {channels}"
+
+
+def file_size(num_bytes: float) -> str:
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} bytes"
+    unit, scale = ("kB", 1e3) if num_bytes < 1e6 else ("MB", 1e6)
+    return f"{num_bytes / scale:.1f} {unit}"
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """Print what `inspect` found, as a table."""
+    {"tokens": _show_tokens, "model": _show_model}.get(facts["kind"], _show_media)(facts)
+
+
+def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    out.print(table)
+
+
+def _show_tokens(facts: Mapping[str, Any]) -> None:
+    rate = f"{facts['bpp']:.4f} bpp" if "bpp" in facts else f"{facts['kbps']:.3f} kbps"
+    saved = 1 - facts["coded_bits"] / facts["raw_bits"]
+    rows = [
+        ("format", f"vqt {facts['version']}, {facts['coder']}"),
+        ("medium", f"{facts['modality']} {media_size(facts)}"),
+        ("model", facts["model"]),
+        ("codebooks", _codebooks(facts["codebook_sizes"])),
+        ("grid", f"{_times(facts['grid'])} at stride {facts['stride']}, {facts['num_tokens']} tokens"),
+        ("raw bits", f"{facts['raw_bits']:.0f}"),
+        ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
+        ("file", f"{facts['file_bytes']} bytes, {rate}"),
+    ]
+    if "metadata" in facts:
+        rows.append(("metadata", json.dumps(facts["metadata"], ensure_ascii=False)))
+    _facts_table(facts["file"], rows)
+
+
+def _show_media(facts: Mapping[str, Any]) -> None:
+    rows = [(facts["kind"], f"{media_size(facts)}, {file_size(facts['file_bytes'])}")]
+    if "would_become" in facts:
+        future = facts["would_become"]
+        rows.append((
+            "would become",
+            f"{future['num_tokens']} tokens ({future['num_codebooks']} codebooks on a grid of "
+            f"{_times(future['grid'])}), about {file_size(future['raw_bits'] / 8)}, with model {future['model']}",
+        ))
+    _facts_table(facts["file"], rows)
+
+
+def _show_model(facts: Mapping[str, Any]) -> None:
+    training, model = facts["training"], facts["config"]["model"]
+    rate = f", {model['sample_rate']} Hz" if model["sample_rate"] else ""
+    rows = [
+        ("identity", facts["identity"]),
+        ("codes", f"{model['modality']}{rate}"),
+        ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
+        ("codebooks", _codebooks(facts["codebook_sizes"])),
+        ("stride", str(facts["stride"])),
+    ]
+    if training:
+        rows.append((
+            "trained",
+            f"preset {training['preset']}, {training['steps']} steps, {training['items_seen']} crops, "
+            f"{training['hours']:.2f} h on {training['device']} in {training['precision']}, seed {training['seed']}",
+        ))
+        rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
+    if facts["config"]["data"]["note"]:
+        rows.append(("", facts["config"]["data"]["note"]))
+    for alarm in training.get("alarms", []):
+        rows.append(("alarm", alarm))
+    _facts_table(facts["file"], rows)
+    if "evaluation" in training:
+        _show_evaluation(training["evaluation"])
+
+
+METRICS = {
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "mel_distance": ("mel distance", 3),
+    "si_sdr": ("SI-SDR dB", 2),
+    "stoi": ("STOI", 3),
+}
+"""Heading and decimals of each metric in a model's card."""
+
+
+def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
+    groups = {"": evaluation, **evaluation.get("by_folder", {})}
+    metrics = [name for name in METRICS if name in evaluation]
+    table = Table(title=Text(evaluation["protocol"], style="dim"), title_justify="left", box=None, pad_edge=False)
+    table.add_column("held-out files")
+    table.add_column("codebooks", justify="right")
+    for name in metrics:
+        table.add_column(METRICS[name][0], justify="right")
+    for group, values in groups.items():
+        for row, length in enumerate(evaluation["prefixes"]):
+            label = f"{group or 'all'} ({values['files']})" if row == 0 else ""
+            figures = [f"{values[n][row]:.{METRICS[n][1]}f}" if n in values else "-" for n in metrics]
+            table.add_row(Text(label), str(length), *figures)
+    out.print(table)
+    _show_codebooks(evaluation)
+
+
+def show_usage(facts: Mapping[str, Any]) -> None:
+    """Print how the codes of files use their codebooks, with a histogram of each."""
+    out.print(Text(f"{facts['num_files']} files, {facts['num_tokens']} tokens, model {facts['model']}", style="bold"))
+    _show_codebooks(facts)
+
+
+def _show_codebooks(facts: Mapping[str, Any]) -> None:
+    counts = facts.get("counts")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("codebook", "usage", "perplexity", "entropy bits", "dead codes"):
+        table.add_column(heading, justify="right")
+    if counts:
+        table.add_column("codes, most frequent first", no_wrap=True)
+    for index, used in enumerate(facts["usage"]):
+        figures = [
+            str(index + 1),
+            f"{used:.1%}",
+            f"{facts['perplexity'][index]:.1f}",
+            f"{facts['entropy_bits'][index]:.2f}",
+            str(facts["dead_codes"][index]),
+        ]
+        table.add_row(*figures, *([histogram(counts[index])] if counts else []))
+    out.print(table)
+
+
+def histogram(counts: Sequence[int]) -> str:
+    """Draw counts, sorted, as one line of bars; a used code never vanishes."""
+    columns = min(HISTOGRAM_COLUMNS, len(counts))
+    edges = [round(i * len(counts) / columns) for i in range(columns + 1)]
+    means = [sum(counts[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    top = max(means) or 1
+    return "".join(BARS[math.ceil(mean / top * (len(BARS) - 1))] for mean in means)
+
+
+def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
+    """Draw the sorted code frequencies of each codebook to a picture.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    from vqtok.errors import OutputError, UsageError
+
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install 'vqtok[plot]'") from None
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for index, counts in enumerate(facts["counts"]):
+        label = f"{index + 1}: {facts['usage'][index]:.1%} used, perplexity {facts['perplexity'][index]:.0f}"
+        axes.step([(i + 0.5) / len(counts) for i in range(len(counts))], counts, where="mid", label=label)
+    axes.set(
+        xlabel="codes, most frequent first (fraction of the codebook)",
+        ylabel="times used",
+        yscale="symlog",
+        title=f"{facts['num_files']} files, {facts['num_tokens']} tokens, model {facts['model']}",
+    )
+    axes.legend(title="codebook", fontsize="small")
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from None
+    finally:
+        plt.close(figure)
+
+
+def _codebooks(sizes: Sequence[int]) -> str:
+    if len(set(sizes)) == 1:
+        return f"{len(sizes)} x {sizes[0]}"
+    return ", ".join(map(str, sizes))
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+class TrainingDisplay:
+    """Show training as it goes: a live panel on a terminal, a line at each validation elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live: Live | None = None
+        self.quality = ""
+        if err.is_terminal and not quiet:
+            self.live = Live(console=err, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def start(self, config: Config, training: int, held_out: int, run_folder: Path) -> None:
+        if not self.quiet:
+            say(f"{config.model.modality}: {training} files to train on, {held_out} held out; run folder {run_folder}")
+
+    def progress(self, progress: TrainingProgress) -> None:
+        if progress.validation:
+            found = progress.validation
+            figures = ", ".join(
+                f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
+            )
+            name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
+            self.quality = f"{name}{unit} {figures}"
+            if not self.quiet:
+                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}")
+        if self.live:
+            self.live.update(self._panel(progress))
+
+    def _panel(self, progress: TrainingProgress) -> Table:
+        left = progress.seconds * (1 / max(progress.fraction, 1e-9) - 1)
+        done = round(progress.fraction * 30)
+        panel = Table.grid(padding=(0, 2))
+        panel.add_column(style="cyan")
+        panel.add_column()
+        panel.add_row(
+            "progress",
+            f"{'━' * done}{'╌' * (30 - done)} {progress.fraction:.1%}, step {progress.step}, {_clock(left)} left",
+        )
+        panel.add_row(
+            "speed", f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data"
+        )
+        panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
+        for name, values in progress.codebooks.items():
+            style = ".0%" if name == "usage" else ".0f"
+            panel.add_row(name, " ".join(f"{value:{style}}" for value in values))
+        if self.quality:
+            panel.add_row("validation", self.quality)
+        return panel
+
+    def evaluate(self, done: int, total: int) -> None:
+        if self.live:
+            self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
+    """Pass things on, with a progress bar on a terminal where there are several."""
+    bar = Progress(
+        TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn(), console=err, transient=True
+    )
+    bar.disable = quiet or total < 2 or not err.is_terminal
+    with bar:
+        task = bar.add_task("", total=total)
+        for outcome in outcomes:
+            yield outcome
+            bar.advance(task)

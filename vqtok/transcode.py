@@ -1,0 +1,218 @@
+"""Files to token files and back: one job after the other, a failed one reported and the rest done."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqtok.codec import Codec, check_model
+from vqtok.errors import MediaError, OutputError, VqtokError
+from vqtok.files import STDIO, Job, atomic_write
+from vqtok.inspect import kind_of, token_facts
+from vqtok.media.audio import read_audio, write_audio
+from vqtok.media.base import Media
+from vqtok.media.image import read_image, write_image
+from vqtok.media.kinds import sniff
+from vqtok.models.weights import load_model
+from vqtok.models.zoo import find_model
+from vqtok.tokens.grid import Tokens
+from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.vqt import dump, load
+
+MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
+"""Of decoded media, unless the output's name says otherwise."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job; `facts` is what `--json` prints."""
+
+    job: Job
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: VqtokError | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What to do with outputs that exist already: refuse them, unless one of these is set."""
+
+    overwrite: bool = False
+    skip: bool = False
+
+
+class Codecs:
+    """The codec of each modality, loaded when first needed.
+
+    Args:
+        model: Name or path of the model for everything; by default the bundled model of each modality.
+    """
+
+    def __init__(self, model: str | None = None, device: str = "cpu") -> None:
+        self.model, self.device = model, device
+        self._loaded: dict[Path, Codec] = {}
+
+    def get(self, modality: str) -> Codec:
+        path = find_model(self.model or modality)
+        if path not in self._loaded:
+            self._loaded[path] = Codec(load_model(path).to(self.device), self.device)
+        return self._loaded[path]
+
+
+def encode(
+    source: str | Path | Media, model: str | None = None, *, num_codebooks: int | None = None, mono: bool = False
+) -> Tokens:
+    """Encode one medium, by path or in memory, with the bundled model of its modality or the one named.
+
+    Raises:
+        VqtokError: the medium cannot be read, or the model not found.
+    """
+    if isinstance(source, Media):
+        return Codecs(model).get(source.modality).encode(source, num_codebooks)
+    _, kind = _open_medium(Path(source))
+    codec = Codecs(model).get(kind)
+    return codec.encode(_read_medium(Path(source), kind, codec, mono), num_codebooks)
+
+
+def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codebooks: int | None = None) -> Media:
+    """Decode tokens, in memory or a token file, with the bundled model of their modality or the one named.
+
+    Raises:
+        VqtokError: the file is damaged, or the model not found or another than made the tokens.
+    """
+    if isinstance(tokens, Tokens):
+        return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
+    codec, loaded, _ = _load_tokens(_read_bytes(Path(tokens)), Codecs(model), num_codebooks)
+    return codec.decode(loaded)
+
+
+def encode_files(
+    jobs: Sequence[Job],
+    codecs: Codecs,
+    *,
+    num_codebooks: int | None = None,
+    mono: bool = False,
+    existing: Existing = Existing(),
+) -> Iterator[Outcome]:
+    """Encode media files to token files; an outcome a job, in order."""
+
+    def encode(job: Job) -> Outcome:
+        source, kind = _open_medium(job.source)
+        codec = codecs.get(kind)
+        identity = codec.tokenizer.identity[:8]
+        if _settled(job, existing, lambda target: read_header(target).model == identity):
+            return _skipped(job)
+        tokens = codec.encode(_read_medium(source, kind, codec, mono), num_codebooks)
+        encoded = dump(tokens, codec.tokenizer.entropy_tables or None)
+        _write(job.target, encoded)
+        header, _ = parse_header(encoded)
+        return Outcome(job, _facts(job, header))
+
+    for job in jobs:
+        yield _attempt(job, encode)
+
+
+def decode_files(
+    jobs: Sequence[Job],
+    codecs: Codecs,
+    *,
+    num_codebooks: int | None = None,
+    existing: Existing = Existing(),
+) -> Iterator[Outcome]:
+    """Decode token files to media files; an outcome a job, in order."""
+
+    def decode(job: Job) -> Outcome:
+        # Outputs are written atomically, so one that exists is whole.
+        if _settled(job, existing, lambda target: target.stat().st_size > 0):
+            return _skipped(job)
+        codec, tokens, header = _load_tokens(_read_bytes(job.source), codecs, num_codebooks)
+        media = codec.decode(tokens)
+        buffer = io.BytesIO()
+        suffix = job.target.suffix if job.target != STDIO else MEDIA_SUFFIX[media.modality]
+        (write_image if media.modality == "image" else write_audio)(media, buffer, suffix)
+        _write(job.target, buffer.getvalue())
+        return Outcome(job, _facts(job, header) | {"decoded_codebooks": tokens.num_codebooks})
+
+    for job in jobs:
+        yield _attempt(job, decode)
+
+
+def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
+    try:
+        return work(job)
+    except VqtokError as error:
+        name = "stdin" if job.source == STDIO else str(job.source)
+        if name not in str(error):
+            error = type(error)(f"{name}: {error}")
+        return Outcome(job, {"file": str(job.source), "error": str(error), "exit_code": error.exit_code}, error)
+
+
+def _facts(job: Job, header: Header) -> dict[str, Any]:
+    return token_facts(job.source, header) | {"output": str(job.target)}
+
+
+def _skipped(job: Job) -> Outcome:
+    return Outcome(job, {"file": str(job.source), "output": str(job.target), "skipped": True}, skipped=True)
+
+
+def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> bool:
+    """Tell whether the output is there already and may stay.
+
+    Raises:
+        OutputError: it is there, and neither overwriting nor skipping was asked for.
+    """
+    if job.target == STDIO or existing.overwrite or not job.target.exists():
+        return False
+    if not existing.skip:
+        raise OutputError(f"{job.target}: exists; give --force to overwrite it or --skip-existing to keep it")
+    try:
+        return is_done(job.target)
+    except VqtokError:
+        return False
+
+
+def _open_medium(source: Path) -> tuple[Path | bytes, str]:
+    """Give what the media readers take, and the modality."""
+    data = _read_bytes(source) if source == STDIO else source
+    kind = sniff(data[:64]) if isinstance(data, bytes) else kind_of(data)
+    if kind not in MEDIA_SUFFIX:
+        raise MediaError(f"{source}: neither a picture nor a sound" + (f", but {kind}" if kind else ""))
+    return data, kind
+
+
+def _read_medium(source: Path | bytes, kind: str, codec: Codec, mono: bool) -> Media:
+    if kind == "image":
+        return read_image(source, channels=codec.tokenizer.channels)
+    return read_audio(source, mono=mono)
+
+
+def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tuple[Codec, Tokens, Header]:
+    header, _ = parse_header(data)
+    codec = codecs.get(header.modality)
+    check_model(header.model, codec.tokenizer.identity)
+    return codec, load(data, codec.tokenizer.entropy_tables or None, num_codebooks), header
+
+
+def _read_bytes(source: Path) -> bytes:
+    if source == STDIO:
+        return sys.stdin.buffer.read()
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _write(target: Path, data: bytes) -> None:
+    if target == STDIO:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    atomic_write(target, data)
