@@ -25,8 +25,7 @@ RATE = 24000
 def chord(samples: int = RATE // 2, channels: int = 1) -> NDArray[np.float32]:
     time = np.arange(samples) / RATE
     tones = [
-        0.4 * np.sin(2 * np.pi * 220 * (k + 1) * time) + 0.2 * np.sin(2 * np.pi * 1000 * time)
-        for k in range(channels)
+        0.4 * np.sin(2 * np.pi * 220 * (k + 1) * time) + 0.2 * np.sin(2 * np.pi * 1000 * time) for k in range(channels)
     ]
     return np.stack(tones).astype(np.float32)
 

@@ -12,9 +12,7 @@ from vqtok.errors import CorruptFileError
 from vqtok.tokens.entropy import frequencies, pack, unpack
 from vqtok.tokens.rans import TOTAL
 
-codebook_sizes = st.one_of(
-    st.integers(2, 40), st.integers(2, 2**31), st.sampled_from([2**14, 2**31 - 1, 2**31])
-)
+codebook_sizes = st.one_of(st.integers(2, 40), st.integers(2, 2**31), st.sampled_from([2**14, 2**31 - 1, 2**31]))
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=2, max_size=400))

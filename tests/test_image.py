@@ -66,9 +66,7 @@ def test_colour_and_grey_are_read_exactly() -> None:
     assert np.abs(as_bytes(read_image(colour, channels=1))[..., 0] - luma).max() <= 1
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_gives_its_white_and_black(mode: str, channels: int) -> None:
     white = Image.fromarray(np.repeat(np.uint8([[255, 255, 255, 0, 0]]), 4, axis=0))
@@ -118,8 +116,7 @@ def test_16_bit_colour_warns(caplog: pytest.LogCaptureFixture) -> None:
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
     assert as_bytes(read_image(data))[0, 0].tolist() == [0, 7, 255]
     assert "16-bit colours are rounded to 8 bits" in caplog.text
@@ -153,13 +150,9 @@ def test_transparent_parts_turn_white(mode: str, channels: int, caplog: pytest.L
 def test_half_transparent_is_mixed_with_white_and_opaque_alpha_is_no_news(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert as_bytes(read_image(encoded(Image.new("RGBA", (1, 1), (0, 100, 255, 255))))).tolist() == [
-        [[0, 100, 255]]
-    ]
+    assert as_bytes(read_image(encoded(Image.new("RGBA", (1, 1), (0, 100, 255, 255))))).tolist() == [[[0, 100, 255]]]
     assert not caplog.records
-    assert as_bytes(read_image(encoded(Image.new("RGBA", (1, 1), (0, 100, 255, 51))))).tolist() == [
-        [[204, 224, 255]]
-    ]
+    assert as_bytes(read_image(encoded(Image.new("RGBA", (1, 1), (0, 100, 255, 51))))).tolist() == [[[204, 224, 255]]]
     assert caplog.records
 
 
@@ -356,9 +349,7 @@ def test_lossless_round_trip(name: str, channels: int, tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / name, channels).data, media.data)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "format"), [("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF")]
-)
+@pytest.mark.parametrize(("suffix", "format"), [("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_lossy_formats_stay_close(suffix: str, format: str, channels: int) -> None:
     smooth = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(1, 64, 64).repeat(channels, axis=0)

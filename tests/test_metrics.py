@@ -76,9 +76,7 @@ def test_ms_ssim_agrees_with_an_independent_implementation(images, generator):
     expected, plane, plane_hat = 1.0, planes(x)[0, 0], planes(x_hat)[0, 0]
     for scale, weight in enumerate(weights / weights.sum()):
         expected *= reference_ssim(plane, plane_hat)[0 if scale == 4 else 1] ** weight
-        plane, plane_hat = (
-            (p[::2, ::2] + p[1::2, ::2] + p[::2, 1::2] + p[1::2, 1::2]) / 4 for p in (plane, plane_hat)
-        )
+        plane, plane_hat = ((p[::2, ::2] + p[1::2, ::2] + p[::2, 1::2] + p[1::2, 1::2]) / 4 for p in (plane, plane_hat))
     assert ms_ssim(x, x_hat).tolist() == pytest.approx([expected], abs=1e-9)
 
 

@@ -46,13 +46,9 @@ CLASSES: dict[str, Callable[[], Quantizer]] = {
 }
 CONFIGS = {
     "vq": QuantizerConfig(dim=8, codebook_size=16),
-    "factorised vq": QuantizerConfig(
-        dim=8, codebook_size=16, projected_dim=4, metric="cosine", learning="gradient"
-    ),
+    "factorised vq": QuantizerConfig(dim=8, codebook_size=16, projected_dim=4, metric="cosine", learning="gradient"),
     "residual vq": QuantizerConfig(dim=8, codebook_size=16, depth=3),
-    "residual grouped projected vq": QuantizerConfig(
-        dim=8, codebook_size=16, depth=2, groups=2, projected_dim=3
-    ),
+    "residual grouped projected vq": QuantizerConfig(dim=8, codebook_size=16, depth=2, groups=2, projected_dim=3),
     "fsq": QuantizerConfig(kind="fsq", dim=4, levels=(8, 5, 5, 3)),
     "residual projected fsq": QuantizerConfig(kind="fsq", dim=8, levels=(5, 4, 3), depth=2),
     "grouped lfq": QuantizerConfig(kind="lfq", dim=8, groups=2),
@@ -62,9 +58,7 @@ KINDS = CLASSES | {f"config: {name}": partial(build_quantizer, config) for name,
 
 
 def kinds_with(*classes: type[Quantizer]) -> list[str]:
-    return [
-        name for name, make in KINDS.items() if any(isinstance(part, classes) for part in make().modules())
-    ]
+    return [name for name, make in KINDS.items() if any(isinstance(part, classes) for part in make().modules())]
 
 
 @pytest.fixture(params=KINDS)
@@ -168,9 +162,7 @@ class TestContract:
         weights = torch.randn_like(z)
         (quantizer(z).quantized * weights).sum().backward()
         assert torch.equal(z.grad, weights)
-        assert all(
-            parameter.grad is None for parameter in quantizer.parameters()
-        )  # codebooks do not learn from it
+        assert all(parameter.grad is None for parameter in quantizer.parameters())  # codebooks do not learn from it
 
     @pytest.mark.parametrize("kind", kinds_with(VQ, LFQ))
     def test_commitment_of_every_codebook_reaches_the_encoder(self, quantizer: Quantizer, z: Tensor) -> None:
@@ -214,9 +206,7 @@ class TestVQ:
     def test_kmeans_starts_each_codebook_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes: list[int] = []
         kmeans = vq_module.kmeans
-        monkeypatch.setattr(
-            vq_module, "kmeans", lambda vectors, size: sizes.append(size) or kmeans(vectors, size)
-        )
+        monkeypatch.setattr(vq_module, "kmeans", lambda vectors, size: sizes.append(size) or kmeans(vectors, size))
         quantizer = Residual([VQ(4, 16), VQ(4, 8)])
         assert not quantizer.ready
         for _ in range(3):
@@ -341,9 +331,7 @@ class TestLFQ:
     def test_entropy_equals_brute_force(self, kind: type[LFQ], temperature: float, bits: int) -> None:
         torch.manual_seed(0)
         quantizer, z = kind(bits, inverse_temperature=temperature), 0.3 * torch.randn(2, bits, 20)
-        assert quantizer(z).losses["entropy"].item() == pytest.approx(
-            entropy_by_all_codes(quantizer, z), abs=1e-4
-        )
+        assert quantizer(z).losses["entropy"].item() == pytest.approx(entropy_by_all_codes(quantizer, z), abs=1e-4)
 
     def test_entropy_of_many_bits_bounds_brute_force(self) -> None:
         torch.manual_seed(0)
@@ -383,9 +371,7 @@ class TestReference:
 
     @pytest.mark.parametrize("metric", ["l2", "cosine"])
     def test_residual(self, metric: str) -> None:
-        theirs = reference.ResidualVQ(
-            dim=6, codebook_size=64, num_quantizers=4, use_cosine_sim=metric == "cosine"
-        )
+        theirs = reference.ResidualVQ(dim=6, codebook_size=64, num_quantizers=4, use_cosine_sim=metric == "cosine")
         parts = [vq_with(layer._codebook.embed[0], metric=metric) for layer in theirs.layers]
         self.check(Residual(parts), theirs, self.z)
 

@@ -154,9 +154,7 @@ def test_same_rate_changes_nothing() -> None:
     assert np.array_equal(resample(x, 24000, 24000), x)
 
 
-@pytest.mark.parametrize(
-    ("from_rate", "to_rate"), [(0, 24000), (24000, 0), (-1, 8000), (1, 24000), (10**9, 8000)]
-)
+@pytest.mark.parametrize(("from_rate", "to_rate"), [(0, 24000), (24000, 0), (-1, 8000), (1, 24000), (10**9, 8000)])
 def test_absurd_rates_are_refused(from_rate: int, to_rate: int) -> None:
     with pytest.raises(MediaError, match="cannot resample"):
         resample(np.zeros((1, 10), np.float32), from_rate, to_rate)

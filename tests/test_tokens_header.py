@@ -56,9 +56,7 @@ def headers(draw: st.DrawFn) -> Header:
         stride=draw(st.integers(1, 2**35 - 1)),
         size=size,
         payload_lengths=tuple(draw(lengths)),
-        metadata=draw(
-            st.dictionaries(text, st.none() | st.integers() | text | st.lists(st.booleans()), max_size=3)
-        ),
+        metadata=draw(st.dictionaries(text, st.none() | st.integers() | text | st.lists(st.booleans()), max_size=3)),
     )
 
 
@@ -160,9 +158,7 @@ def test_limits_are_checked_before_anything_is_allocated(numbers):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "metadata", [HUGE, b"\x02[]", b"\x01{", b'\x02"\xff', b"\x80\x80\x04" + b"[" * 65536]
-)
+@pytest.mark.parametrize("metadata", [HUGE, b"\x02[]", b"\x01{", b'\x02"\xff', b"\x80\x80\x04" + b"[" * 65536])
 def test_damaged_metadata_is_refused(metadata):
     head = FIXED[:5] + b"\x10" + FIXED[6:] + b"\x01\x02\x10\x08\x08\x01\x01\x00"
     assert parse_header(sealed(head + b'\x07{"a":1}'))[0].metadata == {"a": 1}

@@ -51,9 +51,7 @@ def token_files(draw: st.DrawFn) -> Tokens:
     channels = draw(st.integers(1, 2)) if modality == "audio" else None
     grid = draw(st.tuples(*[st.integers(1, 6)] * (1 if channels == 1 else 2)))
     count = int(np.prod(grid))
-    codes = [
-        draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count)) for size in codebook_sizes
-    ]
+    codes = [draw(st.lists(st.integers(0, size - 1), min_size=count, max_size=count)) for size in codebook_sizes]
     return Tokens(
         codes=np.array(codes).reshape(-1, *grid),
         codebook_sizes=tuple(codebook_sizes),
@@ -115,9 +113,7 @@ def test_auto_takes_the_smaller_coder():
 
 
 def test_overhead_of_a_small_image_is_small():
-    tokens = dataclasses.replace(
-        TOKENS, codes=TOKENS.codes[:1], codebook_sizes=(1024,), size=(256, 256), metadata={}
-    )
+    tokens = dataclasses.replace(TOKENS, codes=TOKENS.codes[:1], codebook_sizes=(1024,), size=(256, 256), metadata={})
     header = parse_header(dump(tokens))[0]
     assert header.file_bytes - header.coded_bits // 8 <= 30
 

@@ -1,9 +1,9 @@
 """vqtok: train vector-quantised tokenizers, and turn media into compact token files and back.
 
-    tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
-    media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
-    facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
-    vqtok.train("photos", "model.safetensors", minutes=30)
+tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
+media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
+facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
+vqtok.train("photos", "model.safetensors", minutes=30)
 """
 
 from importlib import import_module

@@ -93,7 +93,8 @@ def train(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Length of the run.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the run.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset.")
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     device: Device = "auto",
@@ -152,9 +153,7 @@ def encode(
     """Turn images and sounds into token files."""
     from vqtok.media.kinds import modality_of
 
-    jobs = plan_jobs(
-        inputs, output, suffix=lambda path: ".vqt", accepts=lambda path: modality_of(path) is not None
-    )
+    jobs = plan_jobs(inputs, output, suffix=lambda path: ".vqt", accepts=lambda path: modality_of(path) is not None)
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.training.run import choose_device
@@ -239,7 +238,12 @@ def inspect(
 
 
 def _tell(
-    outcomes: Iterable[Outcome], jobs: list[Job], line: Callable[[dict[str, Any]], str], *, json: bool, quiet: bool
+    outcomes: Iterable[Outcome],
+    jobs: list[Job],
+    line: Callable[[dict[str, Any]], str],
+    *,
+    json: bool,
+    quiet: bool,
 ) -> None:
     """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
     from vqtok import report

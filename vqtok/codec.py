@@ -43,14 +43,13 @@ class Codec:
             size = (width, height)
             batch = media.data[None]
         else:
-            assert media.sample_rate and tokenizer.sample_rate
+            assert media.sample_rate
+            assert tokenizer.sample_rate
             channels, samples = media.data.shape
             size = (samples, media.sample_rate, channels)
             batch = resample(media.data, media.sample_rate, tokenizer.sample_rate)[:, None]
         # One item at a time: a channel's codes must not depend on the others.
-        codes = [
-            tokenizer.encode(self._tensor(_padded(item, tokenizer.stride)))[0].cpu().numpy() for item in batch
-        ]
+        codes = [tokenizer.encode(self._tensor(_padded(item, tokenizer.stride)))[0].cpu().numpy() for item in batch]
         stacked = np.stack(codes, axis=1) if len(codes) > 1 else codes[0]
         tokens = Tokens(
             codes=stacked,

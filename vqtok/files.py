@@ -47,7 +47,7 @@ def plan_jobs(
     folders = [path for path in inputs if path.is_dir()]
     if folders and output is None:
         raise UsageError(f"{folders[0]}: is a folder; give -o DIR for its outputs")
-    if folders and output == STDIO or (len(inputs) > 1 and output == STDIO):
+    if (folders and output == STDIO) or (len(inputs) > 1 and output == STDIO):
         raise UsageError("-o -: only one input can go to standard output")
     below = output is not None and (bool(folders) or len(inputs) > 1 or output.is_dir())
     if below and output is not None and output.exists() and not output.is_dir():

@@ -104,45 +104,50 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
 
 def media_facts(path: Path, modality: str, model: str | None) -> Facts:
     """Describe a medium and what it would become, before entropy coding."""
-    facts: Facts = {"file": str(path), "kind": modality, "file_bytes": path.stat().st_size}
-    if modality == "image":
-        from vqtok.media.image import image_size
-
-        width, height = image_size(path)
-        facts |= {"width": width, "height": height}
-        sizes, planes, steps = (height, width), 1, 1.0
-    else:
-        from vqtok.media.audio import audio_info
-
-        samples, sample_rate, channels = audio_info(path)
-        facts |= {
-            "samples": samples,
-            "sample_rate": sample_rate,
-            "channels": channels,
-            "duration_seconds": samples / sample_rate,
-        }
-        sizes, planes, steps = (samples,), channels, float(sample_rate)
+    size = _image_facts(path) if modality == "image" else _audio_facts(path)
+    facts: Facts = {"file": str(path), "kind": modality, "file_bytes": path.stat().st_size, **size}
     try:
         card = read_card(find_model(model or modality))
     except ModelError:
         if model is not None:
             raise
         return facts
-    if modality == "audio":
-        sizes = (math.ceil(sizes[0] * card.config["model"]["sample_rate"] / steps),)
-    if card.config["model"]["modality"] != modality:
-        raise ModelError(f"{model}: codes {card.config['model']['modality']}, {path} is {modality}")
-    grid = [math.ceil(size / card.stride) for size in sizes]
-    positions = math.prod(grid) * planes
-    bits = sum(math.log2(size) for size in card.codebook_sizes)
+    coded = card.config["model"]
+    if coded["modality"] != modality:
+        raise ModelError(f"{path}: is {modality}, but model {model} codes {coded['modality']}")
+    if modality == "image":
+        grid = [math.ceil(size[axis] / card.stride) for axis in ("height", "width")]
+    else:
+        samples = math.ceil(size["samples"] * coded["sample_rate"] / size["sample_rate"])
+        time = math.ceil(samples / card.stride)
+        grid = [time] if size["channels"] == 1 else [size["channels"], time]
     facts["would_become"] = {
         "model": card.identity[:16],
-        "grid": grid if planes == 1 else [planes, *grid],
+        "grid": grid,
         "num_codebooks": len(card.codebook_sizes),
-        "num_tokens": positions * len(card.codebook_sizes),
-        "raw_bits": positions * bits,
+        "num_tokens": math.prod(grid) * len(card.codebook_sizes),
+        "raw_bits": math.prod(grid) * sum(map(math.log2, card.codebook_sizes)),
     }
     return facts
+
+
+def _image_facts(path: Path) -> Facts:
+    from vqtok.media.image import image_size
+
+    width, height = image_size(path)
+    return {"width": width, "height": height}
+
+
+def _audio_facts(path: Path) -> Facts:
+    from vqtok.media.audio import audio_info
+
+    samples, sample_rate, channels = audio_info(path)
+    return {
+        "samples": samples,
+        "sample_rate": sample_rate,
+        "channels": channels,
+        "duration_seconds": samples / sample_rate,
+    }
 
 
 def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:

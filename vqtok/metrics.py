@@ -174,8 +174,7 @@ def _stoi(x: NDArray[np.float64], x_hat: NDArray[np.float64]) -> float:
         return math.nan
     # (bands, segments, frames of a segment)
     segments, segments_hat = (
-        np.lib.stride_tricks.sliding_window_view(bands, STOI_SEGMENT, axis=-1)
-        for bands in (x_bands, x_hat_bands)
+        np.lib.stride_tricks.sliding_window_view(bands, STOI_SEGMENT, axis=-1) for bands in (x_bands, x_hat_bands)
     )
     segments_hat = _unit(segments_hat) * np.linalg.norm(segments, axis=-1, keepdims=True)
     segments_hat = np.minimum(segments_hat, segments * (1 + 10 ** (-STOI_LOWEST_SDR / 20)))

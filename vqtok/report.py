@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from vqtok.config import Config
     from vqtok.training.loop import Progress as TrainingProgress
 
@@ -28,7 +29,8 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 T = TypeVar("T")
 
 BARS = " ▁▂▃▄▅▆▇█"
-HISTOGRAM_COLUMNS = 48
+HISTOGRAM_COLUMNS = 20, 64
+"""Narrowest and widest histogram; between them it takes what the terminal has."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -119,11 +121,13 @@ def _show_media(facts: Mapping[str, Any]) -> None:
     rows = [(facts["kind"], f"{media_size(facts)}, {file_size(facts['file_bytes'])}")]
     if "would_become" in facts:
         future = facts["would_become"]
-        rows.append((
-            "would become",
-            f"{future['num_tokens']} tokens ({future['num_codebooks']} codebooks on a grid of "
-            f"{_times(future['grid'])}), about {file_size(future['raw_bits'] / 8)}, with model {future['model']}",
-        ))
+        rows.append(
+            (
+                "would become",
+                f"{future['num_tokens']} tokens ({future['num_codebooks']} codebooks on a grid of "
+                f"{_times(future['grid'])}), about {file_size(future['raw_bits'] / 8)}, with model {future['model']}",
+            )
+        )
     _facts_table(facts["file"], rows)
 
 
@@ -138,11 +142,14 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         ("stride", str(facts["stride"])),
     ]
     if training:
-        rows.append((
-            "trained",
-            f"preset {training['preset']}, {training['steps']} steps, {training['items_seen']} crops, "
-            f"{training['hours']:.2f} h on {training['device']} in {training['precision']}, seed {training['seed']}",
-        ))
+        rows.append(
+            (
+                "trained",
+                f"preset {training['preset']}, {training['steps']} steps, {training['items_seen']} crops, "
+                f"{training['hours']:.2f} h on {training['device']} in {training['precision']}, "
+                f"seed {training['seed']}",
+            )
+        )
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
@@ -166,7 +173,7 @@ METRICS = {
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
     groups = {"": evaluation, **evaluation.get("by_folder", {})}
     metrics = [name for name in METRICS if name in evaluation]
-    table = Table(title=Text(evaluation["protocol"], style="dim"), title_justify="left", box=None, pad_edge=False)
+    table = Table(caption=Text(evaluation["protocol"], style="dim"), caption_justify="left", box=None, pad_edge=False)
     table.add_column("held-out files")
     table.add_column("codebooks", justify="right")
     for name in metrics:
@@ -189,10 +196,13 @@ def show_usage(facts: Mapping[str, Any]) -> None:
 def _show_codebooks(facts: Mapping[str, Any]) -> None:
     counts = facts.get("counts")
     table = Table(box=None, pad_edge=False)
-    for heading in ("codebook", "usage", "perplexity", "entropy bits", "dead codes"):
-        table.add_column(heading, justify="right")
+    headings = ("codebook", "usage", "perplexity", "entropy bits", "dead codes")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    narrowest, widest = HISTOGRAM_COLUMNS
+    columns = min(widest, max(narrowest, out.width - sum(len(heading) + 2 for heading in headings)))
     if counts:
-        table.add_column("codes, most frequent first", no_wrap=True)
+        table.add_column("most frequent codes first", no_wrap=True, overflow="crop")
     for index, used in enumerate(facts["usage"]):
         figures = [
             str(index + 1),
@@ -201,15 +211,15 @@ def _show_codebooks(facts: Mapping[str, Any]) -> None:
             f"{facts['entropy_bits'][index]:.2f}",
             str(facts["dead_codes"][index]),
         ]
-        table.add_row(*figures, *([histogram(counts[index])] if counts else []))
+        table.add_row(*figures, *([histogram(counts[index], columns)] if counts else []))
     out.print(table)
 
 
-def histogram(counts: Sequence[int]) -> str:
+def histogram(counts: Sequence[int], columns: int) -> str:
     """Draw counts, sorted, as one line of bars; a used code never vanishes."""
-    columns = min(HISTOGRAM_COLUMNS, len(counts))
+    columns = min(columns, len(counts))
     edges = [round(i * len(counts) / columns) for i in range(columns + 1)]
-    means = [sum(counts[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [sum(counts[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     top = max(means) or 1
     return "".join(BARS[math.ceil(mean / top * (len(BARS) - 1))] for mean in means)
 
@@ -266,6 +276,8 @@ class TrainingDisplay:
         self.live: Live | None = None
         self.quality = ""
         if err.is_terminal and not quiet:
+            from rich.live import Live
+
             self.live = Live(console=err, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> TrainingDisplay:
@@ -305,7 +317,8 @@ class TrainingDisplay:
             f"{'━' * done}{'╌' * (30 - done)} {progress.fraction:.1%}, step {progress.step}, {_clock(left)} left",
         )
         panel.add_row(
-            "speed", f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data"
+            "speed",
+            f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data",
         )
         panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
         for name, values in progress.codebooks.items():
@@ -328,11 +341,13 @@ def _clock(seconds: float) -> str:
 
 def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
     """Pass things on, with a progress bar on a terminal where there are several."""
-    bar = Progress(
-        TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn(), console=err, transient=True
-    )
-    bar.disable = quiet or total < 2 or not err.is_terminal
-    with bar:
+    if quiet or total < 2 or not err.is_terminal:
+        yield from outcomes
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=total)
         for outcome in outcomes:
             yield outcome

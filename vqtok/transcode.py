@@ -64,7 +64,11 @@ class Codecs:
 
 
 def encode(
-    source: str | Path | Media, model: str | None = None, *, num_codebooks: int | None = None, mono: bool = False
+    source: str | Path | Media,
+    model: str | None = None,
+    *,
+    num_codebooks: int | None = None,
+    mono: bool = False,
 ) -> Tokens:
     """Encode one medium, by path or in memory, with the bundled model of its modality or the one named.
 

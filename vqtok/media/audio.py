@@ -88,16 +88,12 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
     name = source_name(target)
     suffix = target_suffix(target, format, default=".wav")
     if suffix not in _FORMATS:
-        raise UsageError(
-            f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff"
-        )
+        raise UsageError(f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
     container, subtype = _FORMATS[suffix]
     channels, samples = media.data.shape
     buffer = BytesIO()
     try:
-        with soundfile.SoundFile(
-            buffer, "w", media.sample_rate, channels, format=container, subtype=subtype
-        ) as sound:
+        with soundfile.SoundFile(buffer, "w", media.sample_rate, channels, format=container, subtype=subtype) as sound:
             for start in range(0, samples, _WRITE_FRAMES):
                 frames = media.data[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
                 if subtype == "PCM_16":  # libsndfile would round down

@@ -99,18 +99,14 @@ def write_image(media: Media, target: Path | BinaryIO, format: str | None = None
     suffix = target_suffix(target, format, default=".png")
     encoder = Image.registered_extensions().get(suffix)
     if encoder not in Image.SAVE:
-        raise UsageError(
-            f"{name}: cannot write pictures as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff"
-        )
+        raise UsageError(f"{name}: cannot write pictures as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff")
     if len(media.data) not in _MODES:
         raise MediaError(f"{name}: cannot write a picture with {len(media.data)} channels, only with 1 or 3")
     pixels = np.rint((media.data + 1) * 127.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
     options = {"quality": 95} if encoder in ("JPEG", "WEBP", "AVIF") else {}
     buffer = BytesIO()
     try:
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
-            buffer, encoder, **options
-        )
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, encoder, **options)
     except (OSError, ValueError) as error:
         raise MediaError(f"{name}: cannot be written as {suffix}: {error}") from error
     save_target(buffer.getvalue(), target)
@@ -129,9 +125,7 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
                 raise Image.DecompressionBombError
             yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise MediaError(
-                f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down"
-            ) from error
+            raise MediaError(f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from error
         except UnidentifiedImageError as error:
             raise MediaError(f"{name}: not a picture of a known format") from error
         except Exception as error:  # damaged files make Pillow raise nearly anything

@@ -17,9 +17,7 @@ _ZERO_CROSSINGS = 64
 _BETA = 10.0
 _CUTOFF = 0.95
 
-_ROWS = (
-    64  # outputs a matrix product yields per block: enough to fill BLAS, few enough to keep the band narrow
-)
+_ROWS = 64  # outputs a matrix product yields per block: enough to fill BLAS, few enough to keep the band narrow
 _CHUNK_VALUES = 1 << 18  # input values gathered at a time: 1 MB, which stays in cache
 _MAX_RATIO = 256
 
@@ -89,9 +87,7 @@ def _weights(up: int, down: int, first: int, last: int) -> NDArray[np.float32]:
     reach = _reach(up, down)
     begin = first * down // up + 1 - reach
     end = (last - 1) * down // up + reach
-    position = (
-        np.arange(first, last) * down - np.arange(begin, end + 1)[:, None] * up
-    )  # in 1 / up samples: exact
+    position = np.arange(first, last) * down - np.arange(begin, end + 1)[:, None] * up  # in 1 / up samples: exact
     time = position / max(up, down)  # in sample periods of the lower rate
     inside = np.abs(time) < _ZERO_CROSSINGS
     window = np.zeros(time.shape)

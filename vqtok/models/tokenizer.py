@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-EntropyTables = Sequence[NDArray[np.integer] | None]
+EntropyTables = Sequence[NDArray[np.uint16] | None]
 """Integer frequencies `(codebook_size,)` of each codebook; None where it is too large for a table."""
 
 

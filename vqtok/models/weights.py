@@ -24,7 +24,6 @@ from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
 
 
-
 def save_model(
     path: Path,
     model: VQModel,
@@ -39,9 +38,7 @@ def save_model(
     Args:
         entropy_tables: Integer frequencies by codebook; a codebook without is stored bit-packed.
     """
-    tensors = {
-        name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()
-    }
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
     identity = compute_identity(config.model, tensors)

@@ -55,6 +55,5 @@ class Decoder(nn.Module):
 def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:
     dilations = config.dilations
     return [
-        ResBlock(axes, width, config.kernel, dilations[i % len(dilations)], config.activation)
-        for i in range(count)
+        ResBlock(axes, width, config.kernel, dilations[i % len(dilations)], config.activation) for i in range(count)
     ]

@@ -70,6 +70,4 @@ class Tokens:
         """Keep the first (coarse) `num_codebooks` codebooks."""
         if not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"cannot keep {num_codebooks} of {self.num_codebooks} codebooks")
-        return replace(
-            self, codes=self.codes[:num_codebooks], codebook_sizes=self.codebook_sizes[:num_codebooks]
-        )
+        return replace(self, codes=self.codes[:num_codebooks], codebook_sizes=self.codebook_sizes[:num_codebooks])

@@ -152,9 +152,7 @@ def pack_header(header: Header) -> bytes:
     metadata = b""
     if header.metadata:
         flags |= _HAS_METADATA
-        metadata = json.dumps(
-            header.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        metadata = json.dumps(header.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if len(metadata) > MAX_METADATA_BYTES:
             raise ValueError(f"metadata of {len(metadata)} bytes exceeds {MAX_METADATA_BYTES}")
         metadata = _varint(len(metadata)) + metadata
@@ -176,9 +174,7 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     version, flags = data[4:6]
     coder = flags & 0b111
     if coder >= len(_CODERS) or flags & _MUST_BE_ZERO:
-        raise UnsupportedVersionError(
-            f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok"
-        )
+        raise UnsupportedVersionError(f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok")
     modality = _MODALITIES[flags >> 3 & 1]
     fields = _Fields(data)
     num_codebooks = fields.number()

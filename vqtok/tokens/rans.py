@@ -105,9 +105,7 @@ def _rows(count: int) -> tuple[int, list[slice]]:
     return lanes, [slice(0, first), *(slice(begin, begin + lanes) for begin in range(first, count, lanes))]
 
 
-def _encode_lanes(
-    codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: NDArray[np.uint32]
-) -> bytes:
+def _encode_lanes(codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: NDArray[np.uint32]) -> bytes:
     """Encode to the states, 4 bytes each, and the bytes the lanes read, row by row and lane by lane.
 
     Lanes share one sequence of bytes, so none can tell its own end by the end of the bytes: once the first

@@ -31,9 +31,7 @@ class CodeStatistics:
         sizes = list(tokens.codebook_sizes)
         if not self.num_files:
             if max(sizes) > MAX_COUNTED_SIZE:
-                raise UsageError(
-                    f"cannot count codes of a codebook of {max(sizes)}: at most {MAX_COUNTED_SIZE}"
-                )
+                raise UsageError(f"cannot count codes of a codebook of {max(sizes)}: at most {MAX_COUNTED_SIZE}")
             self._model = tokens.model
             self.counts = [np.zeros(size, np.int64) for size in sizes]
         if tokens.model != self._model:

@@ -18,9 +18,7 @@ Tables = Sequence[NDArray[np.uint16] | None]
 """A model's frequencies, one entry a codebook, coarse first; None for a codebook too large to have any."""
 
 
-def dump(
-    tokens: Tokens, tables: Tables | None = None, coder: Literal["auto", "static", "packed"] = "auto"
-) -> bytes:
+def dump(tokens: Tokens, tables: Tables | None = None, coder: Literal["auto", "static", "packed"] = "auto") -> bytes:
     """Write tokens as a token file.
 
     Args:
@@ -39,9 +37,7 @@ def dump(
     have_all = tables is not None and all(table is not None for table in tables[: len(sizes)])
     if coder == "static" or (coder == "auto" and have_all):
         chosen_tables = _fitting(tables, sizes, tokens.model)
-        candidates["static"] = [
-            rans.encode(plane, table) for plane, table in zip(planes, chosen_tables, strict=True)
-        ]
+        candidates["static"] = [rans.encode(plane, table) for plane, table in zip(planes, chosen_tables, strict=True)]
     chosen, streams = min(candidates.items(), key=lambda candidate: sum(map(len, candidate[1])))
     header = Header(
         coder=chosen,
@@ -77,18 +73,14 @@ def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = 
     if num_codebooks is None:
         num_codebooks = header.num_codebooks
     if not 1 <= num_codebooks <= header.num_codebooks:
-        raise UsageError(
-            f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}"
-        )
+        raise UsageError(f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}")
     sizes, count = header.codebook_sizes[:num_codebooks], math.prod(header.grid)
     needed = _fitting(tables, sizes, header.model) if header.coder == "static" else [None] * num_codebooks
     planes = []
     for size, length, table in zip(sizes, header.payload_lengths, needed, strict=False):
         stream = data[offset : offset + length]
         offset += length
-        planes.append(
-            entropy.unpack(stream, size, count) if table is None else rans.decode(stream, table, count)
-        )
+        planes.append(entropy.unpack(stream, size, count) if table is None else rans.decode(stream, table, count))
     return Tokens(
         codes=np.stack(planes).reshape(num_codebooks, *header.grid),
         codebook_sizes=sizes,
@@ -100,9 +92,7 @@ def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = 
     )
 
 
-def _fitting(
-    tables: Tables | None, codebook_sizes: tuple[int, ...], model: bytes
-) -> list[NDArray[np.uint16]]:
+def _fitting(tables: Tables | None, codebook_sizes: tuple[int, ...], model: bytes) -> list[NDArray[np.uint16]]:
     """Return a table for each codebook, or say which model has them."""
     fitting = [
         table
@@ -110,7 +100,5 @@ def _fitting(
         if table is not None and len(table) == size
     ]
     if len(fitting) < len(codebook_sizes):
-        raise ModelError(
-            f"statically coded tokens need the entropy tables of model {model.hex()}: give that model"
-        )
+        raise ModelError(f"statically coded tokens need the entropy tables of model {model.hex()}: give that model")
     return fitting

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 """Stacks of uint8 pictures `(n, height, width[, channels])`."""
-FULL_SCALE = {"image": (np.uint8, 127.5, 127.5), "audio": (np.int16, 32767.0, 0.0)}
+FULL_SCALE: dict[str, tuple[type[np.integer[Any]], float, float]] = {
+    "image": (np.uint8, 127.5, 127.5),
+    "audio": (np.int16, 32767.0, 0.0),
+}
 """How decoded media rest in memory: type, scale and offset from [-1, 1]."""
 
 
@@ -153,7 +157,7 @@ class BatchLoader:
     def batch(self, step: int) -> NDArray[np.float32]:
         """Give the crops of a step: float32 `(batch, channels, *crop)`."""
         rng = np.random.default_rng([self.seed, step])
-        dtype, scale, offset = FULL_SCALE[self.config.model.modality]
+        _, scale, offset = FULL_SCALE[self.config.model.modality]
         crops: list[NDArray[np.generic]] = []
         while len(crops) < self.config.train.batch_size:
             # The generator is used alike for readable and unreadable files.
@@ -181,14 +185,12 @@ class BatchLoader:
         crop = channel[start : start + size]
         return np.pad(crop, (0, size - len(crop)))[None]
 
-    def batches(self, first_step: int) -> Iterator[NDArray[np.float32]]:
+    def batches(self, first_step: int) -> Generator[NDArray[np.float32], None, None]:
         """Yield the batches from a step on, for ever, prepared in `data.workers` threads."""
         ahead = max(1, self.config.data.workers) * 2
         pool = ThreadPoolExecutor(max(1, self.config.data.workers), thread_name_prefix="vqtok-data")
         try:
-            queue: list[Future[NDArray[np.float32]]] = [
-                pool.submit(self.batch, first_step + i) for i in range(ahead)
-            ]
+            queue: list[Future[NDArray[np.float32]]] = [pool.submit(self.batch, first_step + i) for i in range(ahead)]
             step = first_step + ahead
             while True:
                 ready = queue.pop(0)

@@ -21,8 +21,8 @@ from vqtok.training.validation import prefixes
 logger = logging.getLogger(__name__)
 
 PROTOCOL = {
-    "image": "whole held-out pictures, float32, 8-bit rounding not applied; PSNR and SSIM on sRGB, mean over pictures",
-    "audio": "whole held-out sounds at the model's rate, float32; mean over sounds; STOI where at least 30 frames sound",
+    "image": "whole held-out pictures in float32, not rounded to 8 bits; PSNR and SSIM on sRGB, mean over pictures",
+    "audio": "whole held-out sounds at the model's rate, float32; mean over sounds; STOI from 0.4 s of sound on",
 }
 
 

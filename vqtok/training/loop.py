@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtok.config import Config
-from vqtok.errors import TrainingError
+from vqtok.config import Config, from_dict
+from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.training.data import BatchLoader
+from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, RunningMeans, append_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.state import load_checkpoint, save_checkpoint
@@ -83,7 +84,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        self.model = VQModel(self.config.model).to(self.device, memory_format=torch.channels_last)
+        self.model: VQModel = VQModel(self.config.model).to(self.device)
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
         self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate)
@@ -98,12 +100,15 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder."""
         facts = load_checkpoint(self.folder, self._modules, self.optimizer)
+        if from_dict(Config, facts["config"]) != self.config:
+            raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.best_score, self.validations = facts["best_score"], facts["validations"]
         self.alarms = facts["alarms"]
 
     def checkpoint(self) -> None:
         facts = {
+            "config": self.config.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
@@ -115,18 +120,15 @@ class Trainer:
     def run(self) -> VQModel:
         """Train until the budget is spent and return the best averaged model.
 
-        An interruption (Ctrl-C, SIGTERM as KeyboardInterrupt) leaves a checkpoint of the last whole step.
+        Raises:
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, once the step is whole and a checkpoint written.
+            TrainingError: the loss diverged.
         """
-        batches = self.loader.batches(self.step)
-        with contextlib.closing(batches):
-            try:
-                self._run(batches)
-            except KeyboardInterrupt:
-                self.checkpoint()
-                raise
+        with contextlib.closing(self.loader.batches(self.step)) as batches, HeldBackInterrupt() as interrupt:
+            self._run(batches, interrupt)
         return self.best
 
-    def _run(self, batches: Iterator[NDArray[np.float32]]) -> None:
+    def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
         last_checkpoint = started = time.monotonic()
         before, waited, first_step = self.seconds, 0.0, self.step
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
@@ -149,9 +151,11 @@ class Trainer:
                     waited / elapsed,
                     validation,
                 )
-            if validation or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+            if validation or interrupt.asked or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
                 self.checkpoint()
                 last_checkpoint = time.monotonic()
+            if interrupt.asked:
+                raise KeyboardInterrupt
 
     def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
         config = self.config.train
@@ -213,17 +217,13 @@ class Trainer:
 
     def _validate(self) -> Validation:
         validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
-        self.validations = int(
-            self.budget.progress(self.step, self.seconds) * self.config.train.validations + 1e-9
-        )
+        self.validations = int(self.budget.progress(self.step, self.seconds) * self.config.train.validations + 1e-9)
         if validation.score < self.best_score and self.step > self.config.train.continuous_steps:
             self.best_score = validation.score
             self.best.load_state_dict(self.average.state_dict())
         return validation
 
-    def _report(
-        self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None
-    ) -> None:
+    def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None) -> None:
         progress = Progress(
             step=self.step,
             fraction=fraction,

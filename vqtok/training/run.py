@@ -13,6 +13,7 @@ import torch
 from vqtok.codec import Codec
 from vqtok.config import Config, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.media.kinds import modality_of
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import decoding_state, save_model
 from vqtok.tokens.entropy import frequencies
@@ -70,7 +71,8 @@ def train(
     folder, output = Path(folder), Path(output)
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder of media to train on")
-    config = load_preset(preset or default_preset(folder), settings)
+    preset = preset or default_preset(folder)
+    config = load_preset(preset, settings)
     run_folder = output.with_suffix(".run")
     _prepare_folder(output, run_folder, resume=resume, force=force)
     items = find_items(folder, config.model.modality)
@@ -98,7 +100,7 @@ def train(
     model = trainer.run()
     trainer.checkpoint()
     facts = {
-        "preset": preset or default_preset(folder),
+        "preset": preset,
         "steps": trainer.step,
         "items_seen": trainer.step * config.train.batch_size,
         "hours": round(trainer.seconds / 3600, 3),
@@ -145,8 +147,8 @@ def finish(
 
 def default_preset(folder: Path) -> str:
     """Choose `image` or `audio` by which kind of file the folder holds more of."""
-    counts = {kind: len(find_items(folder, kind)) for kind in ("image", "audio")}
-    return "audio" if counts["audio"] > counts["image"] else "image"
+    kinds = [modality_of(path) for path in folder.rglob("*")]
+    return "audio" if kinds.count("audio") > kinds.count("image") else "image"
 
 
 def choose_device(name: str) -> torch.device:

@@ -40,9 +40,7 @@ def save_checkpoint(
     atomic_write(newest, data)
 
 
-def load_checkpoint(
-    folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore the newest whole checkpoint of a run folder and return its facts.
 
     Raises:

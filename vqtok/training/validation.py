@@ -103,9 +103,7 @@ def _show(config: Config, shown: list[list[NDArray[np.float32]]], folder: Path, 
                 write_audio(media, folder / f"step-{step:07d}-{index}-{name}.wav")
         return
     height, width = (max(pair[0].shape[axis] for pair in shown) for axis in (1, 2))
-    rows = [
-        np.concatenate([_padded(pair[row], height, width) for pair in shown], axis=2) for row in range(2)
-    ]
+    rows = [np.concatenate([_padded(pair[row], height, width) for pair in shown], axis=2) for row in range(2)]
     write_image(Media("image", np.concatenate(rows, axis=1)), folder / f"step-{step:07d}.png")
 
 
