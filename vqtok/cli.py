@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import signal
@@ -31,11 +32,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or folders; - is stdin.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
-Model = Annotated[str | None, typer.Option("-m", "--model", help="Model file or name; default: the bundled one.")]
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Files or folders; - is stdin.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model file or name; default: the bundled one.")
+]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
@@ -46,24 +49,29 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def command(function: Command) -> Command:
-    """Register a verb whose typed errors become one line and an exit code."""
+    """Register a verb whose errors become one line and an exit code."""
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
         try:
             _start_logging(quiet, verbose)
             function(*args, quiet=quiet, verbose=verbose, **options)
-        except VqtokError as error:
-            if os.environ.get("VQTOK_DEBUG"):
-                raise
-            _complain(str(error))
-            raise typer.Exit(error.exit_code) from None
+        except typer.Exit:
+            raise
         except KeyboardInterrupt:
             _complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of stdout went away; so that Python does not complain at exit, nothing more is flushed.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("VQTOK_DEBUG"):
+                raise
+            if isinstance(error, VqtokError):
+                _complain(str(error))
+                raise typer.Exit(error.exit_code) from None
+            _complain(f"unexpected {type(error).__name__}: {error}; a bug: VQTOK_DEBUG=1 shows where")
             raise typer.Exit(1) from None
 
     app.command()(run)
@@ -80,7 +88,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -89,16 +99,16 @@ def options(
 def train(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images or sounds, searched recursively.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
-    preset: Annotated[str | None, typer.Option(help="image, audio, digits, or a TOML file.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Length of the run.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run.")] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="image, audio, digits, or a TOML file.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, metavar="N", help="Length of the run.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of the run.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of weights, crops and prefixes.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and prefixes.")] = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -153,7 +163,13 @@ def encode(
     """Turn images and sounds into token files."""
     from vqtok.media.kinds import modality_of
 
-    jobs = plan_jobs(inputs, output, suffix=lambda path: ".vqt", accepts=lambda path: modality_of(path) is not None)
+    jobs = plan_jobs(
+        inputs,
+        output,
+        suffix=lambda path: ".vqt",
+        accepts=lambda path: modality_of(path) is not None,
+        what="images or sounds",
+    )
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.training.run import choose_device
@@ -182,12 +198,16 @@ def decode(
     from vqtok.tokens.header import read_header
 
     def suffix(path: Path) -> str:
+        if path == STDIO:
+            raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            return ".wav" if path != STDIO and read_header(path).modality == "audio" else ".png"
+            return ".wav" if read_header(path).modality == "audio" else ".png"
         except (VqtokError, OSError):
             return ".png"  # Its own job will say what is wrong with it.
 
-    jobs = plan_jobs(inputs, output, suffix=suffix, accepts=lambda path: path.suffix == ".vqt")
+    jobs = plan_jobs(
+        inputs, output, suffix=suffix, accepts=lambda path: path.suffix.lower() == ".vqt", what=".vqt files"
+    )
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.training.run import choose_device
@@ -201,7 +221,7 @@ def decode(
 
 @command
 def inspect(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL...", help="What to look at.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="What to look at.")],
     model: Model = None,
     usage: Annotated[bool, typer.Option("--usage", help="Count the codes of all the token files.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw --usage as a picture.")] = None,
@@ -231,8 +251,11 @@ def inspect(
         except VqtokError as error:
             _complain(str(error))
             exit_code = error.exit_code if len(files) == 1 else 1
-            continue
-        report.print_json(facts) if json else report.show_facts(facts)
+            facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
+        if json:
+            report.print_json(facts)
+        elif "error" not in facts:
+            report.show_facts(facts)
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -261,7 +284,7 @@ def _tell(
             report.say(line(outcome.facts))
         if json:
             report.print_json(outcome.facts)
-    if len(jobs) != 1 and not quiet:
+    if (len(jobs) > 1 or skipped) and not quiet:
         report.say(f"{len(jobs) - failed - skipped} done, {skipped} skipped, {failed} failed")
     if exit_code:
         raise typer.Exit(exit_code)
@@ -276,11 +299,18 @@ def _refuse_terminal(jobs: list[Job], json: bool) -> None:
             raise UsageError("-o -: binary data is not written to a terminal; redirect it, or give -o FILE")
 
 
-def _start_logging(quiet: bool, verbose: bool) -> None:
-    from vqtok.report import ConsoleHandler
+class _ConsoleHandler(logging.Handler):
+    """Show the library's warnings as lines on stderr, above any progress display."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        from vqtok.report import say
+
+        say(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
+def _start_logging(quiet: bool, verbose: bool) -> None:
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, handlers=[ConsoleHandler()], force=True)
+    logging.basicConfig(level=level, handlers=[_ConsoleHandler()], force=True)
 
 
 def _complain(message: str) -> None:
@@ -296,6 +326,8 @@ def _terminate(*_: object) -> None:
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
     app()
 
 

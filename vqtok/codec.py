@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtok.errors import ModelError, UsageError, WrongModelError
+from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.media.resample import resample
 from vqtok.models.tokenizer import Tokenizer
@@ -32,14 +30,16 @@ class Codec:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
 
         Raises:
-            ModelError: the model is for another modality. UsageError: it has fewer codebooks.
+            ModelError: the model is for another modality or number of colours. UsageError: it has fewer codebooks.
         """
         tokenizer = self.tokenizer
         if media.modality != tokenizer.modality:
             raise ModelError(f"this model codes {tokenizer.modality}, not {media.modality}; choose another --model")
         size: tuple[int, ...]
         if media.modality == "image":
-            _, height, width = media.data.shape
+            channels, height, width = media.data.shape
+            if channels != tokenizer.channels:
+                raise ModelError(f"this model codes pictures of {tokenizer.channels} channels, this one has {channels}")
             size = (width, height)
             batch = media.data[None]
         else:
@@ -65,10 +65,12 @@ class Codec:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
 
         Raises:
-            WrongModelError: another model made the tokens. UsageError: they have fewer codebooks.
+            WrongModelError: another model made the tokens. CorruptFileError: this model cannot have made them.
+            UsageError: they have fewer codebooks.
         """
         tokenizer = self.tokenizer
         check_model(tokens.model, tokenizer.identity)
+        _check_fit(tokens, tokenizer)
         if num_codebooks is not None:
             tokens = _prefix(tokens, num_codebooks)
         codes = torch.from_numpy(tokens.codes.astype(np.int64)).to(self.device)
@@ -80,7 +82,7 @@ class Codec:
         samples, sample_rate, channels = tokens.size
         planes = codes[:, None] if channels == 1 else codes
         decoded = [tokenizer.decode(planes[None, :, i])[0, 0].cpu().numpy() for i in range(channels)]
-        known = math.ceil(samples * tokenizer.sample_rate / sample_rate)
+        known = _model_samples(samples, sample_rate, tokenizer.sample_rate)
         data = resample(np.stack(decoded)[:, :known], tokenizer.sample_rate, sample_rate, samples)
         return Media("audio", data, sample_rate)
 
@@ -99,6 +101,25 @@ def check_model(made_by: bytes, given: bytes) -> None:
         raise WrongModelError(
             f"made by model {made_by.hex()}, you gave {given[:8].hex()}; give the right one with --model"
         )
+
+
+def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
+    """Refuse tokens whose codebooks are not the model's, or whose grid does not fit their size."""
+    extent = tokens.size[::-1]
+    leading: tuple[int, ...] = ()
+    if tokens.modality == "audio":
+        samples, sample_rate, channels = tokens.size
+        extent = (_model_samples(samples, sample_rate, tokenizer.sample_rate or 1),)
+        leading = (channels,) if channels > 1 else ()
+    grid = (*leading, *(-(-length // tokenizer.stride) for length in extent))
+    sizes = tuple(tokenizer.codebook_sizes)[: tokens.num_codebooks]
+    if (tokens.modality, tokens.codebook_sizes, tokens.grid) != (tokenizer.modality, sizes, grid):
+        raise CorruptFileError("these tokens do not fit the model that they name; encode again")
+
+
+def _model_samples(samples: int, sample_rate: int, model_rate: int) -> int:
+    """Return how many samples a sound has at the model's rate."""
+    return -(-samples * model_rate // sample_rate)
 
 
 def _prefix(tokens: Tokens, num_codebooks: int) -> Tokens:

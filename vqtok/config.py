@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,15 @@ from typing import Any, Literal, TypeVar
 from vqtok.errors import UsageError
 
 Kind = Literal["vq", "fsq", "lfq", "bsq"]
+
+# Numbers are never negative; these have narrower limits, and those of a tuple hold for each of its items.
+# fmt: off
+AT_LEAST_ONE = frozenset({
+    "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
+    "batch_size", "validations", "validation_items",
+})
+# fmt: on
+BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class NetworkConfig:
     dilations: tuple[int, ...] = (1,)
     """Of the blocks of a stage in turn."""
     activation: Literal["silu", "elu", "snake"] = "silu"
+    norm: Literal["channel", "none"] = "channel"
+    """none lets loudness pass through the network, which sound needs."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class LossConfig:
     l2: float = 0.0
     mel: float = 0.0
     stft: float = 0.0
+    sdr: float = 0.0
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
@@ -135,24 +147,53 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for complaint in self._complaints():
+            raise UsageError(complaint)
+
+    def _complaints(self) -> Iterator[str]:
+        """Say what makes no sense; each check relies on those before it."""
+        for path, value in _numbers(self):
+            name = path.rpartition(".")[2]
+            lowest = 1 if name in AT_LEAST_ONE else 0
+            if not value >= lowest:
+                yield f"{path} must be at least {lowest}, not {value}"
+            if name in BELOW_ONE and value >= 1:
+                yield f"{path} must be below 1, not {value}"
         model, network, quantizer = self.model, self.model.network, self.model.quantizer
-        stages = len(network.strides)
-        if not stages or any(
-            len(x) != stages for x in (network.widths, network.encoder_blocks, network.decoder_blocks)
-        ):
-            raise UsageError("model.network: strides, widths, encoder_blocks and decoder_blocks need equal lengths")
+        lengths = {len(x) for x in (network.strides, network.widths, network.encoder_blocks, network.decoder_blocks)}
+        if len(lengths) > 1 or 0 in lengths:
+            yield "model.network: strides, widths, encoder_blocks and decoder_blocks need equal lengths"
+        if network.kernel % 2 == 0:
+            yield f"model.network.kernel must be odd, not {network.kernel}"
+        if not network.dilations:
+            yield "model.network.dilations needs at least one, for example [1]"
         if (model.modality == "audio") != (model.sample_rate > 0):
-            raise UsageError("model.sample_rate must be set for audio, and only for audio")
+            yield "model.sample_rate must be set for audio, and only for audio"
+        if model.modality == "image" and model.channels not in (1, 3):
+            yield f"model.channels must be 1 (grey) or 3 (RGB), not {model.channels}"
+        if quantizer.codebook_size < 2:
+            yield "model.quantizer.codebook_size must be at least 2"
         if quantizer.kind == "fsq" and not quantizer.levels:
-            raise UsageError("model.quantizer.levels must be set for fsq, for example [8, 5, 5, 5]")
+            yield "model.quantizer.levels must be set for fsq, for example [8, 5, 5, 5]"
         if quantizer.dim % quantizer.groups:
-            raise UsageError("model.quantizer.dim must be a multiple of groups")
+            yield "model.quantizer.dim must be a multiple of groups"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 T = TypeVar("T")
+
+
+def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of a config dataclass with its path."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{path}{entry.name}.")
+        else:
+            items = value if isinstance(value, tuple) else (value,)
+            yield from ((path + entry.name, item) for item in items if isinstance(item, (int, float)))
 
 
 def preset_names() -> list[str]:
@@ -172,7 +213,9 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no preset {name!r}; there are {', '.join(preset_names())}, or a .toml file") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise UsageError(f"{name}: not valid TOML: {error}") from None
     for setting in settings:
         apply_setting(values, setting)
@@ -180,23 +223,29 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Set one `path=value`, such as `train.batch_size=8`; the value is TOML, or a bare word or comma list."""
+    """Set one `path=value`, such as `train.batch_size=8`; the value is TOML, a list without brackets, or plain text.
+
+    Raises:
+        UsageError: not of that form, or a path through something that is no section.
+    """
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise UsageError(f"--set {setting!r}: give path=value, such as train.batch_size=8")
     *sections, key = path.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {setting!r}: {section} is a value, not a section")
     values[key] = _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:
-    for candidate in (text, f"[{text}]" if "," in text else f'"{text}"'):
+    for candidate in (text, f"[{text}]") if "," in text else (text,):
         try:
             return tomllib.loads(f"value = {candidate}")["value"]
         except tomllib.TOMLDecodeError:
             continue
-    raise UsageError(f"--set: cannot read the value {text!r}")
+    return text
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
@@ -222,6 +271,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return value
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise UsageError(f"{path} needs {len(args)} values, not {len(items)}")
         return tuple(_convert(args[0], item, path) for item in items)
     if hint is float and type(value) in (int, float):
         return float(value)

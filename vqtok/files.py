@@ -1,14 +1,16 @@
-"""Which inputs, which outputs, and writing them so that a half-written file never bears its final name."""
+"""Which inputs, which outputs; reading, and writing so that a half-written file never bears its final name."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqtok.errors import OutputError, UsageError
+from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
 
 STDIO = Path("-")
 """Standard input or output, as a path."""
@@ -24,10 +26,11 @@ class Job:
 
 def plan_jobs(
     inputs: Sequence[Path],
-    output: Path | None,
+    output: str | None,
     *,
     suffix: Callable[[Path], str],
     accepts: Callable[[Path], bool],
+    what: str,
 ) -> list[Job]:
     """Decide the output of every input before any work is done.
 
@@ -35,38 +38,43 @@ def plan_jobs(
     tree is mirrored below `output`.
 
     Args:
+        output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
         suffix: Gives the suffix of the output of an input.
         accepts: Tells which files of a folder are inputs.
+        what: The files of a folder that are inputs, in messages.
 
     Raises:
         UsageError: a folder without an output, an input that is missing, or two inputs with the same output.
+        MediaError: a folder without inputs.
     """
     for path in inputs:
         if path != STDIO and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
     folders = [path for path in inputs if path.is_dir()]
+    several = bool(folders) or len(inputs) > 1
     if folders and output is None:
         raise UsageError(f"{folders[0]}: is a folder; give -o DIR for its outputs")
-    if (folders and output == STDIO) or (len(inputs) > 1 and output == STDIO):
+    if several and output == "-":
         raise UsageError("-o -: only one input can go to standard output")
-    below = output is not None and (bool(folders) or len(inputs) > 1 or output.is_dir())
-    if below and output is not None and output.exists() and not output.is_dir():
+    target = None if output is None else Path(output)
+    is_file = target is not None and target.exists() and not target.is_dir()
+    if several and is_file:
         raise UsageError(f"{output}: is a file; several inputs need a folder")
+    below = None
+    if target is not None and (several or target.is_dir() or str(output).endswith("/")):
+        below = target
     jobs = []
     for path in inputs:
-        if path == STDIO:
-            jobs.append(Job(path, output / f"stdin{suffix(path)}" if below and output else output or STDIO))
-        elif path.is_dir():
-            assert output is not None
-            jobs += [
-                Job(source, output / source.relative_to(path).with_suffix(suffix(source)))
-                for source in sorted(path.rglob("*"))
-                if source.is_file() and accepts(source)
-            ]
-        elif below and output is not None:
-            jobs.append(Job(path, output / Path(path.name).with_suffix(suffix(path))))
+        if path.is_dir() and below is not None:
+            sources = [source for source in sorted(path.rglob("*")) if source.is_file() and accepts(source)]
+            if not sources:
+                raise MediaError(f"{path}: no {what} in this folder")
+            jobs += [Job(source, below / source.relative_to(path).with_suffix(suffix(source))) for source in sources]
+        elif below is not None:
+            name = Path("stdin") if path == STDIO else Path(path.name)
+            jobs.append(Job(path, below / name.with_suffix(suffix(path))))
         else:
-            jobs.append(Job(path, output or path.with_suffix(suffix(path))))
+            jobs.append(Job(path, target or (STDIO if path == STDIO else path.with_suffix(suffix(path)))))
     _refuse_collisions(jobs)
     return jobs
 
@@ -78,19 +86,50 @@ def _refuse_collisions(jobs: Iterable[Job]) -> None:
         key = os.path.normcase(os.path.abspath(job.target)).casefold()
         if job.target != STDIO and key in sources:
             raise UsageError(f"{sources[key]} and {job.source} would both become {job.target}; rename one")
-        if job.target != STDIO and job.source.absolute() == job.target.absolute():
+        if job.target != STDIO and os.path.abspath(job.source) == os.path.abspath(job.target):
             raise UsageError(f"{job.source}: would be overwritten by its own output; give another -o")
         sources[key] = job.source
 
 
+@contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Put the input's name in front of the message of an error that lacks it."""
+    try:
+        yield
+    except VqtokError as error:
+        name = "stdin" if source == STDIO else str(source)
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def read_bytes(source: Path) -> bytes:
+    """Read a file, or standard input.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+    if source == STDIO:
+        return sys.stdin.buffer.read()
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name in the same folder, then rename it to `path`.
+
+    A device or a pipe is written to as it is.
 
     Raises:
         OutputError: the folder is missing, read-only or full; nothing is left behind.
     """
     temporary: str | None = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
         with open(handle, "wb") as file:
             file.write(data)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vqtok.errors import MediaError, ModelError
+from vqtok.files import naming, read_bytes
 from vqtok.media.kinds import modality_of, sniff
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
-from vqtok.tokens.header import Header, read_header
+from vqtok.tokens.header import Header, parse_header, read_header
 
 Facts = dict[str, Any]
 
@@ -28,9 +30,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     Raises:
         VqtokError: the file cannot be read, is damaged, or is none of these.
     """
-    path = Path(path)
-    if not path.exists() and str(path) in bundled_models():
-        path = find_model(str(path))
+    path = bundled_models().get(str(path), Path(path))
     kind = kind_of(path)
     if kind == "tokens":
         return token_facts(path, read_header(path))
@@ -165,14 +165,15 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
     from vqtok.tokens.vqt import load
 
     statistics = CodeStatistics()
-    files = token_files(paths)
-    for file in files:
-        header = read_header(file)
-        tables = tables_of(header.model, model) if header.coder == "static" else None
-        statistics.add(load(file.read_bytes(), tables))
+    find_tables = functools.cache(lambda identity: tables_of(identity, model))
+    for file in token_files(paths):
+        with naming(file):
+            data = read_bytes(file)
+            header, _ = parse_header(data)
+            statistics.add(load(data, find_tables(header.model) if header.coder == "static" else None))
     return {
         "kind": "usage",
-        "model": read_header(files[0]).model.hex(),
+        "model": header.model.hex(),
         "num_files": statistics.num_files,
         "num_tokens": statistics.num_tokens,
         "codebook_sizes": [count.size for count in statistics.counts],
@@ -188,11 +189,12 @@ def token_files(paths: Sequence[str | Path]) -> list[Path]:
     """Give the token files among the paths and below the folders among them.
 
     Raises:
-        MediaError: there is none.
+        MediaError: a folder has none.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        files += sorted(path.rglob("*.vqt")) if path.is_dir() else [path]
-    if not files:
-        raise MediaError(f"{', '.join(map(str, paths))}: no .vqt files there")
+        found = sorted(path.rglob("*.vqt")) if path.is_dir() else [path]
+        if not found:
+            raise MediaError(f"{path}: no .vqt files in this folder")
+        files += found
     return files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,20 +32,19 @@ HISTOGRAM_COLUMNS = 20, 64
 """Narrowest and widest histogram; between them it takes what the terminal has."""
 
 
-class ConsoleHandler(logging.Handler):
-    """Show the library's warnings as lines on stderr, above any progress display."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
-
-
 def say(message: str, style: str = "") -> None:
     """Print one line on stderr; file names in it are never read as markup."""
-    err.print(Text(message, style=style))
+    err.print(_line(message, style=style))
+
+
+def _line(text: str, style: str = "") -> Text:
+    """Make one line, with escapes for what would break it or steer the terminal: file names may hold any bytes."""
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style=style)
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+    # In ASCII, which every stdout can hold and which keeps names that are no UTF-8.
+    sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
 
@@ -91,11 +89,12 @@ def show_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
+    out.print(_line(title, style="bold"), soft_wrap=True)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(value))
+        table.add_row(name, _line(value))
     out.print(table)
 
 
@@ -173,7 +172,7 @@ METRICS = {
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
     groups = {"": evaluation, **evaluation.get("by_folder", {})}
     metrics = [name for name in METRICS if name in evaluation]
-    table = Table(caption=Text(evaluation["protocol"], style="dim"), caption_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("held-out files")
     table.add_column("codebooks", justify="right")
     for name in metrics:
@@ -182,8 +181,9 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
         for row, length in enumerate(evaluation["prefixes"]):
             label = f"{group or 'all'} ({values['files']})" if row == 0 else ""
             figures = [f"{values[n][row]:.{METRICS[n][1]}f}" if n in values else "-" for n in metrics]
-            table.add_row(Text(label), str(length), *figures)
+            table.add_row(_line(label), str(length), *figures)
     out.print(table)
+    out.print(_line(evaluation["protocol"], style="dim"))
     _show_codebooks(evaluation)
 
 
@@ -202,7 +202,7 @@ def _show_codebooks(facts: Mapping[str, Any]) -> None:
     narrowest, widest = HISTOGRAM_COLUMNS
     columns = min(widest, max(narrowest, out.width - sum(len(heading) + 2 for heading in headings)))
     if counts:
-        table.add_column("most frequent codes first", no_wrap=True, overflow="crop")
+        table.add_column("codes by frequency", no_wrap=True, overflow="crop")
     for index, used in enumerate(facts["usage"]):
         figures = [
             str(index + 1),
@@ -347,7 +347,8 @@ def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True) as bar:
+    # Where stdout is not the terminal, what goes there is data and no business of the display.
+    with Progress(*columns, console=err, transient=True, redirect_stdout=out.is_terminal) as bar:
         task = bar.add_task("", total=total)
         for outcome in outcomes:
             yield outcome

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from vqtok.codec import Codec, check_model
 from vqtok.errors import MediaError, OutputError, VqtokError
-from vqtok.files import STDIO, Job, atomic_write
+from vqtok.files import STDIO, Job, atomic_write, naming, read_bytes
 from vqtok.inspect import kind_of, token_facts
 from vqtok.media.audio import read_audio, write_audio
 from vqtok.media.base import Media
@@ -77,9 +79,10 @@ def encode(
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
-    _, kind = _open_medium(Path(source))
-    codec = Codecs(model).get(kind)
-    return codec.encode(_read_medium(Path(source), kind, codec, mono), num_codebooks)
+    with naming(Path(source)):
+        medium, kind = _open_medium(Path(source))
+        codec = Codecs(model).get(kind)
+        return codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
 
 
 def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codebooks: int | None = None) -> Media:
@@ -90,8 +93,9 @@ def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codeboo
     """
     if isinstance(tokens, Tokens):
         return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
-    codec, loaded, _ = _load_tokens(_read_bytes(Path(tokens)), Codecs(model), num_codebooks)
-    return codec.decode(loaded)
+    with naming(Path(tokens)):
+        codec, loaded, _ = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks)
+        return codec.decode(loaded)
 
 
 def encode_files(
@@ -105,12 +109,12 @@ def encode_files(
     """Encode media files to token files; an outcome a job, in order."""
 
     def encode(job: Job) -> Outcome:
-        source, kind = _open_medium(job.source)
+        medium, kind = _open_medium(job.source)
         codec = codecs.get(kind)
         identity = codec.tokenizer.identity[:8]
         if _settled(job, existing, lambda target: read_header(target).model == identity):
             return _skipped(job)
-        tokens = codec.encode(_read_medium(source, kind, codec, mono), num_codebooks)
+        tokens = codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
         encoded = dump(tokens, codec.tokenizer.entropy_tables or None)
         _write(job.target, encoded)
         header, _ = parse_header(encoded)
@@ -133,11 +137,12 @@ def decode_files(
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
-        codec, tokens, header = _load_tokens(_read_bytes(job.source), codecs, num_codebooks)
+        codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
         media = codec.decode(tokens)
         buffer = io.BytesIO()
-        suffix = job.target.suffix if job.target != STDIO else MEDIA_SUFFIX[media.modality]
-        (write_image if media.modality == "image" else write_audio)(media, buffer, suffix)
+        buffer.name = str(job.target)
+        write = write_image if media.modality == "image" else write_audio
+        write(media, buffer, job.target.suffix or MEDIA_SUFFIX[media.modality])
         _write(job.target, buffer.getvalue())
         return Outcome(job, _facts(job, header) | {"decoded_codebooks": tokens.num_codebooks})
 
@@ -147,12 +152,13 @@ def decode_files(
 
 def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     try:
-        return work(job)
-    except VqtokError as error:
-        name = "stdin" if job.source == STDIO else str(job.source)
-        if name not in str(error):
-            error = type(error)(f"{name}: {error}")
-        return Outcome(job, {"file": str(job.source), "error": str(error), "exit_code": error.exit_code}, error)
+        with naming(job.source):
+            return work(job)
+    except VqtokError as raised:
+        error = raised
+    except (MemoryError, torch.OutOfMemoryError):
+        error = MediaError(f"{job.source}: too large for this machine's memory; scale it down or cut it up")
+    return Outcome(job, {"file": str(job.source), "error": str(error), "exit_code": error.exit_code}, error)
 
 
 def _facts(job: Job, header: Header) -> dict[str, Any]:
@@ -169,26 +175,31 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
     Raises:
         OutputError: it is there, and neither overwriting nor skipping was asked for.
     """
-    if job.target == STDIO or existing.overwrite or not job.target.exists():
+    if job.target == STDIO or existing.overwrite or not job.target.is_file():
         return False
     if not existing.skip:
         raise OutputError(f"{job.target}: exists; give --force to overwrite it or --skip-existing to keep it")
     try:
         return is_done(job.target)
-    except VqtokError:
+    except (VqtokError, OSError):
         return False
 
 
-def _open_medium(source: Path) -> tuple[Path | bytes, str]:
+def _open_medium(source: Path) -> tuple[Path | BinaryIO, str]:
     """Give what the media readers take, and the modality."""
-    data = _read_bytes(source) if source == STDIO else source
-    kind = sniff(data[:64]) if isinstance(data, bytes) else kind_of(data)
+    medium: Path | BinaryIO = source
+    if source != STDIO and source.is_file():
+        kind = kind_of(source)
+    else:  # Standard input or a pipe, which can be read but once.
+        data = read_bytes(source)
+        medium, kind = io.BytesIO(data), sniff(data[:64])
+        medium.name = "stdin" if source == STDIO else str(source)
     if kind not in MEDIA_SUFFIX:
-        raise MediaError(f"{source}: neither a picture nor a sound" + (f", but {kind}" if kind else ""))
-    return data, kind
+        raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
+    return medium, kind
 
 
-def _read_medium(source: Path | bytes, kind: str, codec: Codec, mono: bool) -> Media:
+def _read_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool) -> Media:
     if kind == "image":
         return read_image(source, channels=codec.tokenizer.channels)
     return read_audio(source, mono=mono)
@@ -199,15 +210,6 @@ def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tupl
     codec = codecs.get(header.modality)
     check_model(header.model, codec.tokenizer.identity)
     return codec, load(data, codec.tokenizer.entropy_tables or None, num_codebooks), header
-
-
-def _read_bytes(source: Path) -> bytes:
-    if source == STDIO:
-        return sys.stdin.buffer.read()
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,36 +36,46 @@ def read_card(path: Path) -> ModelCard:
     """Read the header of a model file.
 
     Raises:
-        ModelError: not a model of vqtok. CorruptFileError: cut short. UnsupportedVersionError: of a newer format.
+        ModelError: missing, or not a model of vqtok. CorruptFileError: cut short or damaged.
+        UnsupportedVersionError: of a newer format.
     """
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            raise ModelError(f"{path}: not a safetensors file")
-        raw = file.read(length)
-    if len(raw) < length:
-        raise CorruptFileError(f"{path}: model file is cut short in its header")
+    tensors, metadata, file_bytes = _read_header(path)
+    if METADATA_KEY not in metadata:
+        raise ModelError(f"{path}: a safetensors file, but not a vqtok model")
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+        if values["format"] > FORMAT_VERSION:
+            raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
+        return ModelCard(
+            identity=bytes.fromhex(values["identity"]).hex(),
+            config=values["config"],
+            training=values["training"],
+            codebook_sizes=tuple(values["codebook_sizes"]),
+            stride=values["stride"],
+            num_parameters=sum(math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith("entropy.")),
+            file_bytes=file_bytes,
+        )
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: damaged model card; copy the file again") from None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Return a safetensors file's tensors (shapes and places), its metadata and its size."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw = file.read(length) if length <= MAX_HEADER_BYTES else b""
+            file_bytes = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if not raw.startswith(b"{"):
+        raise ModelError(f"{path}: not a safetensors file")
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        sizes = [math.prod(entry["shape"]) for name, entry in header.items() if not name.startswith("entropy.")]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path}: not a safetensors file") from None
-    if METADATA_KEY not in metadata:
-        raise ModelError(f"{path}: a safetensors file, but not a vqtok model")
-    if file_bytes != 8 + length + max(ends, default=0):
-        raise CorruptFileError(f"{path}: model file is cut short or has bytes added; copy it again")
-    values = json.loads(metadata[METADATA_KEY])
-    if values["format"] > FORMAT_VERSION:
-        raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
-    return ModelCard(
-        identity=values["identity"],
-        config=values["config"],
-        training=values["training"],
-        codebook_sizes=tuple(values["codebook_sizes"]),
-        stride=values["stride"],
-        num_parameters=sum(sizes),
-        file_bytes=file_bytes,
-    )
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if not isinstance(metadata, dict) or file_bytes != 8 + length + end:
+            raise ValueError
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: model file is damaged or cut short; copy it again") from None
+    return header, metadata, file_bytes

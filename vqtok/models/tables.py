@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +11,28 @@ from safetensors import SafetensorError, safe_open
 from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.models.card import read_card
 from vqtok.models.zoo import bundled_models, find_model
+from vqtok.tokens.rans import TOTAL
 
 TABLE_PREFIX = "entropy."
 
 Tables = list[NDArray[np.uint16] | None]
 
 
-@lru_cache(maxsize=8)
 def read_tables(path: Path) -> Tables:
     """Give the integer frequencies of each codebook; None where it is too large for a table."""
     count = len(read_card(path).codebook_sizes)
     try:
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
-            return [
+            tables = [
                 file.get_tensor(name).astype(np.uint16) if (name := f"{TABLE_PREFIX}{index}") in names else None
                 for index in range(count)
             ]
     except SafetensorError as error:
         raise CorruptFileError(f"{path}: damaged model file: {error}") from None
+    if any(table is not None and table.sum() != TOTAL for table in tables):
+        raise CorruptFileError(f"{path}: damaged entropy tables; copy it again")
+    return tables
 
 
 def tables_of(identity: bytes, model: str | None) -> Tables:

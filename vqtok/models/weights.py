@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from vqtok.config import Config, ModelConfig, from_dict
-from vqtok.errors import CorruptFileError, ModelError
+from vqtok.config import Config, from_dict
+from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.files import atomic_write
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
-from vqtok.models.tables import TABLE_PREFIX, read_tables
+from vqtok.models.tables import TABLE_PREFIX
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
 
@@ -41,7 +41,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
-    identity = compute_identity(config.model, tensors)
+    identity = compute_identity(config.to_dict()["model"], tensors)
     metadata = {
         "format": FORMAT_VERSION,
         "identity": identity.hex(),
@@ -66,13 +66,18 @@ def load_model(path: Path) -> VQModel:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise CorruptFileError(f"{path}: damaged model file: {error}") from None
-    config = from_dict(Config, card.config)
-    identity = compute_identity(config.model, tensors)
+    identity = compute_identity(card.config["model"], tensors)
     if identity.hex() != card.identity:
         raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
-    model = VQModel(config.model)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TABLE_PREFIX)}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tables = {
+        name: tensors.pop(name).numpy().astype(np.uint16) for name in list(tensors) if name.startswith(TABLE_PREFIX)
+    }
+    try:
+        model = VQModel(from_dict(Config, card.config).model)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except (UsageError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: does not fit this version of vqtok: {reason}") from error
     missing = [name for name in missing if name in decoding_state(model)]
     if missing or unexpected:
         raise ModelError(f"{path}: weights do not fit the config: {[*missing, *unexpected][0]}")
@@ -80,7 +85,7 @@ def load_model(path: Path) -> VQModel:
         if isinstance(module, VQ):
             module.reset_statistics()
     model.identity = identity
-    model.entropy_tables = read_tables(path)
+    model.entropy_tables = [tables.get(f"{TABLE_PREFIX}{index}") for index in range(len(model.codebook_sizes))]
     return model.eval().requires_grad_(False)
 
 
@@ -95,9 +100,12 @@ def decoding_state(model: VQModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in statistics}
 
 
-def compute_identity(config: ModelConfig, tensors: Mapping[str, Tensor]) -> bytes:
-    """Hash all that decoding depends on: model config, quantiser, decoder and entropy tables, as they are stored."""
-    digest = hashlib.sha256(json.dumps(Config(model=config).to_dict()["model"], sort_keys=True).encode())
+def compute_identity(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Hash all that decoding depends on: quantiser, decoder, entropy tables and model config, as they are stored.
+
+    A setting that a later version adds is not in older files, so that their identities stay.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         if not name.startswith("encoder."):
             tensor = tensors[name]

@@ -15,15 +15,15 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_model(name: str) -> Path:
-    """Resolve a model by path or by the name of a bundled one.
+    """Resolve a model by the name of a bundled one, else by path: `./image` is a file, `image` the bundled model.
 
     Raises:
         ModelError: there is none.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
     models = bundled_models()
     if name in models:
         return models[name]
-    raise ModelError(f"no model {name!r}: neither a file nor one of {', '.join(models) or 'no bundled models'}")
+    path = Path(name)
+    if path.is_file():
+        return path
+    raise ModelError(f"no model {name!r}: neither a file nor a bundled model ({', '.join(models) or 'there is none'})")

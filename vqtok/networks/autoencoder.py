@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqtok.config import NetworkConfig
-from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Upsample, activation, convolution
+from vqtok.networks.layers import Axes, Downsample, ResBlock, Upsample, activation, convolution, normalisation
 
 
 class Encoder(nn.Module):
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
             layers.append(Downsample(axes, inputs, width, stride))
             layers += _blocks(config, axes, width, blocks)
             inputs = width
-        layers += [ChannelNorm(inputs), activation(config.activation, inputs)]
+        layers += [normalisation(config.norm, inputs), activation(config.activation, inputs)]
         layers.append(convolution(axes, inputs, dim, 3))
         self.layers = nn.Sequential(*layers)
 
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
             width = config.widths[stage]
             outputs = config.widths[stage - 1] if stage else channels
             layers += _blocks(config, axes, width, config.decoder_blocks[stage])
-            layers += [ChannelNorm(width), activation(config.activation, width)]
+            layers += [normalisation(config.norm, width), activation(config.activation, width)]
             layers.append(Upsample(axes, width, outputs, config.strides[stage]))
         self.layers = nn.Sequential(*layers)
 
@@ -54,6 +54,4 @@ class Decoder(nn.Module):
 
 def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:
     dilations = config.dilations
-    return [
-        ResBlock(axes, width, config.kernel, dilations[i % len(dilations)], config.activation) for i in range(count)
-    ]
+    return [ResBlock(config, axes, width, dilations[i % len(dilations)]) for i in range(count)]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtok.config import NetworkConfig
+
 Axes = Literal[1, 2]
 """Axes that a layer works along: 1 for sound, 2 for pictures."""
 
@@ -20,8 +22,14 @@ def convolution(axes: Axes, inputs: int, outputs: int, kernel: int, dilation: in
     """Make a convolution that keeps the size, with zeros beyond the border."""
     padding = dilation * (kernel // 2)
     if axes == 2:
-        return nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation)
-    return nn.Conv2d(inputs, outputs, (1, kernel), padding=(0, padding), dilation=(1, dilation))
+        layer = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation)
+    else:
+        layer = nn.Conv2d(inputs, outputs, (1, kernel), padding=(0, padding), dilation=(1, dilation))
+    # Keeps the variance, which the default of torch divides by three; its random biases would drown quiet sound.
+    nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ChannelNorm(nn.Module):
@@ -54,6 +62,10 @@ class Snake(nn.Module):
         return x + torch.sin(frequency * x).square() / (frequency + 1e-6)
 
 
+def normalisation(name: str, channels: int) -> nn.Module:
+    return ChannelNorm(channels) if name == "channel" else nn.Identity()
+
+
 def activation(name: str, channels: int) -> nn.Module:
     return {"silu": nn.SiLU, "elu": nn.ELU}[name]() if name != "snake" else Snake(channels)
 
@@ -65,12 +77,13 @@ class ResBlock(nn.Module):
     zero, so that a deep network starts as a shallow one.
     """
 
-    def __init__(self, axes: Axes, channels: int, kernel: int, dilation: int, activation_name: str) -> None:
+    def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dilation: int) -> None:
         super().__init__()
-        self.norm = ChannelNorm(channels)
-        self.activation1 = activation(activation_name, channels)
+        kernel = config.kernel
+        self.norm = normalisation(config.norm, channels)
+        self.activation1 = activation(config.activation, channels)
         self.conv1 = convolution(axes, channels, channels, kernel, dilation)
-        self.activation2 = activation(activation_name, channels)
+        self.activation2 = activation(config.activation, channels)
         self.conv2 = convolution(axes, channels, channels, kernel if axes == 2 else 1)
         nn.init.zeros_(self.conv2.weight)
 

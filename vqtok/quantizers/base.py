@@ -64,13 +64,15 @@ class Quantizer(nn.Module):
 
     # What every kind shares.
 
-    def straight_through(self, z: Tensor, codes: Tensor) -> Tensor:
-        """Give the vectors of `codes`, with the gradient of `bound(z)`.
+    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
+        """Give the vectors of `codes`, with the gradient of `bound(z)`; without codes, `bound(z)` itself.
 
         Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
         Unlike: written as sg(q) + (b - sg(b)), not b + sg(q - b), so that the value is q to the last bit.
         """
         bounded = self.bound(z)
+        if codes is None:
+            return bounded
         # Detached: a codebook learns from its own loss or running means, never from the reconstruction.
         return self.lookup(codes).detach() + (bounded - bounded.detach())
 
@@ -93,6 +95,11 @@ class Quantizer(nn.Module):
                     self.update(vectors.detach(), codes)
         grid = z.shape[2:]
         return QuantizerOutput(to_grid(quantized, grid).to(z.dtype), to_grid(codes, grid), losses)
+
+    def relax(self, z: Tensor) -> Tensor:
+        """Pass latents through all but the rounding, as if codebooks were infinitely fine; to warm up with."""
+        with torch.autocast(z.device.type, enabled=False):
+            return to_grid(self.straight_through(to_vectors(z.float()), None), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:

@@ -20,9 +20,12 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """Compose the quantiser that the config describes: Residual over Grouped over Projected over the kind."""
     dim = config.dim // config.groups
 
+    # What an implicit codebook leaves over is out of scale for the next one; a learned projection rescales it.
+    projected = bool(config.projected_dim) or (config.depth > 1 and config.kind != "vq")
+
     def one() -> Quantizer:
         inner = _kind(config, config.projected_dim or dim)
-        return inner if inner.dim == dim and not config.projected_dim else Projected(inner, dim)
+        return Projected(inner, dim) if projected or inner.dim != dim else inner
 
     def side_by_side() -> Quantizer:
         return one() if config.groups == 1 else Grouped([one() for _ in range(config.groups)])
@@ -36,6 +39,8 @@ def _kind(config: QuantizerConfig, dim: int) -> Quantizer:
     if config.kind == "fsq":
         if math.prod(config.levels) > MAX_IMPLICIT_SIZE or not all(3 <= n <= 1000 for n in config.levels):
             raise UsageError("model.quantizer.levels must each be 3 to 1000, and their product at most 2^24")
+        if config.projected_dim not in (0, len(config.levels)):
+            raise UsageError("model.quantizer.projected_dim of fsq is the number of its levels; leave it out")
         return FSQ(config.levels)
     if config.kind in ("lfq", "bsq"):
         if 2**dim > MAX_IMPLICIT_SIZE:

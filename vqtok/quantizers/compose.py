@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,18 @@ class _Composition(Quantizer):
     def ready(self) -> bool:
         return all(part.ready for part in self.parts)
 
-    def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
+    @overload
+    def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]: ...
+
+    @overload
+    def _with_codes(self, codes: Tensor | None) -> Iterator[tuple[Quantizer, Tensor | None]]: ...
+
+    def _with_codes(self, codes: Tensor | None) -> Iterator[tuple[Quantizer, Tensor | None]]:
         """Yield each part with its codes; where `codes` is a prefix, only the parts that it reaches."""
         for part in self.parts:
+            if codes is None:
+                yield part, None
+                continue
             own, codes = codes[..., : part.num_codebooks], codes[..., part.num_codebooks :]
             if own.shape[-1]:
                 yield part, own
@@ -64,7 +73,7 @@ class Residual(_Composition):
             total = part.lookup(own) + total
         return total
 
-    def straight_through(self, z: Tensor, codes: Tensor) -> Tensor:
+    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
         lengths = self._prefix_lengths(z)
         total = torch.zeros(())
         for depth, (part, own) in enumerate(self._with_codes(codes)):
@@ -120,8 +129,10 @@ class Grouped(_Composition):
         known = torch.cat([part.lookup(own) for part, own in self._with_codes(codes)], dim=-1)
         return F.pad(known, (0, self.dim - known.shape[-1]))
 
-    def straight_through(self, z: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat([part.straight_through(own, c) for part, own, c in self._slices(z, codes)], dim=-1)
+    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
+        slices = zip(self._with_codes(codes), z.split(self._dims, dim=-1), strict=False)
+        known = torch.cat([part.straight_through(own, c) for (part, c), own in slices], dim=-1)
+        return F.pad(known, (0, self.dim - known.shape[-1]))
 
     def losses(self, z: Tensor, codes: Tensor) -> Losses:
         return _average([part.losses(own, c) for part, own, c in self._slices(z, codes)])
@@ -159,7 +170,7 @@ class Projected(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.project_out(self.inner.lookup(codes))
 
-    def straight_through(self, z: Tensor, codes: Tensor) -> Tensor:
+    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
         return self.project_out(self.inner.straight_through(self.project_in(z), codes))
 
     def losses(self, z: Tensor, codes: Tensor) -> Losses:

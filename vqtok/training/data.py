@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.config import Config
-from vqtok.errors import MediaError, TrainingError
+from vqtok.errors import MediaError, TrainingError, UsageError
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
+from vqtok.training.state import RUN_SUFFIX
 
 logger = logging.getLogger(__name__)
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-"""Stacks of uint8 pictures `(n, height, width[, channels])`."""
+"""Stacks of uint8 pictures: grey `(n, height, width)`, or `(n, height, width, channels)` with 1 or 3 channels."""
+LUMA = (0.299, 0.587, 0.114)
+"""Red, green and blue in grey, by ITU-R BT.601 as in Pillow."""
 FULL_SCALE: dict[str, tuple[type[np.integer[Any]], float, float]] = {
     "image": (np.uint8, 127.5, 127.5),
     "audio": (np.int16, 32767.0, 0.0),
@@ -39,16 +45,23 @@ class Item:
     path: Path
     name: str
     """Relative to the data folder."""
-    entry: tuple[str, int] | None = None
-    """Array name and position in an array file."""
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    """Of a picture in an array file, which stays in memory (a `.npy` file: mapped)."""
     weight: float = 1.0
     """How often it is drawn: pictures alike, sounds by duration."""
+
+
+def find_files(folder: Path) -> list[Path]:
+    """List all files below a folder in a stable order, but not what training itself wrote to run folders."""
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parent.suffix != RUN_SUFFIX
+    )
 
 
 def find_items(folder: Path, modality: str) -> list[Item]:
     """Find all media of a kind below a folder, in a stable order; what cannot be opened is reported and left out."""
     items: list[Item] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in find_files(folder):
         name = path.relative_to(folder).as_posix()
         try:
             if modality_of(path) == modality:
@@ -58,22 +71,36 @@ def find_items(folder: Path, modality: str) -> list[Item]:
                     weight = samples / sample_rate
                 items.append(Item(path, name, weight=weight))
             elif modality == "image" and path.suffix.lower() in ARRAY_SUFFIXES:
-                items += _array_items(path, name)
-        except (MediaError, OSError, ValueError) as error:
+                for key, stack in _read_stacks(path).items():
+                    items += [Item(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
+        except MediaError as error:
             logger.warning("skipped: %s", error)
     return items
 
 
-def _array_items(path: Path, name: str) -> Iterator[Item]:
-    for key, array in _load_arrays(path).items():
-        if array.dtype == np.uint8 and array.ndim in (3, 4):
-            for index in range(len(array)):
-                yield Item(path, f"{name}/{key}/{index}", (key, index))
+def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
+    """Read the stacks of pictures in an array file, by name.
 
-
-def _load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    arrays = np.load(path, allow_pickle=False)
-    return {"": arrays} if isinstance(arrays, np.ndarray) else dict(arrays.items())
+    Raises:
+        MediaError: damaged, or without such a stack.
+    """
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MediaError(f"{path}: cannot be read: {error}") from None
+    stacks = {
+        key: array
+        for key, array in arrays.items()
+        if array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
+    }
+    if not stacks:
+        raise MediaError(f"{path}: holds no uint8 pictures (n, height, width[, 1 or 3])")
+    return stacks
 
 
 def split_items(items: Sequence[Item], fraction: float) -> tuple[list[Item], list[Item]]:
@@ -86,70 +113,75 @@ def split_items(items: Sequence[Item], fraction: float) -> tuple[list[Item], lis
 
 
 class MediaCache:
-    """Decode items on demand and keep them in memory, as far as the budget goes."""
+    """Decode items on demand and keep them in memory, as far as the budget goes; for use by several threads."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._kept: dict[str, NDArray[np.generic]] = {}
-        self._arrays: dict[Path, dict[str, NDArray[np.generic]]] = {}
+        self.unreadable: set[str] = set()
+        self._kept: dict[str, NDArray[np.integer[Any]]] = {}
         self._budget = config.data.cache_gb * 1e9
         self._lock = threading.Lock()
-        self.unreadable: set[str] = set()
 
-    def read(self, item: Item) -> Media:
-        """Decode one item in full quality.
-
-        Raises:
-            MediaError: it cannot be read.
-        """
+    def read(self, item: Item) -> Media | None:
+        """Decode one item in full quality; None, with one warning, where it cannot be read."""
         model = self.config.model
-        if item.entry is not None:
-            return self._read_entry(item)
-        if model.modality == "image":
-            return read_image(item.path, channels=model.channels)
-        return read_audio(item.path, sample_rate=model.sample_rate)
-
-    def _read_entry(self, item: Item) -> Media:
-        assert item.entry is not None
-        key, index = item.entry
-        with self._lock:
-            if item.path not in self._arrays:
-                self._arrays[item.path] = _load_arrays(item.path)
-        picture = np.asarray(self._arrays[item.path][key][index], dtype=np.float32) / 127.5 - 1
-        picture = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
-        channels = self.config.model.channels
-        if len(picture) != channels:
-            picture = picture.mean(0, keepdims=True) if channels == 1 else np.repeat(picture[:1], channels, 0)
-        return Media("image", picture)
-
-    def get(self, item: Item) -> NDArray[np.generic] | None:
-        """Give the stored form of an item, or None (reported once) where it cannot be read."""
-        kept = self._kept.get(item.name)
-        if kept is not None or item.name in self.unreadable:
-            return kept
-        try:
-            data = self.read(item).data
-        except (MediaError, OSError) as error:
-            logger.warning("skipped: %s", error)
-            self.unreadable.add(item.name)
+        if item.pixels is not None:
+            return Media("image", _planes(item.pixels, model.channels).astype(np.float32) / np.float32(127.5) - 1)
+        if item.name in self.unreadable:
             return None
-        dtype, scale, offset = FULL_SCALE[self.config.model.modality]
+        try:
+            if model.modality == "image":
+                return read_image(item.path, channels=model.channels)
+            return read_audio(item.path, sample_rate=model.sample_rate)
+        except MediaError as error:
+            with self._lock:
+                if item.name not in self.unreadable:
+                    logger.warning("skipped: %s", error)
+                self.unreadable.add(item.name)
+            return None
+
+    def get(self, item: Item) -> NDArray[np.integer[Any]] | None:
+        """Give an item in the form that it rests in, or None where it cannot be read."""
+        if item.pixels is not None:
+            return _planes(item.pixels, self.config.model.channels)
+        if item.name in self._kept:
+            return self._kept[item.name]
+        media = self.read(item)
+        if media is None:
+            return None
+        dtype, scale, offset = FULL_SCALE[media.modality]
         limits = np.iinfo(dtype)
-        stored = np.rint(np.clip(data * scale + offset, limits.min, limits.max)).astype(dtype)
+        stored = np.rint(np.clip(media.data * scale + offset, limits.min, limits.max)).astype(dtype)
         with self._lock:
-            if stored.nbytes <= self._budget:
+            if item.name not in self._kept and stored.nbytes <= self._budget:
                 self._budget -= stored.nbytes
                 self._kept[item.name] = stored
         return stored
+
+
+def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Bring a grey or RGB picture `(height, width[, channels])` to `(channels, height, width)`, grey or RGB."""
+    planes = np.atleast_3d(pixels).transpose(2, 0, 1)
+    if len(planes) == channels:
+        return planes
+    if channels == 3:
+        return np.repeat(planes, 3, axis=0)
+    return np.rint(np.tensordot(LUMA, planes, axes=1))[None].astype(np.uint8)
 
 
 class BatchLoader:
     """Cut random crops ahead of the training step, in threads.
 
     A batch depends on the seed and its step alone, so that a resumed run sees what an undisturbed one would.
+
+    Raises:
+        UsageError: crops that are no multiple of the stride.
     """
 
     def __init__(self, config: Config, items: Sequence[Item], cache: MediaCache, seed: int) -> None:
+        stride = math.prod(config.model.network.strides)
+        if config.model.modality == "image" and config.data.crop_pixels % stride:
+            raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
         self.config, self.items, self.cache, self.seed = config, items, cache, seed
         weights = np.array([item.weight for item in items])
         self._cumulative = np.cumsum(weights / weights.sum())
@@ -157,28 +189,28 @@ class BatchLoader:
     def batch(self, step: int) -> NDArray[np.float32]:
         """Give the crops of a step: float32 `(batch, channels, *crop)`."""
         rng = np.random.default_rng([self.seed, step])
-        _, scale, offset = FULL_SCALE[self.config.model.modality]
-        crops: list[NDArray[np.generic]] = []
+        modality = self.config.model.modality
+        cut = self._cut_image if modality == "image" else self._cut_audio
+        crops: list[NDArray[np.integer[Any]]] = []
         while len(crops) < self.config.train.batch_size:
-            # The generator is used alike for readable and unreadable files.
             index = int(np.searchsorted(self._cumulative, rng.random()))
-            cut = self._cut_image if self.config.model.modality == "image" else self._cut_audio
             stored = self.cache.get(self.items[min(index, len(self.items) - 1)])
             if stored is not None:
                 crops.append(cut(stored, rng))
-            elif len(self.cache.unreadable) >= len(self.items):
+            elif all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
+        _, scale, offset = FULL_SCALE[modality]
         return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
-    def _cut_image(self, picture: NDArray[np.generic], rng: np.random.Generator) -> NDArray[np.generic]:
+    def _cut_image(self, picture: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = self.config.data.crop_pixels
-        missing = [(0, 0), *((0, max(0, size - length)) for length in picture.shape[1:])]
-        picture = np.pad(picture, missing, mode="symmetric")
-        top, left = (int(rng.integers(length - size + 1)) for length in picture.shape[1:])
+        top, left = (int(rng.integers(max(1, length - size + 1))) for length in picture.shape[1:])
         crop = picture[:, top : top + size, left : left + size]
+        # A picture that is too small is continued by its mirror images.
+        crop = np.pad(crop, [(0, 0), *((0, size - length) for length in crop.shape[1:])], mode="symmetric")
         return crop[:, :, ::-1] if self.config.data.flip and rng.random() < 0.5 else crop
 
-    def _cut_audio(self, sound: NDArray[np.generic], rng: np.random.Generator) -> NDArray[np.generic]:
+    def _cut_audio(self, sound: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = crop_samples(self.config)
         channel = sound[int(rng.integers(len(sound)))]
         start = int(rng.integers(max(1, len(channel) - size + 1)))
@@ -203,24 +235,21 @@ class BatchLoader:
 
 def crop_samples(config: Config) -> int:
     """Give the samples of a training crop: `data.crop_seconds`, rounded to whole grid steps."""
-    hop_length = int(np.prod(config.model.network.strides))
+    hop_length = math.prod(config.model.network.strides)
     return max(1, round(config.data.crop_seconds * config.model.sample_rate / hop_length)) * hop_length
 
 
 def validation_crops(
-    config: Config, items: Sequence[Item], read: Callable[[Item], Media]
+    config: Config, items: Sequence[Item], read: Callable[[Item], Media | None]
 ) -> Iterator[tuple[Item, NDArray[np.float32]]]:
     """Yield the fixed middle part of each item that every validation uses: at most 128 pixels or 2 s."""
-    stride = int(np.prod(config.model.network.strides))
+    stride = math.prod(config.model.network.strides)
     longest = 128 if config.model.modality == "image" else 2 * config.model.sample_rate
     for item in items:
-        try:
-            data = read(item).data
-        except (MediaError, OSError) as error:
-            logger.warning("skipped: %s", error)
+        media = read(item)
+        if media is None:
             continue
-        if config.model.modality == "audio":
-            data = data[:1]
+        data = media.data if media.modality == "image" else media.data[:1]
         sizes = [min(length, longest) // stride * stride for length in data.shape[1:]]
         if 0 in sizes:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,14 +10,11 @@ import numpy as np
 import torch
 
 from vqtok.codec import Codec
-from vqtok.errors import MediaError
 from vqtok.media.base import Media
 from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.data import Item
-from vqtok.training.validation import prefixes
-
-logger = logging.getLogger(__name__)
+from vqtok.training.validation import PSNR_LIMIT, prefixes
 
 PROTOCOL = {
     "image": "whole held-out pictures in float32, not rounded to 8 bits; PSNR and SSIM on sRGB, mean over pictures",
@@ -29,7 +25,7 @@ PROTOCOL = {
 def evaluate(
     codec: Codec,
     items: Sequence[Item],
-    read: Callable[[Item], Media],
+    read: Callable[[Item], Media | None],
     on_item: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Any], CodeStatistics]:
     """Code every item and measure it at several prefixes.
@@ -43,10 +39,8 @@ def evaluate(
     found: dict[str, list[dict[str, list[float]]]] = defaultdict(list)
     for done, item in enumerate(items):
         on_item(done, len(items))
-        try:
-            media = read(item)
-        except (MediaError, OSError) as error:
-            logger.warning("skipped: %s", error)
+        media = read(item)
+        if media is None:
             continue
         tokens = codec.encode(media)
         statistics.add(tokens)
@@ -75,7 +69,7 @@ def _measure(original: Media, decoded: Sequence[Media]) -> dict[str, list[float]
     versions = [torch.from_numpy(media.data)[None] for media in decoded]
     if original.modality == "image":
         return {
-            "psnr": [float(psnr(x, x_hat)) for x_hat in versions],
+            "psnr": [min(float(psnr(x, x_hat)), PSNR_LIMIT) for x_hat in versions],
             "ssim": [float(ssim(x, x_hat)) for x_hat in versions],
         }
     rate = original.sample_rate

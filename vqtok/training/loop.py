@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from vqtok.training.data import BatchLoader
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, RunningMeans, append_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
-from vqtok.training.state import load_checkpoint, save_checkpoint
+from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.validation import Validation, validate
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 LOG_STEPS = 20
 CHECKPOINT_SECONDS = 300
 MAX_BAD_STEPS = 20
+VALIDATION_SHARE = 0.1
+"""Of the time, in runs by the clock: on a slow machine validations would leave none to train."""
 KMEANS_VECTORS = 32_768
 """Latents the k-means start looks at."""
 
@@ -77,7 +80,6 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     best_score: float = float("inf")
-    validations: int = 0
     bad_steps: int = 0
     alarms: list[str] = field(default_factory=list)
     _means: RunningMeans = field(default_factory=RunningMeans)
@@ -98,21 +100,26 @@ class Trainer:
         return {"model": self.model, "average": self.average, "best": self.best}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder."""
-        facts = load_checkpoint(self.folder, self._modules, self.optimizer)
-        if from_dict(Config, facts["config"]) != self.config:
+        """Go on from the newest checkpoint of the run folder.
+
+        Raises:
+            TrainingError: there is none. UsageError: the run was started with other settings.
+        """
+        tensors, facts = read_checkpoint(self.folder)
+        config = from_dict(Config, facts.get("config", self.config.to_dict()))
+        if (config, facts.get("seed", self.seed)) != (self.config, self.seed):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
+        restore(tensors, self._modules, self.optimizer)
         self.step, self.seconds = facts["step"], facts["seconds"]
-        self.best_score, self.validations = facts["best_score"], facts["validations"]
-        self.alarms = facts["alarms"]
+        self.best_score, self.alarms = facts["best_score"], facts["alarms"]
 
     def checkpoint(self) -> None:
         facts = {
             "config": self.config.to_dict(),
+            "seed": self.seed,
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
-            "validations": self.validations,
             "alarms": self.alarms,
         }
         save_checkpoint(self.folder, self._modules, self.optimizer, facts)
@@ -122,15 +129,20 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once the step is whole and a checkpoint written.
-            TrainingError: the loss diverged.
+            TrainingError: the loss diverged, or the budget ended before the codebooks had learnt.
         """
         with contextlib.closing(self.loader.batches(self.step)) as batches, HeldBackInterrupt() as interrupt:
             self._run(batches, interrupt)
+        if math.isinf(self.best_score):
+            raise TrainingError(
+                f"step {self.step}: ended before a quantised model was validated; give more than "
+                f"{self.config.train.continuous_steps} steps, or lower train.continuous_steps"
+            )
         return self.best
 
     def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
         last_checkpoint = started = time.monotonic()
-        before, waited, first_step = self.seconds, 0.0, self.step
+        before, waited, validating, first_step = self.seconds, 0.0, 0.0, self.step
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
             x = torch.from_numpy(next(batches)).to(self.device)
@@ -139,10 +151,12 @@ class Trainer:
             self.step += 1
             self.seconds = before + time.monotonic() - started
             self._means.add(losses)
-            fraction = self.budget.progress(self.step, self.seconds)
+            fraction_before, fraction = fraction, self.budget.progress(self.step, self.seconds)
             validation = None
-            if fraction >= (self.validations + 1) / self.config.train.validations:
+            if self._is_validation_due(fraction_before, fraction, validating / (time.monotonic() - started)):
+                since = time.monotonic()
                 validation = self._validate()
+                validating += time.monotonic() - since
             if validation or self.step % LOG_STEPS == 0:
                 elapsed = time.monotonic() - started
                 self._report(
@@ -215,9 +229,19 @@ class Trainer:
         # The average of codebooks starts with them, not with the random ones before.
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
+    def _is_validation_due(self, before: float, after: float, share: float) -> bool:
+        """Tell whether a step that took the run's progress from `before` to `after` completes a part of it.
+
+        Args:
+            share: Of the time spent on validation so far; in a run by the clock, a large one puts the next one off.
+        """
+        count = self.config.train.validations
+        if int(after * count + 1e-9) == int(before * count + 1e-9):
+            return False
+        return after >= 1 or not self.budget.minutes or share < VALIDATION_SHARE
+
     def _validate(self) -> Validation:
         validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
-        self.validations = int(self.budget.progress(self.step, self.seconds) * self.config.train.validations + 1e-9)
         if validation.score < self.best_score and self.step > self.config.train.continuous_steps:
             self.best_score = validation.score
             self.best.load_state_dict(self.average.state_dict())

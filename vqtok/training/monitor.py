@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,20 +41,19 @@ class CodebookWindow:
 
 
 class RunningMeans:
-    """Means of named scalars since they were last taken."""
+    """Means of named scalars since they were last taken; values that are not finite are left out."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._values: dict[str, list[float]] = {}
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
+            if math.isfinite(value):
+                self._values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
-        means = {name: total / self._steps for name, total in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values = {}
         return means
 
 

@@ -17,11 +17,19 @@ from vqtok.media.kinds import modality_of
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import decoding_state, save_model
 from vqtok.tokens.entropy import frequencies
-from vqtok.training.data import BatchLoader, Item, MediaCache, find_items, split_items, validation_crops
+from vqtok.training.data import (
+    BatchLoader,
+    Item,
+    MediaCache,
+    find_files,
+    find_items,
+    split_items,
+    validation_crops,
+)
 from vqtok.training.evaluation import evaluate
 from vqtok.training.loop import Progress, Trainer
 from vqtok.training.optim import Budget
-from vqtok.training.state import CHECKPOINT_NAME
+from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +77,16 @@ def train(
         OutputError: the output or its run folder exists.
     """
     folder, output = Path(folder), Path(output)
+    run_folder = output.with_suffix(RUN_SUFFIX)
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder of media to train on")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
     preset = preset or default_preset(folder)
     config = load_preset(preset, settings)
-    run_folder = output.with_suffix(".run")
-    _prepare_folder(output, run_folder, resume=resume, force=force)
+    training_device = choose_device(device)
+    if not resume:
+        _refuse_existing(output, run_folder, force)
     items = find_items(folder, config.model.modality)
     if len(items) < 2:
         raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
@@ -84,21 +96,22 @@ def train(
     crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
     if not crops:
         raise TrainingError(f"{folder}: no held-out file can be used: all unreadable or smaller than the stride")
-    on_start(config, len(training), len(held_out), run_folder)
     trainer = Trainer(
         config,
         BatchLoader(config, training, cache, seed),
         crops,
         run_folder,
-        choose_device(device),
+        training_device,
         Budget(steps or (None if minutes else config.train.steps), minutes),
         seed,
         on_progress,
     )
     if resume:
         trainer.resume()
+    else:
+        _start_folder(run_folder)
+    on_start(config, len(training), len(held_out), run_folder)
     model = trainer.run()
-    trainer.checkpoint()
     facts = {
         "preset": preset,
         "steps": trainer.step,
@@ -147,7 +160,7 @@ def finish(
 
 def default_preset(folder: Path) -> str:
     """Choose `image` or `audio` by which kind of file the folder holds more of."""
-    kinds = [modality_of(path) for path in folder.rglob("*")]
+    kinds = [modality_of(path) for path in find_files(folder)]
     return "audio" if kinds.count("audio") > kinds.count("image") else "image"
 
 
@@ -165,17 +178,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _prepare_folder(output: Path, run_folder: Path, *, resume: bool, force: bool) -> None:
-    if resume:
-        return
+def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
+    if output == run_folder:
+        raise UsageError(f"{output}: {RUN_SUFFIX} is for the run folder; name the model .safetensors")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder")
-    if not force:
-        if (run_folder / CHECKPOINT_NAME).exists():
-            raise OutputError(f"{run_folder}: holds a run; go on with --resume, or start anew with --force")
-        if output.exists():
-            raise OutputError(f"{output}: exists; give --force to overwrite it")
-    elif run_folder.is_dir():
-        for path in run_folder.iterdir():
-            path.unlink()
-    run_folder.mkdir(exist_ok=True)
+    if not force and (run_folder / CHECKPOINT_NAME).exists():
+        raise OutputError(f"{run_folder}: holds a run; go on with --resume, or start anew with --force")
+    if not force and output.exists():
+        raise OutputError(f"{output}: exists; give --force to overwrite it")
+
+
+def _start_folder(run_folder: Path) -> None:
+    """Make the run folder, or take out of it what an earlier run wrote."""
+    try:
+        run_folder.mkdir(exist_ok=True)
+        for pattern in RUN_FILES:
+            for path in run_folder.glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"{run_folder}: cannot be written: {error.strerror}") from None

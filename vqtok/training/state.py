@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 from vqtok.errors import TrainingError
 from vqtok.files import atomic_write
 
+logger = logging.getLogger(__name__)
+
+RUN_SUFFIX = ".run"
+"""Of the folder that holds what training writes besides the model."""
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREVIOUS_NAME = "checkpoint.previous.safetensors"
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav")
+"""What a run folder holds, as patterns."""
 
 
 def save_checkpoint(
@@ -40,35 +47,47 @@ def save_checkpoint(
     atomic_write(newest, data)
 
 
-def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore the newest whole checkpoint of a run folder and return its facts.
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and facts of the newest whole checkpoint of a run folder.
 
     Raises:
-        TrainingError: there is none, or it does not fit the modules.
+        TrainingError: there is none.
     """
-    tensors, facts = _read_newest(folder)
-    try:
-        for name, module in modules.items():
-            module.load_state_dict(_below(tensors, name))
-    except RuntimeError as error:
-        raise TrainingError(f"{folder}: the checkpoint is of another set-up: {error}") from None
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _below(tensors, "optimizer").items():
-        index, _, entry = key.partition(".")
-        state.setdefault(int(index), {})[entry] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return facts
-
-
-def _read_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
         try:
             with safe_open(folder / name, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
                 return tensors, json.loads(file.metadata()["facts"])
-        except (FileNotFoundError, SafetensorError):
+        except FileNotFoundError:
             continue
+        except SafetensorError as error:
+            logger.warning("%s: damaged, left out: %s", folder / name, error)
     raise TrainingError(f"{folder}: no checkpoint to resume from; start without --resume")
+
+
+def restore(tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Put the tensors of a checkpoint back into modules and optimiser.
+
+    Raises:
+        TrainingError: they do not fit.
+    """
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(_below(tensors, name))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"the checkpoint is of another model; start anew with --force: {reason}") from None
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _below(tensors, "optimizer").items():
+        index, _, entry = key.partition(".")
+        state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for parameter, entries in optimizer.state.items():
+        for entry, tensor in entries.items():
+            if tensor.shape == parameter.shape:
+                # The fused optimiser walks through raw memory: its means must lie there as their parameter does
+                # (channels_last), not as in the file.
+                entries[entry] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

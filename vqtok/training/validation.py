@@ -22,6 +22,8 @@ from vqtok.models.vqmodel import VQModel
 
 GRID_ITEMS = 6
 """Media shown at each validation."""
+PSNR_LIMIT = 100.0
+"""dB; a picture met exactly (a blank one) counts as this, so that means stay finite."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def validate(
 
 def _quality(config: Config, x: torch.Tensor, x_hat: torch.Tensor) -> float:
     if config.model.modality == "image":
-        return float(psnr(x, x_hat))
+        return min(float(psnr(x, x_hat)), PSNR_LIMIT)
     return float(mel_distance(x, x_hat, config.model.sample_rate))
 
 

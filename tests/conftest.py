@@ -1,0 +1,128 @@
+"""Tiny models with random weights, small media, and the command line in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# The work of the tests is too small to share, also in the processes they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+MAKE_MODEL = Callable[..., Path]
+RUN = Callable[..., Result]
+
+CONFIGS = {
+    "image": {
+        "modality": "image",
+        "channels": 3,
+        "network": {"strides": [2, 2], "widths": [8, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]},
+        "quantizer": {"dim": 8, "codebook_size": 16, "depth": 4},
+    },
+    "audio": {
+        "modality": "audio",
+        "sample_rate": 16_000,
+        "network": {"strides": [4, 2], "widths": [8, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]},
+        "quantizer": {"dim": 8, "codebook_size": 16, "depth": 3},
+    },
+}
+
+
+def picture(width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
+    """Draw a smooth picture with some noise, `(height, width, channels)`."""
+    y, x = np.mgrid[:height, :width] / 32
+    waves = np.stack([np.sin(x + i) * np.cos(y * (i + 1)) for i in range(channels)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 6, waves.shape)
+    return (127.5 + 100 * waves + noise).clip(0, 255).astype(np.uint8)
+
+
+def wave(samples: int, sample_rate: int, channels: int = 1) -> NDArray[np.float32]:
+    """Make a sweep that differs from channel to channel, `(samples, channels)`."""
+    time = np.arange(samples)[:, None] / sample_rate
+    return (0.5 * np.sin(2 * np.pi * (200 + 3000 * time) * time * np.arange(1, channels + 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MAKE_MODEL:
+    """Give a function that writes a tiny model with random weights, k-means codebooks and entropy tables."""
+    import torch
+
+    from vqtok.config import Config, from_dict
+    from vqtok.models.vqmodel import VQModel
+    from vqtok.models.weights import save_model
+    from vqtok.tokens.entropy import frequencies
+
+    def make(modality: str, seed: int = 0, **changes: Any) -> Path:
+        config = from_dict(Config, {"model": CONFIGS[modality] | changes})
+        data = picture(96, 64, config.model.channels) / 127.5 - 1 if modality == "image" else wave(8000, 16_000)
+        x = torch.from_numpy(np.moveaxis(data, -1, 0).astype(np.float32))[None]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = VQModel(config.model)
+            model.train()(x)
+        codes = model.eval().encode(x)[0].flatten(1)
+        counts = [np.bincount(plane, minlength=16) for plane in codes.numpy()]
+        path = tmp_path_factory.mktemp("model") / f"{modality}.safetensors"
+        tables = {index: frequencies(count) for index, count in enumerate(counts)}
+        save_model(path, model, config, entropy_tables=tables, training={})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_model(make_model: MAKE_MODEL) -> Path:
+    return make_model("image")
+
+
+@pytest.fixture(scope="session")
+def audio_model(make_model: MAKE_MODEL) -> Path:
+    return make_model("audio")
+
+
+@pytest.fixture
+def bundled(image_model: Path, audio_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Path:
+    """Put the tiny models in the place of the bundled ones."""
+    folder = tmp_path_factory.mktemp("bundled")
+    for path in (image_model, audio_model):
+        (folder / path.name).symlink_to(path)
+    monkeypatch.setattr("vqtok.models.zoo.BUNDLED", folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture(96, 64)).save(path)
+    return path
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, wave(4000, 16_000), 16_000)
+    return path
+
+
+@pytest.fixture
+def run(bundled: Path) -> Iterator[RUN]:
+    """Give a function that runs a command line in this process, with the tiny models as defaults."""
+    from vqtok.cli import app
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def invoke(*args: object, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(app, [os.fspath(x) if isinstance(x, Path) else str(x) for x in args], input=stdin)
+
+    yield invoke
+    root.handlers[:], root.level = handlers, level

@@ -1,0 +1,149 @@
+"""vqtok.codec"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vqtok.codec import Codec
+from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError, WrongModelError
+from vqtok.media.base import Media
+from vqtok.metrics import psnr
+from vqtok.models.weights import load_model
+
+HOP = 8  # of the tiny audio model, at 16 kHz
+
+
+@pytest.fixture(scope="module")
+def image_codec(image_model):
+    return Codec(load_model(image_model))
+
+
+@pytest.fixture(scope="module")
+def audio_codec(audio_model):
+    return Codec(load_model(audio_model))
+
+
+def picture(width, height, channels=3):
+    return Media("image", np.random.default_rng(0).uniform(-1, 1, (channels, height, width)).astype(np.float32))
+
+
+def sound(samples, sample_rate=16_000, channels=1):
+    data = np.random.default_rng(0).uniform(-1, 1, (channels, samples)).astype(np.float32)
+    return Media("audio", data, sample_rate)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 19), (23, 1), (31, 37), (4, 4), (3, 101), (64, 32)])
+def test_picture_sizes_are_restored(image_codec, width, height):
+    tokens = image_codec.encode(picture(width, height))
+    assert tokens.size == (width, height)
+    assert tokens.codes.shape == (4, -(-height // 4), -(-width // 4))
+    assert tokens.model == image_codec.tokenizer.identity[:8]
+    media = image_codec.decode(tokens)
+    assert (media.modality, media.sample_rate, media.data.dtype) == ("image", None, np.float32)
+    assert media.data.shape == (3, height, width)
+
+
+@pytest.mark.parametrize("sample_rate", [8_000, 16_000, 22_050, 44_100, 96_000])
+@pytest.mark.parametrize("samples", [1, HOP - 1, HOP, 1001])
+def test_sound_lengths_and_rates_are_restored(audio_codec, samples, sample_rate):
+    tokens = audio_codec.encode(sound(samples, sample_rate))
+    assert tokens.size == (samples, sample_rate, 1)
+    assert tokens.codes.shape == (3, int(np.ceil(samples * 16_000 / sample_rate / HOP)))
+    media = audio_codec.decode(tokens)
+    assert (media.modality, media.sample_rate) == ("audio", sample_rate)
+    assert media.data.shape == (1, samples)
+    assert np.isfinite(media.data).all()
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_are_coded_each_for_itself(audio_codec, channels):
+    media = sound(1000, 44_100, channels)
+    tokens = audio_codec.encode(media)
+    assert tokens.codes.shape[:2] == (3, channels)
+    decoded = audio_codec.decode(tokens)
+    for channel in range(channels):
+        alone = audio_codec.encode(Media("audio", media.data[channel : channel + 1], 44_100))
+        assert np.array_equal(alone.codes, tokens.codes[:, channel])
+        assert np.array_equal(audio_codec.decode(alone).data[0], decoded.data[channel])
+
+
+@pytest.mark.parametrize("level", [0.0, 50.0])
+def test_silence_and_over_full_scale(audio_codec, level):
+    media = Media("audio", level * sound(100).data, 16_000)
+    assert np.isfinite(audio_codec.decode(audio_codec.encode(media)).data).all()
+
+
+def test_edges_are_mirrored(image_codec):
+    """What lies beyond the picture continues it: padding by hand gives the same codes."""
+    media = picture(30, 29)
+    padded = np.pad(media.data, [(0, 0), (0, 3), (0, 2)], mode="symmetric")
+    assert np.array_equal(image_codec.encode(media).codes, image_codec.encode(Media("image", padded)).codes)
+
+
+def test_prefixes(image_codec):
+    media = picture(32, 32)
+    tokens = image_codec.encode(media)
+    for count in (1, 3, 4):
+        prefix = image_codec.encode(media, count)
+        assert np.array_equal(prefix.codes, tokens.codes[:count])
+        assert np.array_equal(image_codec.decode(prefix).data, image_codec.decode(tokens, count).data)
+    for count in (0, 5):
+        with pytest.raises(UsageError, match=f"--codebooks {count}: there are 4"):
+            image_codec.encode(media, count)
+        with pytest.raises(UsageError, match=f"--codebooks {count}: there are 4"):
+            image_codec.decode(tokens, count)
+
+
+def test_more_codebooks_are_closer(image_codec):
+    """The residual levels of the k-means start bring the latents, and so the output, nearer to the unquantised one."""
+    import torch
+
+    model = image_codec.tokenizer
+    x = torch.from_numpy(picture(64, 64).data[None])
+    codes, (whole, _) = model.encode(x), model(x, quantize=False)
+    quality = [float(psnr(model.decode(codes[:, :count]), whole)) for count in (1, 2, 3, 4)]
+    assert quality == sorted(quality)
+    assert quality[3] > quality[0] + 1
+
+
+def test_grey_model(make_model):
+    codec = Codec(load_model(make_model("image", channels=1)))
+    media = codec.decode(codec.encode(picture(9, 5, 1)))
+    assert media.data.shape == (1, 5, 9)
+
+
+def test_media_that_the_model_is_not_for(image_codec, audio_codec):
+    with pytest.raises(ModelError, match="codes image, not audio; choose another --model"):
+        image_codec.encode(sound(10))
+    with pytest.raises(ModelError, match="codes audio, not image"):
+        audio_codec.encode(picture(4, 4))
+    with pytest.raises(ModelError, match="pictures of 3 channels, this one has 1"):
+        image_codec.encode(picture(4, 4, 1))
+    with pytest.raises(MediaError, match="too far apart"):
+        audio_codec.encode(sound(10, 40))
+
+
+def test_tokens_of_another_model(image_codec, make_model):
+    other = Codec(load_model(make_model("image", seed=1)))
+    names = [codec.tokenizer.identity[:8].hex() for codec in (image_codec, other)]
+    with pytest.raises(WrongModelError, match=f"made by model {names[0]}, you gave {names[1]}; give the right one"):
+        other.decode(image_codec.encode(picture(8, 8)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": (9, 8)},
+        {"size": (8, 800)},
+        {"codebook_sizes": (16, 16, 16, 17)},
+        {"codebook_sizes": (16,) * 5, "codes": np.zeros((5, 2, 2), np.int32)},
+        {"modality": "audio", "size": (8, 16_000, 2)},
+    ],
+)
+def test_tokens_that_no_encoder_made(image_codec, change):
+    tokens = image_codec.encode(picture(8, 8))
+    with pytest.raises(CorruptFileError, match="do not fit the model that they name"):
+        image_codec.decode(dataclasses.replace(tokens, **change))

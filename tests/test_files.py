@@ -1,0 +1,153 @@
+"""vqtok.files"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError
+from vqtok.files import STDIO, atomic_write, naming, plan_jobs, read_bytes
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Make a folder with pictures at two depths, something else, and make its parent the current folder."""
+    for name in ("in/b.png", "in/a.v1.jpg", "in/deep/c.png", "in/notes.txt", "one.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(*inputs, output=None):
+    jobs = plan_jobs(
+        [Path(name) for name in inputs],
+        output,
+        suffix=lambda path: ".vqt",
+        accepts=lambda path: path.suffix in (".png", ".jpg"),
+        what="pictures",
+    )
+    return {str(job.source): str(job.target) for job in jobs}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "expected"),
+    [
+        (["one.png"], None, {"one.png": "one.vqt"}),
+        (["in/a.v1.jpg"], None, {"in/a.v1.jpg": "in/a.v1.vqt"}),
+        (["one.png"], "x/two.bin", {"one.png": "x/two.bin"}),
+        (["one.png"], "in", {"one.png": "in/one.vqt"}),
+        (["one.png"], "new", {"one.png": "new"}),
+        (["one.png"], "new/", {"one.png": "new/one.vqt"}),
+        (["one.png"], "-", {"one.png": "-"}),
+        (["one.png", "in/b.png"], None, {"one.png": "one.vqt", "in/b.png": "in/b.vqt"}),
+        (["one.png", "in/b.png"], "new", {"one.png": "new/one.vqt", "in/b.png": "new/b.vqt"}),
+        (
+            ["in", "one.png"],
+            "out",
+            {
+                "in/a.v1.jpg": "out/a.v1.vqt",
+                "in/b.png": "out/b.vqt",
+                "in/deep/c.png": "out/deep/c.vqt",
+                "one.png": "out/one.vqt",
+            },
+        ),
+        (["-"], None, {"-": "-"}),
+        (["-"], "x.vqt", {"-": "x.vqt"}),
+        (["-"], "in", {"-": "in/stdin.vqt"}),
+    ],
+)
+def test_outputs(tree, inputs, output, expected):
+    assert plan(*inputs, output=output) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "error", "message"),
+    [
+        (["none.png"], None, UsageError, "none.png: no such file"),
+        (["in"], None, UsageError, "in: is a folder; give -o DIR"),
+        (["in"], "-", UsageError, "only one input"),
+        (["one.png", "in/b.png"], "-", UsageError, "only one input"),
+        (["one.png", "in/b.png"], "one.png", UsageError, "one.png: is a file; several inputs need a folder"),
+        (["one.png", "one.png"], None, UsageError, "one.png and one.png would both become one.vqt"),
+        (["one.png"], "in/../one.png", UsageError, "overwritten by its own output"),
+        (["in/folder.png"], "out", MediaError, "in/folder.png: no pictures in this folder"),
+    ],
+)
+def test_refused_plans(tree, inputs, output, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        plan(*inputs, output=output)
+
+
+@pytest.mark.parametrize("twin", ["b.jpg", "B.png"])
+def test_inputs_of_one_output_collide(tree, twin):
+    (tree / "in" / twin).touch()
+    with pytest.raises(UsageError, match=r"would both become out/b\.vqt; rename one|become out/B\.vqt"):
+        plan("in", output="out")
+
+
+def test_atomic_write_replaces_and_keeps_ordinary_permissions(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old and longer")
+    before = os.umask(0o027)
+    try:
+        atomic_write(path, b"new")
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch, failure):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_names_are_written(tmp_path):
+    for name in ("a" * 255, "\N{GRINNING FACE}" * 63):
+        atomic_write(tmp_path / name, b"x")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_unwritable_places(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "none/file", tmp_path / "file/file"):
+        with pytest.raises(OutputError, match=f"^{path}: cannot be written: "):
+            atomic_write(path, b"x")
+
+
+def test_devices_are_written_to_not_replaced():
+    atomic_write(Path("/dev/null"), b"x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_read_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"\0\xff")
+    assert read_bytes(tmp_path / "file") == b"\0\xff"
+    with pytest.raises(MediaError, match="none: cannot be read: No such file"):
+        read_bytes(tmp_path / "none")
+
+
+def test_errors_name_their_input():
+    for raised, shown in (("is damaged", "a.vqt: is damaged"), ("a.vqt: is damaged", "a.vqt: is damaged")):
+        with pytest.raises(CorruptFileError, match=f"^{shown}$"), naming(Path("a.vqt")):
+            raise CorruptFileError(raised)
+    with pytest.raises(CorruptFileError, match=r"^stdin: is damaged$"), naming(STDIO):
+        raise CorruptFileError("is damaged")

@@ -1,0 +1,257 @@
+"""Model files: vqtok.models.weights, card, tables and zoo."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vqtok.config import Config, from_dict
+from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, VqtokError, WrongModelError
+from vqtok.models.card import METADATA_KEY, read_card
+from vqtok.models.tables import read_tables, tables_of
+from vqtok.models.vqmodel import VQModel
+from vqtok.models.weights import compute_identity, decoding_state, load_model, save_model
+from vqtok.models.zoo import bundled_models, find_model
+
+
+def contents(path):
+    """Give the tensors and the card of a model file, to be changed and written again."""
+    header = path.read_bytes()[8:]
+    metadata = json.JSONDecoder().raw_decode(header.decode("latin-1"))[0]["__metadata__"]
+    return load_file(path), json.loads(metadata[METADATA_KEY])
+
+
+def write(path, tensors, values, *, sign=True):
+    """Write a model file, with the identity that belongs to it unless `sign` is false."""
+    if sign:
+        values["identity"] = compute_identity(values["config"]["model"], tensors).hex()
+    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(values)})
+    return path
+
+
+@pytest.fixture
+def saved(image_model, tmp_path):
+    """Give a model in memory, its config and its tables, and a function that saves it."""
+    model, card = load_model(image_model), read_card(image_model)
+    config = from_dict(Config, card.config)
+    tables = dict(enumerate(read_tables(image_model)))
+
+    def save(model=model, config=config, tables=tables):
+        return save_model(tmp_path / "m.safetensors", model, config, entropy_tables=tables, training={})
+
+    return model, config, tables, save
+
+
+def test_round_trip(image_model, tmp_path):
+    torch.manual_seed(0)
+    config = from_dict(Config, {"model": read_card(image_model).config["model"]})
+    model = VQModel(config.model)
+    tables = {0: np.arange(16, dtype=np.uint16), 2: np.full(16, 1024, np.uint16)}
+    path = tmp_path / "model.safetensors"
+    training = {"steps": 3, "note": "é"}
+    identity = save_model(path, model, config, entropy_tables=tables, training=training, dtype=torch.float32)
+    loaded = load_model(path)
+    assert (loaded.identity, len(identity)) == (identity, 32)
+    assert not loaded.training
+    assert [None if table is None else table.tolist() for table in loaded.entropy_tables] == [
+        list(range(16)),
+        None,
+        [1024] * 16,
+        None,
+    ]
+    for name, tensor in decoding_state(model).items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    x = torch.rand(1, 3, 16, 20)
+    codes = loaded.encode(x)
+    assert torch.equal(codes, model.eval().encode(x))
+    assert torch.equal(loaded.decode(codes), model.decode(codes))
+    assert not loaded.decode(codes).requires_grad
+
+    card = read_card(path)
+    assert (card.identity, card.training, card.config) == (
+        identity.hex(),
+        training,
+        json.loads(json.dumps(config.to_dict())),
+    )
+    assert (card.codebook_sizes, card.stride, card.file_bytes) == ((16,) * 4, 4, path.stat().st_size)
+    assert card.num_parameters == sum(tensor.numel() for tensor in decoding_state(model).values())
+
+
+def test_half_precision_rounds_once(saved, tmp_path):
+    _, _, _, save = saved
+    identity = save()
+    again = save(model=load_model(tmp_path / "m.safetensors"))
+    assert again == identity
+
+
+def test_identity_is_what_decoding_depends_on(saved, image_model):
+    model, config, tables, save = saved
+    identity = load_model(image_model).identity
+    assert save() == identity
+    for name, tensor in decoding_state(model).items():
+        before = tensor.clone()
+        tensor.view(-1)[-1] += 1
+        assert (save() == identity) == name.startswith("encoder."), name
+        tensor.copy_(before)
+    assert save() == identity
+    assert save(tables={0: tables[0]}) != identity
+    assert save(tables=tables | {3: np.roll(tables[3], 1)}) != identity
+    values = config.to_dict()
+    values["model"]["network"]["activation"] = "elu"
+    assert save(config=from_dict(Config, values)) != identity
+    values = config.to_dict()
+    values["train"]["steps"] += 1
+    assert save(config=from_dict(Config, values)) == identity
+
+
+def test_settings_of_later_versions_leave_identities_as_they_are(image_model, tmp_path):
+    """A file from before a setting existed loads with its default, under its own identity."""
+    tensors, values = contents(image_model)
+    del values["config"]["model"]["quantizer"]["prefix_dropout"]
+    older = write(tmp_path / "older.safetensors", tensors, values)
+    assert load_model(older).identity.hex() == values["identity"]
+
+    values["config"]["model"]["quantizer"]["invented"] = 1
+    newer = write(tmp_path / "newer.safetensors", tensors, values)
+    with pytest.raises(ModelError, match="does not fit this version of vqtok: .*invented"):
+        load_model(newer)
+
+
+@pytest.mark.parametrize("part", ["decoder.layers.0.weight", "quantizer.levels.0.codebook", "entropy.0"])
+def test_altered_weights_are_refused(image_model, tmp_path, part):
+    tensors, values = contents(image_model)
+    name = part if part in tensors else next(name for name in sorted(tensors) if name.startswith("quantizer."))
+    tensors[name].view(-1)[0] += 1
+    path = write(tmp_path / "altered.safetensors", tensors, values, sign=False)
+    with pytest.raises(CorruptFileError, match="do not match the identity"):
+        load_model(path)
+
+
+def test_altered_tables_are_refused_without_the_weights(image_model, tmp_path):
+    tensors, values = contents(image_model)
+    tensors["entropy.1"][0] += 1
+    path = write(tmp_path / "altered.safetensors", tensors, values, sign=False)
+    with pytest.raises(CorruptFileError, match="damaged entropy tables"):
+        read_tables(path)
+
+
+def test_every_truncation_of_the_header_and_some_of_the_weights_is_refused(image_model, tmp_path):
+    data = image_model.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    path = tmp_path / "cut.safetensors"
+    for length in [*range(0, header, 97), header - 1, header, header + 1, len(data) - 1]:
+        path.write_bytes(data[:length])
+        expected = ModelError if length < 9 else CorruptFileError
+        for read in (read_card, load_model):
+            with pytest.raises(expected, match=re.escape(str(path))):
+                read(path)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(CorruptFileError, match="damaged or cut short"):
+        load_model(path)
+
+
+def test_flipped_bits_never_escape_the_typed_errors(image_model, tmp_path):
+    data = bytearray(image_model.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    path = tmp_path / "flipped.safetensors"
+    refused = 0
+    for position in range(0, header, 23):
+        data[position] ^= 1 << position % 7
+        path.write_bytes(data)
+        try:
+            read_card(path)
+        except VqtokError as error:
+            assert str(path) in str(error)
+            refused += 1
+        data[position] ^= 1 << position % 7
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"", ModelError, "not a safetensors file"),
+        (b"PK\3\4 a pickle in a zip", ModelError, "not a safetensors file"),
+        (b"\x10\0\0\0\0\0\0\0[1, 2, 3, 4, 5, ]", ModelError, "not a safetensors file"),
+        (b"\x10\0\0\0\0\0\0\0{              }", ModelError, "a safetensors file, but not a vqtok model"),
+        (b"\x10\0\0\0\0\0\0\0{'a': 1         }", CorruptFileError, "damaged or cut short"),
+        (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": "vqtok"}'[:24], CorruptFileError, "damaged or cut short"),
+        (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2] }'[:24], CorruptFileError, "damaged or cut short"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"weight": null}', CorruptFileError, "damaged or cut short"),
+    ],
+)
+def test_foreign_files(tmp_path, content, error, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        read_card(path)
+
+
+def test_foreign_safetensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match="not a vqtok model"):
+        load_model(path)
+    for card in ("no JSON", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": 1, "identity": 5}'):
+        save_file({"weight": torch.zeros(2)}, path, metadata={METADATA_KEY: card})
+        with pytest.raises(CorruptFileError, match="damaged model card"):
+            read_card(path)
+
+
+def test_future_format(image_model, tmp_path):
+    tensors, values = contents(image_model)
+    values["format"] = 2
+    with pytest.raises(UnsupportedVersionError, match="model format 2; upgrade vqtok"):
+        load_model(write(tmp_path / "x.safetensors", tensors, values))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_their_config(image_model, tmp_path, change):
+    tensors, values = contents(image_model)
+    if change == "missing":
+        del tensors["decoder.layers.0.weight"]
+    elif change == "unexpected":
+        tensors["decoder.extra"] = torch.zeros(1)
+    else:
+        tensors["decoder.layers.0.weight"] = torch.zeros(1)
+    with pytest.raises(ModelError, match=r"decoder\.(layers\.0\.weight|extra)|does not fit"):
+        load_model(write(tmp_path / "x.safetensors", tensors, values))
+
+
+def test_tables_follow_the_file(make_model, tmp_path):
+    """A file that is written anew under the same name brings its own tables."""
+    path = tmp_path / "model.safetensors"
+    first, second = make_model("image"), make_model("image", seed=1)
+    seen = []
+    for source in (first, second):
+        path.write_bytes(source.read_bytes())
+        seen.append([np.concatenate(load_model(path).entropy_tables), np.concatenate(read_tables(path))])
+        assert np.array_equal(*seen[-1])
+    assert not np.array_equal(seen[0][0], seen[1][0])
+
+
+def test_tables_of_the_model_that_is_named(bundled, image_model, audio_model, make_model):
+    identity = load_model(image_model).identity[:8]
+    for model in (None, "image", str(image_model)):
+        tables = tables_of(identity, model)
+        assert [table.sum() for table in tables] == [2**14] * 4
+    with pytest.raises(WrongModelError, match=f"made by model {identity.hex()}, you gave [0-9a-f]{{16}}; give"):
+        tables_of(identity, "audio")
+    with pytest.raises(ModelError, match="made by model 7878787878787878, which is no bundled model"):
+        tables_of(b"xxxxxxxx", None)
+
+
+def test_models_by_name_and_path(bundled, image_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image").write_bytes(b"a file that happens to be called so")
+    assert list(bundled_models()) == ["audio", "image"]
+    assert find_model("image") == bundled / "image.safetensors"
+    assert find_model("./image").samefile(tmp_path / "image")
+    assert find_model(str(image_model)) == image_model
+    with pytest.raises(ModelError, match=r"no model 'none': neither a file nor a bundled model \(audio, image\)"):
+        find_model("none")
