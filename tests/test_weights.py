@@ -118,15 +118,14 @@ def test_settings_of_later_versions_leave_identities_as_they_are(image_model, tm
 
     values["config"]["model"]["quantizer"]["invented"] = 1
     newer = write(tmp_path / "newer.safetensors", tensors, values)
-    with pytest.raises(ModelError, match="does not fit this version of vqtok: .*invented"):
+    with pytest.raises(ModelError, match=r"does not fit this version of vqtok: .*invented"):
         load_model(newer)
 
 
-@pytest.mark.parametrize("part", ["decoder.layers.0.weight", "quantizer.levels.0.codebook", "entropy.0"])
+@pytest.mark.parametrize("part", ["decoder.", "quantizer.", "entropy."])
 def test_altered_weights_are_refused(image_model, tmp_path, part):
     tensors, values = contents(image_model)
-    name = part if part in tensors else next(name for name in sorted(tensors) if name.startswith("quantizer."))
-    tensors[name].view(-1)[0] += 1
+    tensors[next(name for name in tensors if name.startswith(part))].view(-1)[0] += 1
     path = write(tmp_path / "altered.safetensors", tensors, values, sign=False)
     with pytest.raises(CorruptFileError, match="do not match the identity"):
         load_model(path)
@@ -165,29 +164,38 @@ def test_flipped_bits_never_escape_the_typed_errors(image_model, tmp_path):
         path.write_bytes(data)
         try:
             read_card(path)
-        except VqtokError as error:
-            assert str(path) in str(error)
+        except VqtokError:
             refused += 1
         data[position] ^= 1 << position % 7
     assert refused > 50
 
 
 @pytest.mark.parametrize(
-    ("content", "error", "message"),
-    [
-        (b"", ModelError, "not a safetensors file"),
-        (b"PK\3\4 a pickle in a zip", ModelError, "not a safetensors file"),
-        (b"\x10\0\0\0\0\0\0\0[1, 2, 3, 4, 5, ]", ModelError, "not a safetensors file"),
-        (b"\x10\0\0\0\0\0\0\0{              }", ModelError, "a safetensors file, but not a vqtok model"),
-        (b"\x10\0\0\0\0\0\0\0{'a': 1         }", CorruptFileError, "damaged or cut short"),
-        (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": "vqtok"}'[:24], CorruptFileError, "damaged or cut short"),
-        (b"\x18\0\0\0\0\0\0\0" + b'{"__metadata__": [1, 2] }'[:24], CorruptFileError, "damaged or cut short"),
-        (b"\x10\0\0\0\0\0\0\0" + b'{"weight": null}', CorruptFileError, "damaged or cut short"),
-    ],
+    ("content", "message"),
+    [(b"", "not a safetensors file"), (b"PK\3\4", "not a safetensors file"), (b"\4\0\0\0\0\0\0\0[{}]", "not a safet")],
 )
-def test_foreign_files(tmp_path, content, error, message):
+def test_foreign_files(tmp_path, content, message):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        read_card(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "error", "message"),
+    [
+        ("{}", ModelError, "a safetensors file, but not a vqtok model"),
+        ("{'a': 1}", CorruptFileError, "damaged or cut short"),
+        ('{"__metadata__": "vqtok"}', CorruptFileError, "damaged or cut short"),
+        ('{"__metadata__": ["vqtok"]}', CorruptFileError, "damaged or cut short"),
+        ('{"weight": null}', CorruptFileError, "damaged or cut short"),
+        ('{"weight": {"data_offsets": []}}', CorruptFileError, "damaged or cut short"),
+        ('{"weight": {"data_offsets": [0, 4]}}', CorruptFileError, "damaged or cut short"),
+    ],
+)
+def test_odd_headers(tmp_path, header, error, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
     with pytest.raises(error, match=message):
         read_card(path)
 

@@ -71,7 +71,10 @@ def command(function: Command) -> Command:
             if isinstance(error, VqtokError):
                 _complain(str(error))
                 raise typer.Exit(error.exit_code) from None
-            _complain(f"unexpected {type(error).__name__}: {error}; a bug: VQTOK_DEBUG=1 shows where")
+            about = (
+                "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: "
+            )
+            _complain(f"{about}{error}")
             raise typer.Exit(1) from None
 
     app.command()(run)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vqtok.config import NetworkConfig
-from vqtok.networks.layers import Axes, Downsample, ResBlock, Upsample, activation, convolution, normalisation
+from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Upsample, activation, convolution, start_as
 
 
 class Encoder(nn.Module):
@@ -25,9 +26,10 @@ class Encoder(nn.Module):
             layers.append(Downsample(axes, inputs, width, stride))
             layers += _blocks(config, axes, width, blocks)
             inputs = width
-        layers += [normalisation(config.norm, inputs), activation(config.activation, inputs)]
-        layers.append(convolution(axes, inputs, dim, 3))
-        self.layers = nn.Sequential(*layers)
+        layers += _end_of_stage(config, inputs)
+        head = convolution(axes, inputs, dim, 3)
+        start_as(head, torch.eye(inputs))
+        self.layers = nn.Sequential(*layers, head)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x) if self.axes == 2 else self.layers(x.unsqueeze(2)).squeeze(2)
@@ -39,17 +41,24 @@ class Decoder(nn.Module):
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dim: int) -> None:
         super().__init__()
         self.axes = axes
-        layers: list[nn.Module] = [convolution(axes, dim, config.widths[-1], 3)]
+        head = convolution(axes, dim, config.widths[-1], 3)
+        start_as(head, torch.eye(config.widths[-1]))
+        layers: list[nn.Module] = [head]
         for stage in reversed(range(len(config.strides))):
             width = config.widths[stage]
             outputs = config.widths[stage - 1] if stage else channels
             layers += _blocks(config, axes, width, config.decoder_blocks[stage])
-            layers += [normalisation(config.norm, width), activation(config.activation, width)]
+            layers += _end_of_stage(config, width)
             layers.append(Upsample(axes, width, outputs, config.strides[stage]))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z) if self.axes == 2 else self.layers(z.unsqueeze(2)).squeeze(2)
+
+
+def _end_of_stage(config: NetworkConfig, width: int) -> list[nn.Module]:
+    """Norm and activation; without norms the stream of residuals goes on as it is, loudness and all."""
+    return [ChannelNorm(width), activation(config.activation, width)] if config.norm == "channel" else []
 
 
 def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:

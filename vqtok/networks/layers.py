@@ -6,6 +6,7 @@ convolutions whose channels_last form is several times faster on CPUs than the 1
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -30,6 +31,36 @@ def convolution(axes: Axes, inputs: int, outputs: int, kernel: int, dilation: in
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
+
+
+@torch.no_grad()
+def start_as(layer: nn.Conv2d, matrix: Tensor) -> None:
+    """Let a convolution start as a matrix `(outputs, inputs)` at each position, cut to the layer's channels.
+
+    Inputs beyond the matrix start without effect, outputs beyond it at random.
+    """
+    rows, columns = min(layer.out_channels, matrix.shape[0]), min(layer.in_channels, matrix.shape[1])
+    layer.weight[:rows] = 0
+    middle = tuple(size // 2 for size in layer.kernel_size)
+    layer.weight[:rows, :columns, middle[0], middle[1]] = matrix[:rows, :columns]
+
+
+def block_dct(axes: Axes, channels: int, stride: int) -> Tensor:
+    """Give the orthonormal DCT-II of blocks of `stride` (squared) positions, each channel by itself.
+
+    Rows run over channels, then frequencies from low to high. Networks whose resampling starts so are, before any
+    training, a transform codec that drops high frequencies; from random filters sound takes thousands of steps to
+    get there.
+
+    Source: Ahmed et al. 1974, "Discrete Cosine Transform".
+    """
+    position, frequency = torch.arange(stride) + 0.5, torch.arange(stride)[:, None]
+    dct = torch.cos(torch.pi / stride * position * frequency) * math.sqrt(2 / stride)
+    dct[0] /= math.sqrt(2)
+    if axes == 2:
+        order = (frequency + frequency.T).flatten().argsort(stable=True)
+        dct = torch.kron(dct, dct)[order]
+    return torch.kron(torch.eye(channels), dct)
 
 
 class ChannelNorm(nn.Module):
@@ -62,10 +93,6 @@ class Snake(nn.Module):
         return x + torch.sin(frequency * x).square() / (frequency + 1e-6)
 
 
-def normalisation(name: str, channels: int) -> nn.Module:
-    return ChannelNorm(channels) if name == "channel" else nn.Identity()
-
-
 def activation(name: str, channels: int) -> nn.Module:
     return {"silu": nn.SiLU, "elu": nn.ELU}[name]() if name != "snake" else Snake(channels)
 
@@ -80,7 +107,7 @@ class ResBlock(nn.Module):
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dilation: int) -> None:
         super().__init__()
         kernel = config.kernel
-        self.norm = normalisation(config.norm, channels)
+        self.norm = ChannelNorm(channels) if config.norm == "channel" else nn.Identity()
         self.activation1 = activation(config.activation, channels)
         self.conv1 = convolution(axes, channels, channels, kernel, dilation)
         self.activation2 = activation(config.activation, channels)
@@ -98,6 +125,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.stride = (stride, stride) if axes == 2 else (1, stride)
         self.conv = convolution(axes, inputs * stride**axes, outputs, 3)
+        start_as(self.conv, block_dct(axes, inputs, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         high, wide = self.stride
@@ -117,6 +145,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.stride = (stride, stride) if axes == 2 else (1, stride)
         self.conv = convolution(axes, inputs, outputs * stride**axes, 3)
+        start_as(self.conv, block_dct(axes, outputs, stride).T)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)

@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
-CHUNK_FLOATS = 1 << 18
-"""Scores held at once: 1 MiB of float32, so that a chunk stays in the second-level cache."""
+CHUNK, BLOCK, GROUP = 256, 1024, 128
+"""Vectors and codes scored at once (1 MiB of float32 stays in the second-level cache), and codes in a group."""
 
 
+@torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Find for each vector the row of the codebook with the smallest squared L2 distance.
+    """Find for each vector the row of the codebook with the smallest squared L2 distance; of equals the first.
 
-    Never holds more than a chunk of the (n, size) scores.
+    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which no more than a chunk by a block exists at a
+    time. A vector's code depends on the vector and the codebook alone, not on its batch.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
     """
-    half_norms = codebook.square().sum(1).mul_(-0.5)
-    rows = max(1, CHUNK_FLOATS // codebook.shape[0])
+    size, dim = codebook.shape
+    blocks = ceil(size / BLOCK)
+    groups = ceil(size / (blocks * GROUP))
+    width = ceil(size / (blocks * groups))
+    # Copies of the last row fill the last block up.
+    surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
+    weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
+    biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
+    offsets = torch.arange(blocks, device=codebook.device)[:, None] * (groups * width)
+
+    # BLAS may round otherwise for another shape or alignment: every product has the same, even that of the last chunk.
+    rows = CHUNK if vectors.device.type == "cpu" else 32 * CHUNK  # elsewhere only the number of calls counts
+    chunk = vectors.new_zeros(rows, dim)
+    batch = chunk.expand(groups, rows, dim)
+    scores = vectors.new_empty(groups, rows, width)
     codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    for chunk, out in zip(vectors.split(rows), codes.split(rows), strict=True):
-        torch.argmax(torch.addmm(half_norms, chunk, codebook.T), dim=1, out=out)
-    return codes
+    for part, out in zip(vectors.split(rows), codes.split(rows), strict=True):
+        chunk[: part.shape[0]] = part
+        found = [_first_max(torch.baddbmm(b, batch, w, out=scores)) for b, w in zip(biases, weights, strict=True)]
+        tops, places = (torch.stack(column) for column in zip(*found, strict=True))
+        best = tops.argmax(0, keepdim=True)
+        out.copy_(places.add_(offsets).gather(0, best)[0, : part.shape[0]])
+    return codes.clamp_(max=size - 1)
+
+
+def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the first maximum of each row of scores `(groups, rows, width)`, and its place in groups * width.
+
+    `argmax` over all scores would cost several times the product that made them; `amax` is vectorised, and so is
+    the arithmetic that finds the place in the best group.
+    """
+    groups, rows, width = scores.shape
+    top, group = scores.amax(2).max(0)
+    own = scores.view(-1, width).index_select(0, torch.arange(rows, device=scores.device).add_(group, alpha=rows))
+    descending = torch.arange(width, 0, -1, device=scores.device, dtype=scores.dtype)
+    first = width - own.eq_(top[:, None]).mul_(descending).amax(1).long()
+    return top, first.add_(group, alpha=width)
 
 
 def kmeans(vectors: Tensor, size: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,8 @@ class VQ(Quantizer):
     def update(self, z: Tensor, codes: Tensor) -> None:
         vectors = self._normalise(z.flatten(0, 1))
         counts, sums = cluster_sums(vectors, codes.flatten(), *self.codebook_sizes)
+        if not sums.isfinite().all():
+            return  # One bad batch must not spoil the running means for good.
         # In units of uniform use, so that counts, restarts and decay do not depend on the batch.
         scale = counts.shape[0] / counts.sum()
         self.counts.lerp_(counts * scale, 1 - self.decay)

@@ -1,0 +1,136 @@
+"""Reconstruction losses, against cases worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqtok.config import LossConfig
+from vqtok.errors import UsageError
+from vqtok.losses.reconstruction import MelLoss, ReconstructionLoss, SDRLoss, STFTLoss, magnitudes, mel_filters
+
+RATE = 24_000
+SOUND_LOSSES = [MelLoss(RATE), STFTLoss(), SDRLoss()]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_mel_filters_by_hand() -> None:
+    # 2 kHz is 15 + 27 log(2) / log(6.4) = 25.0820 mel. A third and two thirds of it, 8.3607 and 16.7213, are
+    # 557.38 and 1000 * 6.4 ** (1.7213 / 27) = 1125.63 Hz. Bins lie at 0, 500, 1000, 1500 and 2000 Hz.
+    first = [0, 500 / 557.38, (1125.63 - 1000) / (1125.63 - 557.38), 0, 0]
+    second = [0, 0, (1000 - 557.38) / (1125.63 - 557.38), (2000 - 1500) / (2000 - 1125.63), 0]
+    expected = torch.stack([torch.tensor(first) * 2 / 1125.63, torch.tensor(second) * 2 / (2000 - 557.38)])
+    torch.testing.assert_close(mel_filters(4000, 8, 2), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_mel_filters_below_1_khz_are_linear() -> None:
+    # Edges at 0, 160, ... 800 Hz, bins of 16 Hz.
+    filters = mel_filters(1600, 100, 4)
+    assert filters.argmax(1).tolist() == [10, 20, 30, 40]
+    torch.testing.assert_close(filters.amax(1), torch.full((4,), 2 / 320))
+
+
+def test_mel_filters_have_equal_area_and_rising_peaks() -> None:
+    filters = mel_filters(RATE, 2048, 80)
+    assert filters.shape == (80, 1025)
+    assert (filters.argmax(1).diff() > 0).all()
+    # Hz per bin; the narrow low filters are sampled too coarsely to come out exactly.
+    torch.testing.assert_close(filters.sum(1) * RATE / 2048, torch.ones(80), rtol=0.1, atol=0)
+    torch.testing.assert_close(filters[40:].sum(1) * RATE / 2048, torch.ones(40), rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize(("window", "num_mels"), list(zip(MelLoss.windows, MelLoss.num_mels, strict=True)))
+def test_no_band_of_the_mel_loss_is_empty(window: int, num_mels: int) -> None:
+    assert (mel_filters(RATE, window, num_mels).sum(1) > 0).all()
+
+
+def test_magnitudes_of_a_cosine() -> None:
+    # Amplitude a at a bin's centre: a times half the sum of the window (a Hann window's is n / 2) in every frame
+    # that the ends have no part in.
+    x = 0.5 * torch.cos(2 * torch.pi * 8 * torch.arange(256) / 64)[None]
+    found = magnitudes(x, 64)
+    assert found.shape == (1, 33, 256 // 16 + 1)
+    torch.testing.assert_close(found[0, 8, 2:-2], torch.full((13,), 0.5 * 16), rtol=1e-4, atol=0)
+    assert found[0, 20, 2:-2].max() < 1e-4
+
+
+@pytest.mark.parametrize("loss", SOUND_LOSSES[:2])
+def test_equal_signals_have_no_spectral_loss(loss: torch.nn.Module) -> None:
+    x = noise(2, 1, 4096)
+    assert loss(x, x.clone()).item() == 0
+
+
+def test_ten_times_as_loud_is_1_in_mel() -> None:
+    x = noise(2, 1, 8192)
+    torch.testing.assert_close(MelLoss(RATE)(x, 10 * x), torch.tensor(1.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(MelLoss(RATE)(x, 0.1 * x), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def test_ten_times_as_loud_is_10_in_stft() -> None:
+    x = noise(2, 1, 8192)
+    # 9 of spectral convergence and 1 of log magnitude.
+    torch.testing.assert_close(STFTLoss()(x, 10 * x), torch.tensor(10.0), rtol=1e-4, atol=0)
+
+
+def test_what_is_below_the_floor_is_silence() -> None:
+    x = torch.zeros(1, 1, 4096)
+    assert MelLoss(RATE)(x, 1e-8 * noise(1, 1, 4096)).item() == 0
+
+
+def test_sdr_by_hand() -> None:
+    x = noise(3, 1, 4096)
+    sdr = SDRLoss()
+    torch.testing.assert_close(sdr(x, torch.zeros_like(x)), torch.tensor(0.0))
+    torch.testing.assert_close(sdr(x, 1.1 * x), torch.tensor(-2.0), rtol=1e-3, atol=0)
+    # Loud and quiet items count alike.
+    levels = torch.tensor([1.0, 0.1, 0.3])[:, None, None]
+    torch.testing.assert_close(sdr(levels * x, levels * 1.1 * x), torch.tensor(-2.0), rtol=0.02, atol=0)
+    # A constant loses 0.9 of itself to the pre-emphasis, but so does the error.
+    torch.testing.assert_close(sdr(torch.ones(1, 1, 64), torch.zeros(1, 1, 64)), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("loss", SOUND_LOSSES)
+@pytest.mark.parametrize("samples", [2, 17, 300, 5000])
+@pytest.mark.parametrize(("target", "estimate"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_losses_and_gradients_are_finite(loss: torch.nn.Module, samples: int, target: int, estimate: int) -> None:
+    x = target * noise(1, 1, samples)
+    x_hat = (estimate * noise(1, 1, samples).flip(-1)).requires_grad_()
+    value = loss(x, x_hat)
+    value.backward()
+    assert value.isfinite()
+    assert x_hat.grad is not None
+    assert x_hat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", SOUND_LOSSES)
+def test_losses_pull_towards_the_target(loss: torch.nn.Module) -> None:
+    x = noise(2, 1, 4096)
+    x_hat = (0.5 * x).requires_grad_()
+    loss(x, x_hat).backward()
+    assert x_hat.grad is not None
+    assert loss(x, x_hat - 0.1 * x_hat.grad / x_hat.grad.abs().max()) < loss(x, x_hat)
+
+
+def test_bfloat16_estimates_are_taken_in_float32() -> None:
+    x = noise(1, 1, 4096)
+    for loss in SOUND_LOSSES:
+        assert loss(x, x.bfloat16()).dtype == torch.float32
+
+
+def test_reconstruction_picks_its_terms() -> None:
+    x, x_hat = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5)
+    found = ReconstructionLoss(LossConfig(l1=0.1, l2=7.0), 0)(x, x_hat)
+    assert {name: term.item() for name, term in found.items()} == {"l1": 0.5, "l2": 0.25}
+    sound = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1), RATE)
+    assert set(sound(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr"}
+
+
+def test_reconstruction_needs_a_term_that_fits() -> None:
+    with pytest.raises(UsageError, match="loss: no reconstruction term"):
+        ReconstructionLoss(LossConfig(), RATE)
+    with pytest.raises(UsageError, match="loss.mel is for sound"):
+        ReconstructionLoss(LossConfig(l1=1, mel=1), 0)

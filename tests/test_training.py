@@ -1,0 +1,525 @@
+"""The training loop and `train`: learning, the best model, interruption and resumption, and what gets written."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import wave
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from vqtok.config import Config, TrainConfig, load_preset
+from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.models.weights import load_model
+from vqtok.training import loop
+from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items, validation_crops
+from vqtok.training.loop import Trainer
+from vqtok.training.monitor import CodebookWindow, RunningMeans
+from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
+from vqtok.training.run import train
+from vqtok.training.state import CHECKPOINT_NAME, PREVIOUS_NAME
+from vqtok.training.validation import Validation, prefixes
+
+CONTINUOUS_STEPS = 6
+TINY = [
+    "model.channels=3",
+    "model.network.widths=8,12",
+    "model.network.encoder_blocks=0,1",
+    "model.network.decoder_blocks=0,1",
+    "model.quantizer.dim=4",
+    "model.quantizer.codebook_size=16",
+    "model.quantizer.depth=2",
+    "data.crop_pixels=16",
+    "data.validation_fraction=0.2",
+    "train.batch_size=8",
+    "train.warmup_steps=5",
+    f"train.continuous_steps={CONTINUOUS_STEPS}",
+    "train.average_decay=0.9",
+    "train.validations=3",
+    "train.precision=float32",
+]
+TINY_AUDIO = [
+    "model.modality=audio",
+    "model.sample_rate=2000",
+    "model.network.strides=5,2",
+    "loss.l2=0",
+    "loss.l1=1",
+    "loss.mel=0.1",
+    "data.crop_seconds=0.1",
+]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, as sums over several depend on their number; and a k-means start that takes a few batches."""
+    monkeypatch.setattr(loop, "KMEANS_VECTORS", 256)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with 40 pictures of bright discs on dark ground, the classes of which differ in colour."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :24]
+    discs = [np.hypot(y - cy, x - cx) < 7 for cy, cx in rng.uniform(4, 20, (40, 2))]
+    colours = rng.choice([60, 150, 240], (40, 3))
+    stack = 20 + np.stack(discs)[..., None] * (colours[:, None, None] - 20)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    np.save(folder / "discs.npy", stack.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for index in range(6):
+        soundfile.write(folder / f"{index}.wav", wave(1000 + 100 * index, 2000), 2000)
+    return folder
+
+
+def tiny(*settings: str) -> Config:
+    return load_preset("digits", [*TINY, *settings])
+
+
+def make_trainer(media: Path, folder: Path, budget: Budget, *settings: str, seed: int = 0, **options: Any) -> Trainer:
+    config = tiny(*settings)
+    training, held_out = split_items(find_items(media, config.model.modality), config.data.validation_fraction)
+    cache = MediaCache(config)
+    crops = [(item.name, crop) for item, crop in validation_crops(config, held_out, cache.read)]
+    folder.mkdir(exist_ok=True)
+    loader = BatchLoader(config, training, cache, seed)
+    return Trainer(config, loader, crops, folder, torch.device("cpu"), budget, seed, **options)
+
+
+def strict_json(line: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [strict_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def watched(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
+    """Record the losses of each step that the trainer takes."""
+    seen: list[tuple[int, dict[str, float]]] = []
+    step = trainer._train_step
+
+    def record(x: torch.Tensor, fraction: float) -> dict[str, float]:
+        number, losses = trainer.step, step(x, fraction)
+        seen.append((number, losses))
+        return losses
+
+    trainer._train_step = record  # type: ignore[method-assign]
+    return seen
+
+
+def equal_state(a: nn.Module, b: nn.Module) -> bool:
+    states = a.state_dict(), b.state_dict()
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+# Schedule, budget, averages, figures.
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    config = TrainConfig(learning_rate=0.1, warmup_steps=4)
+    found = [learning_rate(config, step, progress) for step, progress in ((0, 0), (1, 0), (3, 0), (9, 0))]
+    assert found == pytest.approx([0.025, 0.05, 0.1, 0.1])
+    found = [learning_rate(config, 9, progress) for progress in (1 / 3, 0.5, 2 / 3, 1)]
+    assert found == pytest.approx([0.075, 0.05, 0.025, 0])
+    assert learning_rate(config, 1, 0.5) == pytest.approx(0.025)
+    assert learning_rate(TrainConfig(learning_rate=0.1, warmup_steps=0), 0, 0) == pytest.approx(0.1)
+
+
+def test_the_budget_that_ends_first_counts() -> None:
+    assert Budget(steps=10).progress(5, 1e9) == 0.5
+    assert Budget(minutes=2).progress(10**9, 30) == 0.25
+    assert Budget(steps=10, minutes=2).progress(2, 60) == 0.5
+    assert Budget(steps=10, minutes=2).progress(8, 60) == 0.8
+    assert Budget(steps=10).progress(11, 0) == 1
+
+
+def test_averaged_weights_by_hand() -> None:
+    average, model = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    model.weight.data.fill_(5.0)
+    model.num_batches_tracked.fill_(7)
+    update_average(average, model, decay=0.9, step=0)
+    # 1 / 10 of the old 1 and 9 / 10 of the new 5
+    assert average.weight.item() == pytest.approx(4.6)
+    assert average.num_batches_tracked.item() == 7
+    update_average(average, model, decay=0.9, step=5)
+    assert average.weight.item() == pytest.approx(4.6 * 6 / 15 + 5 * 9 / 15)
+    update_average(average, model, decay=0.5, step=10**6)
+    assert average.weight.item() == pytest.approx((4.84 + 5) / 2)
+
+
+def test_only_matrices_and_kernels_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm(2))
+    decayed, plain = make_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
+    assert decayed["params"] == [model[0].weight]
+    assert decayed["weight_decay"] == 0.3
+    assert len(plain["params"]) == 3
+    assert plain["weight_decay"] == 0
+
+
+def test_the_window_counts_codes_of_many_steps() -> None:
+    window = CodebookWindow((4, 8))
+    assert window.summary() == {}
+    window.add(torch.zeros(1, 2, 2, dtype=torch.int64))
+    assert window.summary() == {"usage": [0.25, 0.125], "perplexity": [1, 1]}
+    for code in range(99):
+        window.add(torch.full((1, 2, 1, 2), code % 4))
+    found = window.summary()
+    assert found["usage"] == [1, 0.5]
+    assert found["perplexity"] == pytest.approx([4, 4], rel=1e-3)
+    for _ in range(100):
+        window.add(torch.full((1, 2, 2), 1))
+    assert window.summary()["perplexity"] == [1, 1]
+
+
+def test_means_leave_out_what_is_not_finite() -> None:
+    means = RunningMeans()
+    for value in (1.0, math.nan, 2.0, math.inf):
+        means.add({"a": value, "b": math.nan})
+    assert means.take() == {"a": 1.5}
+    assert means.take() == {}
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_prefixes_that_are_reported(count: int, expected: list[int]) -> None:
+    assert prefixes(count) == expected
+
+
+# The loop.
+
+
+def test_training_learns_and_writes_what_it_did(pictures: Path, tmp_path: Path) -> None:
+    shown: list[loop.Progress] = []
+    trainer = make_trainer(pictures, tmp_path / "run", Budget(steps=120), on_progress=shown.append)
+    losses = watched(trainer)
+    best = trainer.run()
+    first, last = (np.mean([loss["l2"] for _, loss in part]) for part in (losses[:5], losses[-5:]))
+    assert last < 0.25 * first
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [20, 40, 60, 80, 100, 120] == [progress.step for progress in shown]
+    assert {"l2", "commitment", "gradient_norm", "learning_rate", "items_per_second", "fraction"} <= set(rows[-1])
+    assert [len(rows[-1][name]) for name in ("usage", "perplexity")] == [2, 2]
+    found = [row["validation"] for row in rows if "validation" in row]
+    assert [row["step"] for row in rows if "validation" in row] == [40, 80, 120]
+    assert found[-1]["quality_name"] == "psnr"
+    assert found[-1]["prefixes"] == [1, 2]
+    assert found[0]["quality"][1] < found[-1]["quality"][1]
+    assert found[-1]["quality"][0] < found[-1]["quality"][1]
+    assert trainer.best_score == min(validation["score"] for validation in found)
+    assert not best.training
+    # Six originals over their reconstructions, 24 x 24 each.
+    with Image.open(tmp_path / "run" / "step-0000120.png") as grid:
+        assert grid.size == (6 * 24, 2 * 24)
+        pixels = np.asarray(grid).astype(float)
+    assert np.abs(pixels[:24] - pixels[24:]).mean() < 0.5 * np.abs(pixels[:24] - pixels[:24].mean()).mean()
+    assert (pixels[:24] == trainer.held_out[0][1].max()).all() or pixels[:24].std() > 0
+
+
+def test_pairs_of_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(sounds, tmp_path / "run", Budget(steps=9), *TINY_AUDIO)
+    trainer.run()
+    (original,) = (tmp_path / "run").glob("step-0000009-0-original.wav")
+    (decoded,) = (tmp_path / "run").glob("step-0000009-0-decoded.wav")
+    data, rate = soundfile.read(original)
+    assert rate == 2000
+    np.testing.assert_allclose(data, trainer.held_out[0][1][0], atol=1e-4)
+    assert soundfile.info(decoded).frames == len(data)
+    assert metrics(tmp_path / "run")[-1]["validation"]["quality_name"] == "mel_distance"
+
+
+def test_codebooks_start_from_latents_after_the_continuous_steps(pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=CONTINUOUS_STEPS))
+    losses = watched(trainer)
+    with pytest.raises(TrainingError, match="ended before .* more than 6 steps"):
+        trainer.run()
+    assert not trainer.model.quantizer.ready
+    assert all("commitment" not in loss for _, loss in losses)
+    trainer.budget = Budget(steps=CONTINUOUS_STEPS + 1)
+    trainer.run()
+    assert trainer.model.quantizer.ready
+    assert trainer.average.quantizer.ready
+    assert "commitment" in losses[-1][1]
+    z = trainer.model.encoder(torch.from_numpy(trainer.loader.batch(0)))
+    codes = trainer.model.quantizer.encode(z)
+    assert len(codes[:, 0].unique()) > 8
+    error = (trainer.model.quantizer.decode(codes) - z).square().mean()
+    assert error < 0.2 * z.var()
+
+
+def test_the_result_is_the_best_by_validation(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first comes before there are codebooks, and does not count.
+    scores = iter([0.1, 0.9, 0.5, 0.7, math.nan])
+    averages: list[nn.Module] = []
+
+    def validate(model: nn.Module, *others: Any) -> Validation:
+        averages.append(copy.deepcopy(model))
+        return Validation(next(scores), [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+
+    monkeypatch.setattr(loop, "validate", validate)
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=5 * CONTINUOUS_STEPS), "train.validations=5")
+    best = trainer.run()
+    assert trainer.best_score == 0.5
+    assert [equal_state(best, average) for average in averages] == [False, False, True, False, False]
+
+
+def test_a_run_by_the_clock_ends_on_time(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=5), "train.validations=50")
+    trainer.run()
+    steps = metrics(tmp_path)[-1]["step"]
+    assert 300 <= trainer.seconds < 320
+    assert steps > 2 * CONTINUOUS_STEPS
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.02 * trainer.config.train.learning_rate
+
+
+def test_slow_validations_leave_time_to_train(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.1
+        return now
+
+    def validate(*others: Any) -> Validation:
+        nonlocal now
+        now += 50
+        return Validation(1.0, [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+
+    monkeypatch.setattr(loop.time, "monotonic", clock)
+    monkeypatch.setattr(loop, "validate", validate)
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=2), "train.validations=15")
+    trainer.run()
+    rows = metrics(tmp_path)
+    assert sum("validation" in row for row in rows) == 2
+    assert "validation" in rows[-1]
+
+
+# Interruption and resumption.
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would: nothing more is written."""
+
+
+def kill_at(step: int) -> Callable[[loop.Progress], None]:
+    def on_progress(progress: loop.Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return on_progress
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_a_killed_run_goes_on_as_if_undisturbed(modality: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    media: Path = request.getfixturevalue("pictures" if modality == "image" else "sounds")
+    settings = TINY_AUDIO if modality == "audio" else []
+    budget = Budget(steps=30)
+    whole = make_trainer(media, tmp_path / "whole", budget, *settings, seed=3)
+    expected = watched(whole)
+    best = whole.run()
+    # Validations, and with them checkpoints, are at 10, 20 and 30.
+    first = make_trainer(media, tmp_path / "run", budget, *settings, seed=3, on_progress=kill_at(20))
+    with pytest.raises(Killed):
+        first.run()
+    second = make_trainer(media, tmp_path / "run", budget, *settings, seed=3)
+    second.resume()
+    assert second.step == 10
+    found = watched(second)
+    resumed = second.run()
+    assert found == expected[10:]
+    assert equal_state(resumed, best)
+    assert equal_state(second.model, whole.model)
+    assert second.best_score == whole.best_score
+
+
+def test_a_finished_run_can_be_extended(pictures: Path, tmp_path: Path) -> None:
+    make_trainer(pictures, tmp_path, Budget(steps=12)).run()
+    longer = make_trainer(pictures, tmp_path, Budget(steps=30))
+    longer.resume()
+    longer.run()
+    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [4, 8, 12, 20, 30]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000])
+def test_a_checkpoint_cut_short_gives_way_to_the_one_before(
+    pictures: Path, tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(pictures, tmp_path, Budget(steps=12)).run()
+    newest = tmp_path / CHECKPOINT_NAME
+    newest.write_bytes(newest.read_bytes()[:kept])
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=12))
+    trainer.resume()
+    assert trainer.step == 8
+    assert CHECKPOINT_NAME in caplog.text
+    (tmp_path / PREVIOUS_NAME).write_bytes(b"")
+    with pytest.raises(TrainingError, match="no checkpoint to resume from"):
+        make_trainer(pictures, tmp_path, Budget(steps=12)).resume()
+
+
+def test_resuming_with_other_settings_is_refused(pictures: Path, tmp_path: Path) -> None:
+    budget = Budget(steps=8)
+    make_trainer(pictures, tmp_path, budget).run()
+    for settings, seed in ((["train.batch_size=4"], 0), (["model.quantizer.depth=1"], 0), ([], 1)):
+        with pytest.raises(UsageError, match="other settings"):
+            make_trainer(pictures, tmp_path, budget, *settings, seed=seed).resume()
+    make_trainer(pictures, tmp_path, budget).resume()
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        make_trainer(pictures, tmp_path / "other", budget).resume()
+
+
+# Divergence.
+
+
+def test_a_step_that_is_not_finite_is_skipped(pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=30))
+    batch = trainer.loader.batch
+
+    def spoilt(step: int) -> NDArray[np.float32]:
+        return batch(step) * np.float32(math.nan if step in (3, 15) else 1)
+
+    trainer.loader.batch = spoilt  # type: ignore[method-assign]
+    losses = watched(trainer)
+    trainer.run()
+    assert [math.isfinite(loss["l2"]) for _, loss in losses] == [step not in (3, 15) for step in range(30)]
+    for module in (trainer.model, trainer.average, trainer.best):
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+    assert [alarm.partition(":")[0] for alarm in trainer.alarms] == ["step 3", "step 15"]
+    assert [row["alarm"] for row in metrics(tmp_path) if "alarm" in row] == trainer.alarms
+
+
+def test_steps_that_stay_without_a_gradient_end_the_run(pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=100))
+    trainer.loader.batch = lambda step: np.full((8, 3, 16, 16), np.nan, np.float32)  # type: ignore[method-assign]
+    before = copy.deepcopy(trainer.model.decoder)
+    with pytest.raises(TrainingError, match=r"20 steps in a row .* lower train.learning_rate"):
+        trainer.run()
+    assert equal_state(before, trainer.model.decoder)
+
+
+# From a folder to a model file.
+
+
+def run_train(media: Path, output: Path, *settings: str, **options: Any) -> Any:
+    return train(media, output, preset="digits", settings=[*TINY, *settings], device="cpu", **options)
+
+
+def test_train_writes_a_model_that_codes(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    result = run_train(pictures, output, "data.note=discs", steps=20, seed=5)
+    model = load_model(output)
+    assert model.identity.hex() == result.identity
+    assert [int(table.sum(dtype=np.int64)) for table in model.entropy_tables if table is not None] == [2**14] * 2
+    training = result.training
+    assert {name: training[name] for name in ("preset", "steps", "items_seen", "seed", "files", "held_out_files")} == {
+        "preset": "digits",
+        "steps": 20,
+        "items_seen": 160,
+        "seed": 5,
+        "files": 32,
+        "held_out_files": 8,
+    }
+    evaluation = training["evaluation"]
+    assert evaluation["files"] == 8
+    assert evaluation["prefixes"] == [1, 2]
+    assert evaluation["psnr"][0] < evaluation["psnr"][1]
+    assert set(evaluation) >= {"protocol", "ssim", "usage", "perplexity", "entropy_bits", "dead_codes"}
+    with pytest.raises(OutputError, match="holds a run; go on with --resume, or start anew with --force"):
+        run_train(pictures, output, steps=20)
+
+
+def test_the_model_file_does_not_depend_on_an_interruption(pictures: Path, tmp_path: Path) -> None:
+    whole = run_train(pictures, tmp_path / "whole.safetensors", steps=15)
+    with pytest.raises(Killed):
+        run_train(pictures, tmp_path / "cut.safetensors", steps=15, on_progress=kill_at(15))
+    assert not (tmp_path / "cut.safetensors").exists()
+    assert run_train(pictures, tmp_path / "cut.safetensors", steps=15, resume=True).identity == whole.identity
+
+
+def test_force_starts_anew_but_leaves_what_is_not_its_own(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    run_train(pictures, output, steps=8)
+    (tmp_path / "model.run" / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="needs at least 2 readable image files, has 0"):
+        run_train(tmp_path / "empty", output, steps=8, force=True)
+    assert (tmp_path / "model.run" / CHECKPOINT_NAME).exists()
+    run_train(pictures, output, steps=10, force=True)
+    assert [row["step"] for row in metrics(tmp_path / "model.run")] == [4, 7, 10]
+    assert (tmp_path / "model.run" / "notes.txt").exists()
+    assert not (tmp_path / "model.run" / "step-0000008.png").exists()
+
+
+def test_what_cannot_start_says_so_at_once(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    with pytest.raises(UsageError, match="not a folder of media"):
+        run_train(tmp_path / "nowhere", output)
+    with pytest.raises(OutputError, match="no such folder"):
+        run_train(pictures, tmp_path / "nowhere" / "model.safetensors")
+    with pytest.raises(UsageError, match="name the model .safetensors"):
+        run_train(pictures, tmp_path / "model.run")
+    with pytest.raises(UsageError, match="--seed must be"):
+        run_train(pictures, output, seed=-1)
+    with pytest.raises(UsageError, match="--device tpu: not available"):
+        train(pictures, output, preset="digits", device="tpu")
+    with pytest.raises(UsageError, match="loss: no reconstruction term"):
+        run_train(pictures, output, "loss.l2=0")
+    with pytest.raises(TrainingError, match="no checkpoint to resume from"):
+        run_train(pictures, output, resume=True)
+    output.write_bytes(b"a model")
+    with pytest.raises(OutputError, match="exists; give --force"):
+        run_train(pictures, output)
+    assert not (tmp_path / "model.run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_saves_and_says_how_to_resume(
+    pictures: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output, run_folder = tmp_path / "model.safetensors", tmp_path / "model.run"
+    options = [option for setting in TINY for option in ("--set", setting)]
+    command = [sys.executable, "-m", "vqtok", "train", pictures, "-o", output, "--preset", "digits", "--steps", "99999"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *options, "--device", "cpu"], stderr=subprocess.PIPE, env=environment) as process:
+        deadline = time.monotonic() + 300
+        while not (run_folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == 130, errors.decode()
+    assert b"--resume" in errors
+    trained = metrics(run_folder)[-1]["step"]
+    assert trained >= 20
+    assert not output.exists()
+    result = run_train(pictures, output, steps=trained + 30, resume=True)
+    assert result.training["steps"] == trained + 30
+    assert load_model(output).identity.hex() == result.identity
