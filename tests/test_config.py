@@ -130,13 +130,13 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
 def test_a_preset_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="bad.toml: not valid TOML"):
+    with pytest.raises(UsageError, match=r"bad\.toml: not valid TOML"):
         load_preset(str(path))
 
 
 def test_a_folder_is_no_preset(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(UsageError, match="folder.toml: cannot be read"):
+    with pytest.raises(UsageError, match=r"folder\.toml: cannot be read"):
         load_preset(str(tmp_path / "folder.toml"))
 
 

@@ -40,9 +40,9 @@ def audio_config(*settings: str) -> Config:
     return load_preset("audio", [*small, *settings])
 
 
-def write_picture(path: Path, width: int = 40, height: int = 30, level: int = 0, channels: int = 3) -> None:
+def write_picture(path: Path, width: int = 40, height: int = 30, level: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture(width, height, channels) // 2 + level).squeeze()).save(path)
+    Image.fromarray(picture(width, height) // 2 + level).save(path)
 
 
 def loader(config: Config, items: list[Item], seed: int = 0) -> BatchLoader:

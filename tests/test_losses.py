@@ -132,5 +132,5 @@ def test_reconstruction_picks_its_terms() -> None:
 def test_reconstruction_needs_a_term_that_fits() -> None:
     with pytest.raises(UsageError, match="loss: no reconstruction term"):
         ReconstructionLoss(LossConfig(), RATE)
-    with pytest.raises(UsageError, match="loss.mel is for sound"):
+    with pytest.raises(UsageError, match=r"loss\.mel is for sound"):
         ReconstructionLoss(LossConfig(l1=1, mel=1), 0)

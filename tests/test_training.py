@@ -241,7 +241,6 @@ def test_training_learns_and_writes_what_it_did(pictures: Path, tmp_path: Path) 
         assert grid.size == (6 * 24, 2 * 24)
         pixels = np.asarray(grid).astype(float)
     assert np.abs(pixels[:24] - pixels[24:]).mean() < 0.5 * np.abs(pixels[:24] - pixels[:24].mean()).mean()
-    assert (pixels[:24] == trainer.held_out[0][1].max()).all() or pixels[:24].std() > 0
 
 
 def test_pairs_of_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
@@ -259,7 +258,7 @@ def test_pairs_of_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
 def test_codebooks_start_from_latents_after_the_continuous_steps(pictures: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pictures, tmp_path, Budget(steps=CONTINUOUS_STEPS))
     losses = watched(trainer)
-    with pytest.raises(TrainingError, match="ended before .* more than 6 steps"):
+    with pytest.raises(TrainingError, match=r"ended before .* more than 6 steps"):
         trainer.run()
     assert not trainer.model.quantizer.ready
     assert all("commitment" not in loss for _, loss in losses)
@@ -485,7 +484,7 @@ def test_what_cannot_start_says_so_at_once(pictures: Path, tmp_path: Path) -> No
         run_train(tmp_path / "nowhere", output)
     with pytest.raises(OutputError, match="no such folder"):
         run_train(pictures, tmp_path / "nowhere" / "model.safetensors")
-    with pytest.raises(UsageError, match="name the model .safetensors"):
+    with pytest.raises(UsageError, match=r"name the model \.safetensors"):
         run_train(pictures, tmp_path / "model.run")
     with pytest.raises(UsageError, match="--seed must be"):
         run_train(pictures, output, seed=-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import NetworkConfig
-from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Upsample, activation, convolution, start_as
+from vqtok.networks.layers import Axes, Downsample, ResBlock, Upsample, convolution, dct_stages, start_as
 
 
 class Encoder(nn.Module):
@@ -22,11 +22,13 @@ class Encoder(nn.Module):
         self.axes = axes
         layers: list[nn.Module] = []
         inputs = channels
-        for stride, width, blocks in zip(config.strides, config.widths, config.encoder_blocks, strict=True):
-            layers.append(Downsample(axes, inputs, width, stride))
+        starts = dct_stages(axes, channels, config.strides, config.widths)
+        for stride, width, blocks, start in zip(
+            config.strides, config.widths, config.encoder_blocks, starts, strict=True
+        ):
+            layers.append(Downsample(axes, inputs, width, stride, start))
             layers += _blocks(config, axes, width, blocks)
             inputs = width
-        layers += _end_of_stage(config, inputs)
         head = convolution(axes, inputs, dim, 3)
         start_as(head, torch.eye(inputs))
         self.layers = nn.Sequential(*layers, head)
@@ -44,21 +46,16 @@ class Decoder(nn.Module):
         head = convolution(axes, dim, config.widths[-1], 3)
         start_as(head, torch.eye(config.widths[-1]))
         layers: list[nn.Module] = [head]
+        starts = dct_stages(axes, channels, config.strides, config.widths)
         for stage in reversed(range(len(config.strides))):
             width = config.widths[stage]
             outputs = config.widths[stage - 1] if stage else channels
             layers += _blocks(config, axes, width, config.decoder_blocks[stage])
-            layers += _end_of_stage(config, width)
-            layers.append(Upsample(axes, width, outputs, config.strides[stage]))
+            layers.append(Upsample(axes, width, outputs, config.strides[stage], starts[stage].T))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z) if self.axes == 2 else self.layers(z.unsqueeze(2)).squeeze(2)
-
-
-def _end_of_stage(config: NetworkConfig, width: int) -> list[nn.Module]:
-    """Norm and activation; without norms the stream of residuals goes on as it is, loudness and all."""
-    return [ChannelNorm(width), activation(config.activation, width)] if config.norm == "channel" else []
 
 
 def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:

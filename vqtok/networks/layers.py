@@ -7,6 +7,7 @@ convolutions whose channels_last form is several times faster on CPUs than the 1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -45,22 +46,35 @@ def start_as(layer: nn.Conv2d, matrix: Tensor) -> None:
     layer.weight[:rows, :columns, middle[0], middle[1]] = matrix[:rows, :columns]
 
 
-def block_dct(axes: Axes, channels: int, stride: int) -> Tensor:
-    """Give the orthonormal DCT-II of blocks of `stride` (squared) positions, each channel by itself.
+def dct_stages(axes: Axes, channels: int, strides: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
+    """Give for each downsampling stage an orthonormal matrix `(outputs, inputs * stride ** axes)` to start as.
 
-    Rows run over channels, then frequencies from low to high. Networks whose resampling starts so are, before any
-    training, a transform codec that drops high frequencies; from random filters sound takes thousands of steps to
-    get there.
+    The stages together are a DCT-II of whole blocks, and of the colours, from low frequencies to high; what the widths
+    have no room for is dropped. Networks that start so are, before any training, a transform codec that drops high
+    frequencies. From random filters pictures take thousands of steps to get there, and sound many more.
 
     Source: Ahmed et al. 1974, "Discrete Cosine Transform".
     """
-    position, frequency = torch.arange(stride) + 0.5, torch.arange(stride)[:, None]
-    dct = torch.cos(torch.pi / stride * position * frequency) * math.sqrt(2 / stride)
-    dct[0] /= math.sqrt(2)
-    if axes == 2:
-        order = (frequency + frequency.T).flatten().argsort(stable=True)
-        dct = torch.kron(dct, dct)[order]
-    return torch.kron(torch.eye(channels), dct)
+    stages = []
+    # The sum of the colours is their DC; their differences are about as weak as the third frequency of a block.
+    colours, frequencies = dct_matrix(channels), (torch.arange(channels) > 0) * 2 / strides[0]
+    for stride, width in zip(strides, widths, strict=True):
+        block, within = dct_matrix(stride), torch.arange(stride) / stride
+        if axes == 2:
+            block, within = torch.kron(block, block), (within[:, None] + within).flatten()
+        matrix = torch.kron(colours, block)
+        frequencies = (frequencies[:, None] + within).flatten()
+        order = frequencies.argsort(stable=True)[:width]
+        stages.append(matrix[order])
+        frequencies, colours = frequencies[order] * stride, torch.eye(len(order))
+    return stages
+
+
+def dct_matrix(size: int) -> Tensor:
+    """Give the orthonormal DCT-II `(size, size)`, a row a frequency."""
+    matrix = torch.cos(torch.pi / size * torch.arange(size)[:, None] * (torch.arange(size) + 0.5))
+    matrix[0] /= math.sqrt(2)
+    return matrix * math.sqrt(2 / size)
 
 
 class ChannelNorm(nn.Module):
@@ -121,11 +135,11 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """Move blocks of `stride` (squared) positions into channels, then convolve."""
 
-    def __init__(self, axes: Axes, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, axes: Axes, inputs: int, outputs: int, stride: int, start: Tensor) -> None:
         super().__init__()
         self.stride = (stride, stride) if axes == 2 else (1, stride)
         self.conv = convolution(axes, inputs * stride**axes, outputs, 3)
-        start_as(self.conv, block_dct(axes, inputs, stride))
+        start_as(self.conv, start)
 
     def forward(self, x: Tensor) -> Tensor:
         high, wide = self.stride
@@ -141,11 +155,11 @@ class Upsample(nn.Module):
         Convolutional Neural Network", section 2.2.
     """
 
-    def __init__(self, axes: Axes, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, axes: Axes, inputs: int, outputs: int, stride: int, start: Tensor) -> None:
         super().__init__()
         self.stride = (stride, stride) if axes == 2 else (1, stride)
         self.conv = convolution(axes, inputs, outputs * stride**axes, 3)
-        start_as(self.conv, block_dct(axes, outputs, stride).T)
+        start_as(self.conv, start)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)

@@ -52,7 +52,7 @@ def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     `argmax` over all scores would cost several times the product that made them; `amax` is vectorised, and so is
     the arithmetic that finds the place in the best group.
     """
-    groups, rows, width = scores.shape
+    _, rows, width = scores.shape
     top, group = scores.amax(2).max(0)
     own = scores.view(-1, width).index_select(0, torch.arange(rows, device=scores.device).add_(group, alpha=rows))
     descending = torch.arange(width, 0, -1, device=scores.device, dtype=scores.dtype)

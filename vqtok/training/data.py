@@ -85,13 +85,12 @@ def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
         MediaError: damaged, or without such a stack.
     """
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"": loaded}
+        if path.suffix.lower() == ".npy":
+            arrays = {"": np.load(path, mmap_mode="r", allow_pickle=False)}
         else:
-            with loaded:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
                 arrays = dict(loaded.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MediaError(f"{path}: cannot be read: {error}") from None
     stacks = {
         key: array
