@@ -103,7 +103,7 @@ def test_set_leaves_the_rest_alone_and_the_last_one_holds() -> None:
         ("model.network.kernel=4", "model.network.kernel must be odd"),
         ("model.network.dilations=[]", "model.network.dilations needs at least one"),
         ("model.quantizer.kind=fsq", "model.quantizer.levels must be set"),
-        ("model.quantizer.groups=3", "model.quantizer.dim must be a multiple of groups"),
+        ("model.quantizer.groups=5", "model.quantizer.dim must be a multiple of groups"),
         ("model.quantizer.depth=0", "model.quantizer.depth must be at least 1"),
         ("model.quantizer.codebook_size=1", "model.quantizer.codebook_size must be at least 2"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqtok.config import ModelConfig, NetworkConfig, QuantizerConfig
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks import Decoder, Encoder
-from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Snake, Upsample
+from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Snake, Upsample, dct_matrix
 
 DIM = 4
 
@@ -125,9 +125,40 @@ def test_a_block_starts_as_the_identity() -> None:
     assert torch.equal(ResBlock(network((2,)), 2, 8, 1)(x), x)
 
 
+@pytest.mark.parametrize(
+    ("axes", "channels", "strides", "widths"),
+    [(2, 3, (4, 2), (48, 192)), (2, 1, (2, 2), (7, 16)), (1, 1, (5, 4), (9, 20))],
+)
+def test_an_untrained_network_with_room_for_all_is_the_identity(
+    axes: Axes, channels: int, strides: tuple[int, ...], widths: tuple[int, ...]
+) -> None:
+    config = network(strides, widths=widths)
+    encoder, decoder = (part(config, axes, channels, widths[-1]) for part in (Encoder, Decoder))
+    x = torch.randn(2, channels, *(40,) * axes)
+    torch.testing.assert_close(decoder(encoder(x)), x, rtol=1e-4, atol=1e-5)
+
+
+def test_an_untrained_network_keeps_low_frequencies_and_the_sum_of_colours() -> None:
+    config = network((4, 2), widths=(48, 192))
+    encoder, decoder = (part(config, 2, 3, 4) for part in (Encoder, Decoder))
+    ramp = torch.linspace(-1, 1, 32)
+    smooth = (ramp[:, None] + ramp).expand(1, 3, 32, 32)
+    assert F.mse_loss(decoder(encoder(smooth)), smooth) < 0.02 * smooth.square().mean()
+    chequers = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).mul(2.0).sub(1).expand(1, 3, 32, 32)
+    assert decoder(encoder(chequers)).square().mean() < 0.2
+
+
+def test_dct_of_four() -> None:
+    # 1/2, and cos(pi/8) / sqrt(2) with cos(3 pi/8) / sqrt(2)
+    matrix = dct_matrix(4)
+    torch.testing.assert_close(matrix[0], torch.full((4,), 0.5))
+    torch.testing.assert_close(matrix[1], torch.tensor([0.6532815, 0.2705981, -0.2705981, -0.6532815]))
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_squares_of_pixels_become_channels_and_back(stride: int) -> None:
-    down, up = Downsample(2, 3, 8, stride), Upsample(2, 8, 3, stride)
+    start = torch.eye(3 * stride**2)
+    down, up = Downsample(2, 3, 8, stride, start), Upsample(2, 8, 3, stride, start)
     down.conv = up.conv = nn.Identity()
     x = torch.randn(2, 3, 8, 12)
     assert torch.equal(down(x), F.pixel_unshuffle(x, stride))
@@ -138,7 +169,7 @@ def test_squares_of_pixels_become_channels_and_back(stride: int) -> None:
 
 
 def test_runs_of_samples_become_channels_and_back() -> None:
-    down, up = Downsample(1, 1, 8, 4), Upsample(1, 8, 1, 4)
+    down, up = Downsample(1, 1, 8, 4, torch.eye(4)), Upsample(1, 8, 1, 4, torch.eye(4))
     down.conv = up.conv = nn.Identity()
     x = torch.arange(12.0).view(1, 1, 1, 12)
     assert down(x)[0, :, 0].T.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
