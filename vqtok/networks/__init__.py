@@ -1,5 +1,5 @@
 """Encoders and decoders."""
 
-from vqtok.networks.autoencoder import Decoder, Encoder
+from vqtok.networks.autoencoder import Decoder, Encoder, scale_to_data
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["Decoder", "Encoder", "scale_to_data"]

@@ -61,3 +61,30 @@ class Decoder(nn.Module):
 def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[ResBlock]:
     dilations = config.dilations
     return [ResBlock(config, axes, width, dilations[i % len(dilations)]) for i in range(count)]
+
+
+@torch.no_grad()
+def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
+    """Scale the channels of every stage of untrained networks to unit deviation on media `x`.
+
+    What one convolution divides by, the next multiplies with, so that the networks compute what they did. But now the
+    blocks between see low and high frequencies alike, where otherwise DC would drown all else.
+
+    Source: Mishkin and Matas 2016, "All You Need Is a Good Init", section 3.
+    """
+    downs = [layer for layer in encoder.layers if isinstance(layer, Downsample)]
+    ups = [layer for layer in reversed(decoder.layers) if isinstance(layer, Upsample)]
+    before = x.new_ones(x.shape[1])
+    y = x if encoder.axes == 2 else x.unsqueeze(2)
+    for down, up in zip(downs, ups, strict=True):
+        block = down.conv.in_channels // len(before)
+        down.conv.weight *= before.repeat_interleave(block)[:, None, None]
+        up.conv.weight /= before.repeat_interleave(block)[:, None, None, None]
+        y = down(y)
+        deviation = y.std((0, 2, 3))
+        before = deviation.clamp(min=0.01 * float(deviation.max()))
+        down.conv.weight /= before[:, None, None, None]
+        up.conv.weight *= before[:, None, None]
+        y = y / before[:, None, None]
+    encoder.layers[-1].weight *= before[:, None, None]
+    decoder.layers[0].weight /= before[:, None, None, None]

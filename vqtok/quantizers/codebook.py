@@ -7,16 +7,18 @@ from math import ceil
 import torch
 from torch import Tensor
 
-CHUNK, BLOCK, GROUP = 256, 1024, 128
-"""Vectors and codes scored at once (1 MiB of float32 stays in the second-level cache), and codes in a group."""
+ROWS, BLOCK, GROUP = 256, 1024, 128
+"""Vectors and codes scored by one product, whose codes fall in groups: 1 MiB of float32."""
+PRODUCTS = 4
+"""Products whose maxima are found at once, in a third-level cache."""
 
 
 @torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Find for each vector the row of the codebook with the smallest squared L2 distance; of equals the first.
 
-    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which no more than a chunk by a block exists at a
-    time. A vector's code depends on the vector and the codebook alone, not on its batch.
+    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only a few blocks exist at a time. A
+    vector's code depends on the vector and the codebook alone, not on its batch.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
@@ -31,30 +33,39 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
     offsets = torch.arange(blocks, device=codebook.device)[:, None] * (groups * width)
 
-    # BLAS may round otherwise for another shape or alignment: every product has the same, even that of the last chunk.
-    rows = CHUNK if vectors.device.type == "cpu" else 32 * CHUNK  # elsewhere only the number of calls counts
-    chunk = vectors.new_zeros(rows, dim)
-    batch = chunk.expand(groups, rows, dim)
-    scores = vectors.new_empty(groups, rows, width)
+    # BLAS may round otherwise for another shape or alignment: every product has the same, also for the last vectors.
+    rows = ROWS if vectors.device.type == "cpu" else 8 * ROWS
+    products = min(PRODUCTS, ceil(vectors.shape[0] / rows))
+    inputs = vectors.new_zeros(products, rows, dim)
+    scores = vectors.new_empty(products, groups, rows, width)
     codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    for part, out in zip(vectors.split(rows), codes.split(rows), strict=True):
-        chunk[: part.shape[0]] = part
-        found = [_first_max(torch.baddbmm(b, batch, w, out=scores)) for b, w in zip(biases, weights, strict=True)]
+    for start in range(0, vectors.shape[0], products * rows):
+        part = vectors[start : start + products * rows]
+        used = ceil(part.shape[0] / rows)
+        inputs.view(-1, dim)[: part.shape[0]] = part
+        found = []
+        for bias, weight in zip(biases, weights, strict=True):
+            for x, out in zip(inputs[:used], scores, strict=False):
+                torch.baddbmm(bias, x.expand(groups, rows, dim), weight, out=out)
+            found.append(_first_max(scores[:used]))
         tops, places = (torch.stack(column) for column in zip(*found, strict=True))
         best = tops.argmax(0, keepdim=True)
-        out.copy_(places.add_(offsets).gather(0, best)[0, : part.shape[0]])
+        codes[start : start + products * rows] = places.add_(offsets).gather(0, best)[0, : part.shape[0]]
     return codes.clamp_(max=size - 1)
 
 
 def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the first maximum of each row of scores `(groups, rows, width)`, and its place in groups * width.
+    """Find the first maximum of each row of scores `(products, groups, rows, width)`, and its place in its block.
 
     `argmax` over all scores would cost several times the product that made them; `amax` is vectorised, and so is
     the arithmetic that finds the place in the best group.
     """
-    _, rows, width = scores.shape
-    top, group = scores.amax(2).max(0)
-    own = scores.view(-1, width).index_select(0, torch.arange(rows, device=scores.device).add_(group, alpha=rows))
+    products, groups, rows, width = scores.shape
+    top, group = scores.amax(3).max(1)
+    row = torch.arange(rows, device=scores.device)
+    product = torch.arange(products, device=scores.device)[:, None]
+    own = scores.view(-1, width).index_select(0, ((product * groups + group) * rows + row).view(-1))
+    top, group = top.view(-1), group.view(-1)
     descending = torch.arange(width, 0, -1, device=scores.device, dtype=scores.dtype)
     first = width - own.eq_(top[:, None]).mul_(descending).amax(1).long()
     return top, first.add_(group, alpha=width)

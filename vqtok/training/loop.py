@@ -21,6 +21,7 @@ from vqtok.config import Config, from_dict
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
+from vqtok.networks import scale_to_data
 from vqtok.training.data import BatchLoader
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, RunningMeans, append_metrics
@@ -142,6 +143,10 @@ class Trainer:
 
     def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
         last_checkpoint = started = time.monotonic()
+        if self.step == 0:
+            x = torch.from_numpy(self.loader.batch(0)).to(self.device)
+            scale_to_data(self.model.encoder, self.model.decoder, x)
+            self.average.load_state_dict(self.model.state_dict())
         before, waited, validating, first_step = self.seconds, 0.0, 0.0, self.step
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
