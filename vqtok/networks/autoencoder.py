@@ -86,5 +86,8 @@ def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
         down.conv.weight /= before[:, None, None, None]
         up.conv.weight *= before[:, None, None]
         y = y / before[:, None, None]
-    encoder.layers[-1].weight *= before[:, None, None]
-    decoder.layers[0].weight /= before[:, None, None, None]
+    to_latent, from_latent = encoder.layers[-1], decoder.layers[0]
+    assert isinstance(to_latent, nn.Conv2d)
+    assert isinstance(from_latent, nn.Conv2d)
+    to_latent.weight *= before[:, None, None]
+    from_latent.weight /= before[:, None, None, None]

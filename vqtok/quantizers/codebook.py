@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 ROWS, BLOCK, GROUP = 256, 1024, 128
-"""Vectors and codes scored by one product, whose codes fall in groups: 1 MiB of float32."""
+"""Vectors and codes scored by one product (1 MiB of float32), and codes of which the maximum is found at once."""
 PRODUCTS = 4
-"""Products whose maxima are found at once, in a third-level cache."""
+"""Products between two searches for the best codes; their scores stay in a cache."""
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
     """
-    size, dim = codebook.shape
+    n, (size, dim) = vectors.shape[0], codebook.shape
     blocks = ceil(size / BLOCK)
     groups = ceil(size / (blocks * GROUP))
     width = ceil(size / (blocks * groups))
@@ -31,26 +31,29 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
     weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
     biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
-    offsets = torch.arange(blocks, device=codebook.device)[:, None] * (groups * width)
 
     # BLAS may round otherwise for another shape or alignment: every product has the same, also for the last vectors.
     rows = ROWS if vectors.device.type == "cpu" else 8 * ROWS
-    products = min(PRODUCTS, ceil(vectors.shape[0] / rows))
-    inputs = vectors.new_zeros(products, rows, dim)
-    scores = vectors.new_empty(products, groups, rows, width)
-    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    for start in range(0, vectors.shape[0], products * rows):
-        part = vectors[start : start + products * rows]
-        used = ceil(part.shape[0] / rows)
-        inputs.view(-1, dim)[: part.shape[0]] = part
-        found = []
-        for bias, weight in zip(biases, weights, strict=True):
-            for x, out in zip(inputs[:used], scores, strict=False):
+    step = rows * min(PRODUCTS, ceil(n / rows))
+    inputs = vectors.new_zeros(step, dim)
+    scores = vectors.new_empty(step // rows, groups, rows, width)
+    codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
+    for start in range(0, n, step):
+        part = vectors[start : start + step]
+        inputs[: part.shape[0]] = part
+        products = ceil(part.shape[0] / rows)
+        best = None
+        for block, (bias, weight) in enumerate(zip(biases, weights, strict=True)):
+            for x, out in zip(inputs.split(rows)[:products], scores, strict=False):
                 torch.baddbmm(bias, x.expand(groups, rows, dim), weight, out=out)
-            found.append(_first_max(scores[:used]))
-        tops, places = (torch.stack(column) for column in zip(*found, strict=True))
-        best = tops.argmax(0, keepdim=True)
-        codes[start : start + products * rows] = places.add_(offsets).gather(0, best)[0, : part.shape[0]]
+            top, place = _first_max(scores[:products])
+            place = place + block * groups * width
+            if best is None:
+                best, found = top, place
+            else:
+                found = torch.where(top > best, place, found)
+                best = torch.maximum(best, top)
+        codes[start : start + step] = found[: part.shape[0]]
     return codes.clamp_(max=size - 1)
 
 
@@ -61,14 +64,14 @@ def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
     the arithmetic that finds the place in the best group.
     """
     products, groups, rows, width = scores.shape
-    top, group = scores.amax(3).max(1)
-    row = torch.arange(rows, device=scores.device)
-    product = torch.arange(products, device=scores.device)[:, None]
-    own = scores.view(-1, width).index_select(0, ((product * groups + group) * rows + row).view(-1))
-    top, group = top.view(-1), group.view(-1)
-    descending = torch.arange(width, 0, -1, device=scores.device, dtype=scores.dtype)
-    first = width - own.eq_(top[:, None]).mul_(descending).amax(1).long()
-    return top, first.add_(group, alpha=width)
+    tops = scores.new_empty(products, rows, groups)
+    torch.amax(scores, 3, out=tops.transpose(1, 2))
+    top, group = tops.view(-1, groups).max(1)
+    first = torch.arange(products*groups*rows, device=scores.device).view(products, groups,rows)[:,0].flatten()
+    own = scores.view(-1, width).index_select(0, first.add_(group,alpha=rows))
+    ascending = torch.arange(-width, 0, device=scores.device, dtype=scores.dtype)
+    first = own.eq_(top[:, None]).mul_(ascending).amin(1)
+    return top, torch.add(first, group, alpha=width).long()+width
 
 
 def kmeans(vectors: Tensor, size: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -184,7 +184,7 @@ class Trainer:
         if self.step == config.continuous_steps:
             self._start_codebooks()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, fraction)
+            group["lr"] = group["scale"] * learning_rate(config, self.step, fraction)
         self.model.train()
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
             x_hat, output = self.model(_channels_last(x), quantize=not warm)
@@ -269,7 +269,7 @@ class Trainer:
             "seconds": round(self.seconds, 1),
             "items_per_second": round(items_per_second, 2),
             "waiting": round(waiting, 4),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
             **progress.losses,
             **progress.codebooks,
         }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from vqtok.config import TrainConfig
+from vqtok.networks.layers import ResBlock
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,25 @@ class Budget:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Make AdamW with decay on weight matrices and kernels only, not on norms, biases and codebooks.
 
+    Each group has a `scale` of the learning rate. The convolutions between blocks start as a transform that is good
+    already; steps of the size that blocks need would shake it to pieces.
+
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    in_blocks = {
+        parameter for module in model.modules() if isinstance(module, ResBlock) for parameter in module.parameters()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim <= 1 or name.endswith("codebook") else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith("codebook") else config.weight_decay
+        resampling = parameter not in in_blocks and not name.startswith("quantizer.")
+        scale = config.resampling_scale if resampling else 1.0
+        groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        [{"params": group, "scale": scale, "weight_decay": decay} for (scale, decay), group in groups.items()],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
     )
 
 
