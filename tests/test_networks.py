@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqtok.config import ModelConfig, NetworkConfig, QuantizerConfig
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import Decoder, Encoder
+from vqtok.networks import Decoder, Encoder, scale_to_data
 from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Snake, Upsample, dct_matrix
 
 DIM = 4
@@ -153,6 +153,32 @@ def test_dct_of_four() -> None:
     matrix = dct_matrix(4)
     torch.testing.assert_close(matrix[0], torch.full((4,), 0.5))
     torch.testing.assert_close(matrix[1], torch.tensor([0.6532815, 0.2705981, -0.2705981, -0.6532815]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("axes", "size"), [(1, (400,)), (2, (16, 24))])
+def test_scaling_to_data_gives_each_stage_unit_deviation_and_changes_no_result(
+    axes: Axes, size: tuple[int, ...]
+) -> None:
+    config = network((2, 4))
+    encoder, decoder = Encoder(config, axes, 1, DIM), Decoder(config, axes, 1, DIM)
+    x = 0.1 * torch.randn(4, 1, *size)
+    z, x_hat = encoder(x), decoder(encoder(x))
+    scale_to_data(encoder, decoder, x)
+    torch.testing.assert_close(encoder(x), z, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(decoder(encoder(x)), x_hat, rtol=1e-4, atol=1e-6)
+    y = x if axes == 2 else x.unsqueeze(2)
+    for layer in encoder.layers[:-1]:
+        y = layer(y)
+        torch.testing.assert_close(y.std((0, 2, 3), correction=0), torch.ones(8))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (1, 1, 4, 4)])
+def test_scaling_to_blank_media_or_a_single_position_keeps_weights_finite(shape: tuple[int, ...]) -> None:
+    config = network((2, 2))
+    encoder, decoder = Encoder(config, 2, 1, DIM), Decoder(config, 2, 1, DIM)
+    scale_to_data(encoder, decoder, torch.zeros(shape))
+    assert all(parameter.isfinite().all() for part in (encoder, decoder) for parameter in part.parameters())
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

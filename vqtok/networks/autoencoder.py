@@ -81,8 +81,8 @@ def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
         down.conv.weight *= before.repeat_interleave(block)[:, None, None]
         up.conv.weight /= before.repeat_interleave(block)[:, None, None, None]
         y = down(y)
-        deviation = y.std((0, 2, 3))
-        before = deviation.clamp(min=0.01 * float(deviation.max()))
+        deviation = y.std((0, 2, 3), correction=0)
+        before = deviation.clamp(min=0.01 * float(deviation.max()) or 1.0)  # 1 where the media are blank or silent
         down.conv.weight /= before[:, None, None, None]
         up.conv.weight *= before[:, None, None]
         y = y / before[:, None, None]

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 ROWS, BLOCK, GROUP = 256, 1024, 128
-"""Vectors and codes scored by one product (1 MiB of float32), and codes of which the maximum is found at once."""
+"""Vectors and codes that one product scores (1 MiB of float32), and codes in a group."""
 PRODUCTS = 4
-"""Products between two searches for the best codes; their scores stay in a cache."""
+"""Products whose maxima are found together: few enough for a cache, many enough to outweigh the calls."""
 
 
 @torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Find for each vector the row of the codebook with the smallest squared L2 distance; of equals the first.
 
-    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only a few blocks exist at a time. A
-    vector's code depends on the vector and the codebook alone, not on its batch.
+    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only `PRODUCTS` blocks exist at a time. A
+    vector's code depends on the vector and the codebook alone, not on the vectors beside it.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
@@ -27,51 +27,49 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     blocks = ceil(size / BLOCK)
     groups = ceil(size / (blocks * GROUP))
     width = ceil(size / (blocks * groups))
+    block = groups * width
     # Copies of the last row fill the last block up.
-    surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
-    weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
-    biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
+    weights = torch.cat([codebook, codebook[-1:].expand(blocks * block - size, dim)]).view(blocks, block, dim)
+    biases = weights.square().sum(2).mul_(-0.5)
 
-    # BLAS may round otherwise for another shape or alignment: every product has the same, also for the last vectors.
+    # BLAS may round otherwise for another shape or alignment: every product has the same, even that of the last rows.
     rows = ROWS if vectors.device.type == "cpu" else 8 * ROWS
     step = rows * min(PRODUCTS, ceil(n / rows))
     inputs = vectors.new_zeros(step, dim)
-    scores = vectors.new_empty(step // rows, groups, rows, width)
+    # A spare group where rows would lie whole pages apart, which is where caches have few places.
+    scores = vectors.new_empty(step, groups + (block % 1024 == 0), width)
     codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
     for start in range(0, n, step):
         part = vectors[start : start + step]
         inputs[: part.shape[0]] = part
-        products = ceil(part.shape[0] / rows)
-        best = None
-        for block, (bias, weight) in enumerate(zip(biases, weights, strict=True)):
-            for x, out in zip(inputs.split(rows)[:products], scores, strict=False):
-                torch.baddbmm(bias, x.expand(groups, rows, dim), weight, out=out)
-            top, place = _first_max(scores[:products])
-            place = place + block * groups * width
-            if best is None:
+        used = ceil(part.shape[0] / rows) * rows
+        outputs = scores.flatten(1)[:used, :block].split(rows)
+        for offset, bias, weight in zip(range(0, blocks * block, block), biases, weights, strict=True):
+            for x, out in zip(inputs.split(rows), outputs, strict=False):
+                torch.addmm(bias, x, weight.T, out=out)
+            top, place = _first_max(scores[:used], groups)
+            if offset == 0:
                 best, found = top, place
             else:
-                found = torch.where(top > best, place, found)
-                best = torch.maximum(best, top)
+                found = torch.where(top > best, place.add_(offset), found)
+                best = torch.maximum(top, best)
         codes[start : start + step] = found[: part.shape[0]]
     return codes.clamp_(max=size - 1)
 
 
-def _first_max(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the first maximum of each row of scores `(products, groups, rows, width)`, and its place in its block.
+def _first_max(scores: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Find each row's first maximum in the first groups of scores `(rows, groups, width)`, and its place in them.
 
-    `argmax` over all scores would cost several times the product that made them; `amax` is vectorised, and so is
-    the arithmetic that finds the place in the best group.
+    `argmax` over all scores would cost several times the products that made them. `amax` is vectorised, and so is
+    the arithmetic that finds the place within the best group.
     """
-    products, groups, rows, width = scores.shape
-    tops = scores.new_empty(products, rows, groups)
-    torch.amax(scores, 3, out=tops.transpose(1, 2))
-    top, group = tops.view(-1, groups).max(1)
-    first = torch.arange(products*groups*rows, device=scores.device).view(products, groups,rows)[:,0].flatten()
-    own = scores.view(-1, width).index_select(0, first.add_(group,alpha=rows))
-    ascending = torch.arange(-width, 0, device=scores.device, dtype=scores.dtype)
-    first = own.eq_(top[:, None]).mul_(ascending).amin(1)
-    return top, torch.add(first, group, alpha=width).long()+width
+    rows, stride, width = scores.shape
+    top, group = scores[:, :groups].amax(2).max(1)
+    index = torch.arange(0, rows * stride, stride, device=scores.device).add_(group)
+    own = scores.view(-1, width).index_select(0, index)
+    descending = torch.arange(width, 0, -1, dtype=scores.dtype, device=scores.device)
+    from_end = own.eq_(top[:, None]).mul_(descending).amax(1)
+    return top, group.add_(1).mul_(width).sub_(from_end.long())
 
 
 def kmeans(vectors: Tensor, size: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -240,6 +240,8 @@ class Trainer:
         Args:
             share: Of the time spent on validation so far; in a run by the clock, a large one puts the next one off.
         """
+        if self.step <= self.config.train.continuous_steps:
+            return False  # There are no codebooks yet.
         count = self.config.train.validations
         if int(after * count + 1e-9) == int(before * count + 1e-9):
             return False
@@ -247,7 +249,7 @@ class Trainer:
 
     def _validate(self) -> Validation:
         validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
-        if validation.score < self.best_score and self.step > self.config.train.continuous_steps:
+        if validation.score < self.best_score:
             self.best_score = validation.score
             self.best.load_state_dict(self.average.state_dict())
         return validation
