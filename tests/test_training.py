@@ -219,7 +219,8 @@ def test_prefixes_that_are_reported(count: int, expected: list[int]) -> None:
 
 def test_training_learns_and_writes_what_it_did(pictures: Path, tmp_path: Path) -> None:
     shown: list[loop.Progress] = []
-    trainer = make_trainer(pictures, tmp_path / "run", Budget(steps=120), on_progress=shown.append)
+    settings = ["train.learning_rate=1e-2", "model.quantizer.prefix_dropout=0"]
+    trainer = make_trainer(pictures, tmp_path / "run", Budget(steps=120), *settings, on_progress=shown.append)
     losses = watched(trainer)
     best = trainer.run()
     # From the k-means start on: before it nothing is quantised.

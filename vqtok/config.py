@@ -119,7 +119,7 @@ class TrainConfig:
     """Used when neither --steps nor --minutes is given."""
     batch_size: int = 16
     learning_rate: float = 1e-3
-    resampling_scale: float = 0.2
+    resampling_scale: float = 0.4
     """Learning rate of the convolutions between blocks, relative to that of the blocks."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
