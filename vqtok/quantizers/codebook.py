@@ -34,7 +34,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
     # BLAS may round otherwise for another shape or alignment: every product has the same, even that of the last rows.
     rows = ROWS if vectors.device.type == "cpu" else 8 * ROWS
-    step = rows * min(PRODUCTS, ceil(n / rows))
+    step = rows * min(PRODUCTS, max(1, ceil(n / rows)))
     inputs = vectors.new_zeros(step, dim)
     # A spare group where rows would lie whole pages apart, which is where caches have few places.
     scores = vectors.new_empty(step, groups + (block % 1024 == 0), width)

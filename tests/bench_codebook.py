@@ -1,0 +1,99 @@
+"""Print what the search and the training step cost, in processor time relative to the bare product `x @ codebook.T`.
+
+python tests/bench_codebook.py [threads]
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+
+from vqtok.quantizers import VQ, Quantizer, Residual
+
+CASES = {"65536 x 32, 1024": (65536, 32, 1024, 1), "16384 x 8, 16384": (16384, 8, 16384, 1)} | {
+    "4096 x 256, 16384": (4096, 256, 16384, 1),
+    "16384 x 32, 8 x 1024": (16384, 32, 1024, 8),
+}
+REPEATS = 5
+
+
+def ours(dim: int, size: int, depth: int) -> Quantizer:
+    parts = [VQ(dim, size) for _ in range(depth)]
+    for part in parts:
+        part.reset_statistics()
+    return parts[0] if depth == 1 else Residual(parts, prefix_dropout=0)
+
+
+def theirs(dim: int, size: int, depth: int) -> torch.nn.Module:
+    options = {"dim": dim, "codebook_size": size, "threshold_ema_dead_code": 1}
+    return VectorQuantize(**options) if depth == 1 else ResidualVQ(num_quantizers=depth, **options)
+
+
+def runs(name: str) -> dict[str, Callable[[], object]]:
+    """Give what is timed: the product, and each library encoding and training."""
+    n, dim, size, depth = CASES[name]
+    x, codebook = torch.randn(1, n, dim), torch.randn(size, dim)
+    mine, other = ours(dim, size, depth), theirs(dim, size, depth)
+    scores = torch.empty(n, size)
+
+    def product() -> None:
+        for _ in range(depth):
+            torch.mm(x[0], codebook.T, out=scores)
+
+    def encode(model: torch.nn.Module, media: torch.Tensor) -> None:
+        model.eval()
+        with torch.no_grad():
+            model(media)
+
+    def train(model: torch.nn.Module, media: torch.Tensor) -> None:
+        model.train()
+        model(media)
+
+    z = x.mT.contiguous()
+    return {
+        "product": product,
+        "vqtok encode": lambda: mine.eval().encode(z),
+        "vqtok train": lambda: train(mine, z),
+        "vector-quantize-pytorch encode": lambda: encode(other, x),
+        "vector-quantize-pytorch train": lambda: train(other, x),
+    }
+
+
+def peak_megabytes(name: str, run: str) -> float:
+    """Run once in a fresh process and give how far its memory rose above what set-up took."""
+    code = (
+        f"import bench_codebook as b, resource; f = b.runs({name!r})[{run!r}];"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; f();"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=sys.path[0], check=True)
+    return int(done.stdout) / 1024
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    print("| (vectors x dim, size) | run | processor time / product | MB above set-up |\n|---|---|---|---|")
+    for name in CASES:
+        functions = runs(name)
+        times: dict[str, list[float]] = {run: [] for run in functions}
+        for repeat in range(REPEATS + 1):
+            for run, function in functions.items():  # in turn, since the machine's speed drifts
+                since = time.process_time()
+                function()
+                if repeat:
+                    times[run].append(time.process_time() - since)
+        for run in list(functions)[1:]:
+            ratio = statistics.median(b / a for a, b in zip(times["product"], times[run], strict=True))
+            print(f"| {name} | {run} | {ratio:.2f} | {peak_megabytes(name, run):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main()
