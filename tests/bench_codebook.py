@@ -5,7 +5,6 @@ python tests/bench_codebook.py [threads]
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ CASES = {"65536 x 32, 1024": (65536, 32, 1024, 1), "16384 x 8, 16384": (16384, 8
     "4096 x 256, 16384": (4096, 256, 16384, 1),
     "16384 x 32, 8 x 1024": (16384, 32, 1024, 8),
 }
-REPEATS = 5
+REPEATS = 3
 
 
 def ours(dim: int, size: int, depth: int) -> Quantizer:
@@ -67,12 +66,15 @@ def runs(name: str) -> dict[str, Callable[[], object]]:
 
 
 def peak_megabytes(name: str, run: str) -> float:
-    """Run once in a fresh process and give how far its memory rose above what set-up took."""
-    code = (
-        f"import bench_codebook as b, resource; f = b.runs({name!r})[{run!r}];"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; f();"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
+    """Run once in a fresh process and give how far its memory rose above what set-up took (Linux only)."""
+    code = f"""
+import re, bench_codebook
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+function = bench_codebook.runs({name!r})[{run!r}]
+before = peak()
+function()
+print(peak() - before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=sys.path[0], check=True)
     return int(done.stdout) / 1024
 
@@ -95,5 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()

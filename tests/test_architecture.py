@@ -22,7 +22,7 @@ FLOORS = [
     {"quantizers", "networks", "losses"},  # torch begins
     {"metrics", "models"},
     {"codec"},
-    {"inspect", "training"},
+    {"facts", "training"},
     {"transcode"},
     {"report"},
     {"cli"},

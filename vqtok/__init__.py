@@ -18,7 +18,7 @@ _HOMES = {
     "Tokens": "vqtok.tokens.grid",
     "decode": "vqtok.transcode",
     "encode": "vqtok.transcode",
-    "inspect": "vqtok.inspect",
+    "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
     "train": "vqtok.training.run",
 }

@@ -119,7 +119,7 @@ def train(
 ) -> None:
     """Train a model on a folder of images or sounds."""
     from vqtok import report
-    from vqtok.inspect import inspect as inspect_model
+    from vqtok.facts import inspect as inspect_model
     from vqtok.training.run import train as run_training
 
     try:
@@ -234,9 +234,9 @@ def inspect(
 ) -> None:
     """Show what token files, models, images or sounds are."""
     from vqtok import report
-    from vqtok.inspect import inspect as inspect_file
-    from vqtok.inspect import token_files
-    from vqtok.inspect import usage as count_usage
+    from vqtok.facts import inspect as inspect_file
+    from vqtok.facts import token_files
+    from vqtok.facts import usage as count_usage
 
     if plot is not None and not usage:
         raise UsageError("--plot draws what --usage counts; give both")

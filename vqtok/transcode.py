@@ -13,8 +13,8 @@ import torch
 
 from vqtok.codec import Codec, check_model
 from vqtok.errors import MediaError, OutputError, VqtokError
+from vqtok.facts import kind_of, token_facts
 from vqtok.files import STDIO, Job, atomic_write, naming, read_bytes
-from vqtok.inspect import kind_of, token_facts
 from vqtok.media.audio import read_audio, write_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image, write_image

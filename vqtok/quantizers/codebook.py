@@ -7,69 +7,53 @@ from math import ceil
 import torch
 from torch import Tensor
 
-ROWS, BLOCK, GROUP = 256, 1024, 128
-"""Vectors and codes that one product scores (1 MiB of float32), and codes in a group."""
-PRODUCTS = 4
-"""Products whose maxima are found together: few enough for a cache, many enough to outweigh the calls."""
+ROWS, BLOCK, GROUP = 512, 1024, 128
+"""Vectors and codes scored at once (2 MiB of float32, for the caches' sake), and codes in a group."""
 
 
 @torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Find for each vector the row of the codebook with the smallest squared L2 distance; of equals the first.
 
-    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only `PRODUCTS` blocks exist at a time. A
-    vector's code depends on the vector and the codebook alone, not on the vectors beside it.
+    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only one block exists at a time. A vector's
+    code depends on the vector and the codebook alone, not on the vectors beside it.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
     """
-    n, (size, dim) = vectors.shape[0], codebook.shape
+    size, dim = codebook.shape
     blocks = ceil(size / BLOCK)
     groups = ceil(size / (blocks * GROUP))
     width = ceil(size / (blocks * groups))
-    block = groups * width
-    # Copies of the last row fill the last block up.
-    weights = torch.cat([codebook, codebook[-1:].expand(blocks * block - size, dim)]).view(blocks, block, dim)
-    biases = weights.square().sum(2).mul_(-0.5)
+    # Copies of the last row fill the last block up; of equals the first wins.
+    surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
+    weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
+    biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
 
-    # BLAS may round otherwise for another shape or alignment: every product has the same, even that of the last rows.
-    rows = ROWS if vectors.device.type == "cpu" else 8 * ROWS
-    step = rows * min(PRODUCTS, max(1, ceil(n / rows)))
-    inputs = vectors.new_zeros(step, dim)
-    # A spare group where rows would lie whole pages apart, which is where caches have few places.
-    scores = vectors.new_empty(step, groups + (block % 1024 == 0), width)
-    codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    for start in range(0, n, step):
-        part = vectors[start : start + step]
-        inputs[: part.shape[0]] = part
-        used = ceil(part.shape[0] / rows) * rows
-        outputs = scores.flatten(1)[:used, :block].split(rows)
-        for offset, bias, weight in zip(range(0, blocks * block, block), biases, weights, strict=True):
-            for x, out in zip(inputs.split(rows), outputs, strict=False):
-                torch.addmm(bias, x, weight.T, out=out)
-            top, place = _first_max(scores[:used], groups)
-            if offset == 0:
+    # BLAS may round otherwise for another shape or alignment: all products have the same, also that of the last rows.
+    rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS
+    chunk = vectors.new_zeros(rows, dim)
+    scores = vectors.new_empty(groups, rows, width)
+    row = torch.arange(rows, device=vectors.device)
+    countdown = torch.arange(width, 0, -1, dtype=scores.dtype, device=vectors.device)
+    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    for part, out in zip(vectors.split(rows), codes.split(rows), strict=True):
+        chunk[: part.shape[0]] = part
+        for block in range(blocks):
+            torch.baddbmm(biases[block], chunk.expand(groups, rows, dim), weights[block], out=scores)
+            # argmax over all scores would cost several times the product that made them. amax is vectorised, and so
+            # is the arithmetic that finds the first maximum of the best group.
+            top, group = scores.amax(2).max(0)
+            own = scores.view(-1, width).index_select(0, torch.add(row, group, alpha=rows))
+            to_end = own.eq_(top[:, None]).mul_(countdown).amax(1).long()
+            place = group.add_(block * groups + 1).mul_(width).sub_(to_end)
+            if block == 0:
                 best, found = top, place
             else:
-                found = torch.where(top > best, place.add_(offset), found)
+                found = torch.where(top > best, place, found)
                 best = torch.maximum(top, best)
-        codes[start : start + step] = found[: part.shape[0]]
+        out.copy_(found[: part.shape[0]])
     return codes.clamp_(max=size - 1)
-
-
-def _first_max(scores: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Find each row's first maximum in the first groups of scores `(rows, groups, width)`, and its place in them.
-
-    `argmax` over all scores would cost several times the products that made them. `amax` is vectorised, and so is
-    the arithmetic that finds the place within the best group.
-    """
-    rows, stride, width = scores.shape
-    top, group = scores[:, :groups].amax(2).max(1)
-    index = torch.arange(0, rows * stride, stride, device=scores.device).add_(group)
-    own = scores.view(-1, width).index_select(0, index)
-    descending = torch.arange(width, 0, -1, dtype=scores.dtype, device=scores.device)
-    from_end = own.eq_(top[:, None]).mul_(descending).amax(1)
-    return top, group.add_(1).mul_(width).sub_(from_end.long())
 
 
 def kmeans(vectors: Tensor, size: int, iterations: int = 10) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""vqtok.inspect, and how `vqtok.report` shows what it finds"""
+"""What `inspect` finds, and how `vqtok.report` shows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 import vqtok
 from vqtok.errors import CorruptFileError, MediaError, ModelError, WrongModelError
-from vqtok.inspect import inspect, usage
+from vqtok.facts import inspect, usage
 from vqtok.models.card import read_card
 from vqtok.report import histogram
 from vqtok.tokens.vqt import dump, load
