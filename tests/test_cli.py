@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from conftest import picture, wave
 from PIL import Image
-from test_inspect import AUDIO_KEYS, IMAGE_KEYS
+from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
 from vqtok.cli import main
 from vqtok.models.card import read_card

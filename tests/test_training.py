@@ -513,7 +513,7 @@ def test_an_interrupted_command_saves_and_says_how_to_resume(
     command = [sys.executable, "-m", "vqtok", "train", pictures, "-o", output, "--preset", "digits", "--steps", "99999"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*command, *options, "--device", "cpu"], stderr=subprocess.PIPE, env=environment) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not (run_folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)

@@ -90,8 +90,7 @@ class Quantizer(nn.Module):
                 codes = self.assign(vectors)
             quantized = self.straight_through(vectors, codes)
             losses = self.losses(vectors, codes) if self.training else {}
-            # Running means would never recover from one NaN.
-            if self.training and vectors.isfinite().all():
+            if self.training:
                 with torch.no_grad():
                     self.update(vectors.detach(), codes)
         grid = z.shape[2:]

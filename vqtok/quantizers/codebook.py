@@ -28,7 +28,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     # Copies of the last row fill the last block up; of equals the first wins.
     surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
     weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
-    biases = weights.square().sum(2, keepdim=True).mul_(-0.5)
+    biases = torch.stack([weight.square().sum(1, keepdim=True) for weight in weights]).mul_(-0.5)
 
     # BLAS may round otherwise for another shape or alignment: all products have the same, also that of the last rows.
     rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS
