@@ -246,8 +246,10 @@ def test_ctrl_c(photo, tmp_path, image_model):
     for index in range(3000):
         (tmp_path / f"in/{index:04}.png").hardlink_to(photo)
     out = tmp_path / "out"
-    command = [*VQTOK, "encode", str(tmp_path / "in"), "-o", str(out), "--model", str(image_model)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A test run in the background of a shell has SIGINT ignored, and hands that on.
+    code = "import signal, vqtok.cli; signal.signal(signal.SIGINT, signal.default_int_handler); vqtok.cli.main()"
+    arguments = ["encode", str(tmp_path / "in"), "-o", str(out), "--model", str(image_model)]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
         complaints = process.stderr.read()
