@@ -107,8 +107,7 @@ class Trainer:
             TrainingError: there is none. UsageError: the run was started with other settings.
         """
         tensors, facts = read_checkpoint(self.folder)
-        config = from_dict(Config, facts.get("config", self.config.to_dict()))
-        if (config, facts.get("seed", self.seed)) != (self.config, self.seed):
+        if (from_dict(Config, facts["config"]), facts["seed"]) != (self.config, self.seed):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
         restore(tensors, self._modules, self.optimizer)
         self.step, self.seconds = facts["step"], facts["seconds"]
