@@ -46,6 +46,26 @@ def test_a_code_does_not_depend_on_the_other_vectors(n: int, start: int, length:
     assert torch.equal(nearest(vectors[start : start + 1].clone(), codebook), whole[start : start + 1])
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 20, 129])
+@pytest.mark.parametrize("dim", [13, 33, 257])
+def test_a_code_does_not_depend_on_the_place_in_the_batch(size: int, dim: int) -> None:
+    torch.manual_seed(0)
+    # Rows that differ by rounding alone: any score computed in another order would change the choice.
+    codebook = torch.randn(1, dim) * (1 + 1e-7 * torch.randn(size, dim))
+    vectors = torch.randn(25, dim)
+    codes = nearest(vectors.repeat(41, 1), codebook).view(41, 25)
+    assert (codes == codes[0]).all()
+    assert torch.equal(torch.cat([nearest(vector[None], codebook) for vector in vectors]), codes[0])
+
+
+def test_bad_vectors_have_codes_in_range() -> None:
+    vectors = torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [-float("inf"), 1.0], [3e38, -3e38]])
+    for size in (1, 5, 1100):
+        codes = nearest(vectors, torch.randn(size, 2))
+        assert codes.min() >= 0
+        assert codes.max() < size
+
+
 def test_sums_and_counts() -> None:
     counts, sums = cluster_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([2, 0, 2]), 4)
     assert counts.tolist() == [1, 0, 2, 0]

@@ -24,18 +24,17 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     size, dim = codebook.shape
     blocks = ceil(size / BLOCK)
     groups = ceil(size / (blocks * GROUP))
-    width = ceil(size / (blocks * groups))
     # Copies of the last row fill the last block up; of equals the first wins.
-    surplus = codebook[-1:].expand(blocks * groups * width - size, dim)
-    weights = torch.cat([codebook, surplus]).view(blocks, groups, width, dim).transpose(2, 3)
+    surplus = codebook[-1:].expand(blocks * groups * GROUP - size, dim)
+    weights = torch.cat([codebook, surplus]).view(blocks, groups, GROUP, dim).transpose(2, 3)
     biases = torch.stack([weight.square().sum(1, keepdim=True) for weight in weights]).mul_(-0.5)
 
-    # BLAS may round otherwise for another shape or alignment: all products have the same, also that of the last rows.
+    # BLAS rounds otherwise for other shapes, and on narrow ones even by the row: all products are alike and wide.
     rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS
     chunk = vectors.new_zeros(rows, dim)
-    scores = vectors.new_empty(groups, rows, width)
+    scores = vectors.new_empty(groups, rows, GROUP)
     row = torch.arange(rows, device=vectors.device)
-    countdown = torch.arange(width, 0, -1, dtype=scores.dtype, device=vectors.device)
+    countdown = torch.arange(GROUP, 0, -1, dtype=scores.dtype, device=vectors.device)
     codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     for part, out in zip(vectors.split(rows), codes.split(rows), strict=True):
         chunk[: part.shape[0]] = part
@@ -44,9 +43,9 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
             # argmax over all scores would cost several times the product that made them. amax is vectorised, and so
             # is the arithmetic that finds the first maximum of the best group.
             top, group = scores.amax(2).max(0)
-            own = scores.view(-1, width).index_select(0, torch.add(row, group, alpha=rows))
+            own = scores.view(-1, GROUP).index_select(0, torch.add(row, group, alpha=rows))
             to_end = own.eq_(top[:, None]).mul_(countdown).amax(1).long()
-            place = group.add_(block * groups + 1).mul_(width).sub_(to_end)
+            place = group.add_(block * groups + 1).mul_(GROUP).sub_(to_end)
             if block == 0:
                 best, found = top, place
             else:

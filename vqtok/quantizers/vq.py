@@ -94,7 +94,7 @@ class VQ(Quantizer):
     def update(self, z: Tensor, codes: Tensor) -> None:
         vectors = self._normalise(z.flatten(0, 1))
         counts, sums = cluster_sums(vectors, codes.flatten(), *self.codebook_sizes)
-        if not sums.isfinite().all():
+        if not sums.sum().isfinite():
             return  # One bad batch must not spoil the running means for good.
         # In units of uniform use, so that counts, restarts and decay do not depend on the batch.
         scale = counts.shape[0] / counts.sum()
