@@ -175,7 +175,7 @@ def encode(
     )
     _refuse_terminal(jobs, json)
     from vqtok import report
-    from vqtok.training.run import choose_device
+    from vqtok.codec import choose_device
     from vqtok.transcode import Codecs, Existing, encode_files
 
     codecs = Codecs(model, str(choose_device(device)))
@@ -213,7 +213,7 @@ def decode(
     )
     _refuse_terminal(jobs, json)
     from vqtok import report
-    from vqtok.training.run import choose_device
+    from vqtok.codec import choose_device
     from vqtok.transcode import Codecs, Existing, decode_files
 
     codecs = Codecs(model, str(choose_device(device)))

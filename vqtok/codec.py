@@ -91,6 +91,20 @@ class Codec:
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
+def choose_device(name: str) -> torch.device:
+    """Resolve "auto" to the best device there is.
+
+    Raises:
+        UsageError: the device named is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name, False):
+        raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
+    return torch.device(name)
+
+
 def check_model(made_by: bytes, given: bytes) -> None:
     """Refuse to use a model on tokens that another one made.
 

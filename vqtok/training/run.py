@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vqtok.codec import Codec
+from vqtok.codec import Codec, choose_device
 from vqtok.config import Config, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
@@ -162,20 +162,6 @@ def default_preset(folder: Path) -> str:
     """Choose `image` or `audio` by which kind of file the folder holds more of."""
     kinds = [modality_of(path) for path in find_files(folder)]
     return "audio" if kinds.count("audio") > kinds.count("image") else "image"
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the best device there is.
-
-    Raises:
-        UsageError: the device named is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name, False):
-        raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
-    return torch.device(name)
 
 
 def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
