@@ -8,10 +8,18 @@ from torch import Tensor
 
 from vqtok.config import LossConfig
 from vqtok.errors import UsageError
-from vqtok.losses.reconstruction import MelLoss, ReconstructionLoss, SDRLoss, STFTLoss, magnitudes, mel_filters
+from vqtok.losses.reconstruction import (
+    LoudnessLoss,
+    MelLoss,
+    ReconstructionLoss,
+    SDRLoss,
+    STFTLoss,
+    magnitudes,
+    mel_filters,
+)
 
 RATE = 24_000
-SOUND_LOSSES = [MelLoss(RATE), STFTLoss(), SDRLoss()]
+SOUND_LOSSES = [MelLoss(RATE), STFTLoss(), LoudnessLoss(RATE), SDRLoss()]
 
 
 def noise(*shape: int) -> Tensor:
@@ -76,6 +84,15 @@ def test_ten_times_as_loud_is_10_in_stft() -> None:
     torch.testing.assert_close(STFTLoss()(x, 10 * x), torch.tensor(10.0), rtol=1e-4, atol=0)
 
 
+def test_loudness_grows_with_magnitude_to_the_power_of_0_3() -> None:
+    loss, x = LoudnessLoss(RATE), 0.1 * noise(2, 1, RATE)
+    # A gain g turns every compressed band b into about g ** 0.3 * b.
+    expected = ((8**0.3 - 1) / (2**0.3 - 1)) ** 2
+    torch.testing.assert_close(loss(x, 8 * x) / loss(x, 2 * x), torch.tensor(expected), rtol=1e-3, atol=0)
+    levels = torch.tensor([1.0, 0.01])[:, None, None]
+    torch.testing.assert_close(loss(levels * x, levels * 2 * x), loss(x, 2 * x), rtol=0.02, atol=0)
+
+
 def test_what_is_below_the_floor_is_silence() -> None:
     x = torch.zeros(1, 1, 4096)
     assert MelLoss(RATE)(x, 1e-8 * noise(1, 1, 4096)).item() == 0
@@ -125,8 +142,8 @@ def test_reconstruction_picks_its_terms() -> None:
     x, x_hat = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5)
     found = ReconstructionLoss(LossConfig(l1=0.1, l2=7.0), 0)(x, x_hat)
     assert {name: term.item() for name, term in found.items()} == {"l1": 0.5, "l2": 0.25}
-    sound = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1), RATE)
-    assert set(sound(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr"}
+    sound = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1, loudness=1), RATE)
+    assert set(sound(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness"}
 
 
 def test_reconstruction_needs_a_term_that_fits() -> None:

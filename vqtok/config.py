@@ -108,6 +108,7 @@ class LossConfig:
     mel: float = 0.0
     stft: float = 0.0
     sdr: float = 0.0
+    loudness: float = 0.0
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1

@@ -89,6 +89,33 @@ class STFTLoss(nn.Module):
         return total / len(self.windows)
 
 
+class LoudnessLoss(nn.Module):
+    """Squared difference of magnitudes in 40 mel bands, compressed as hearing does, relative to their variance.
+
+    Every item counts alike, however loud; what lies 40 dB below an item's mean hardly counts.
+
+    Source: Braun and Tashev 2021, "A Consolidated View of Loss Functions for Supervised Deep Learning-Based Speech
+        Enhancement", section 3 (magnitudes to the power of 0.3).
+    Unlike: mel bands instead of single frequencies.
+    """
+
+    window, num_mels, exponent = 512, 40, 0.3
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        filters = mel_filters(self.sample_rate, self.window, self.num_mels).to(x.device)
+        target, estimate = (
+            filters @ magnitudes(signal.flatten(0, 1).float(), self.window).square() for signal in (x, x_hat)
+        )
+        floor = 1e-4 * target.mean((1, 2), keepdim=True) + FLOOR**2
+        target, estimate = ((power + floor) ** (self.exponent / 2) for power in (target, estimate))
+        error = (estimate - target).square().mean((1, 2))
+        return (error / target.var((1, 2)).clamp(min=1e-6)).mean()
+
+
 class SDRLoss(nn.Module):
     """Distortion-to-signal ratio in units of 10 dB, after a pre-emphasis that levels the spectrum of speech.
 
@@ -131,6 +158,7 @@ class ReconstructionLoss(nn.Module):
             "mel": MelLoss(sample_rate),
             "stft": STFTLoss(),
             "sdr": SDRLoss(),
+            "loudness": LoudnessLoss(sample_rate),
         }
         self.terms = nn.ModuleDict({name: term for name, term in terms.items() if getattr(config, name) > 0})
         if not self.terms:
