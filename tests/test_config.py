@@ -115,7 +115,7 @@ def test_bad_settings_name_the_path(setting: str, message: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="no preset 'imagge'; there are audio, digits, image"):
+    with pytest.raises(UsageError, match="no preset 'imagge'; there are audio, audio-gan, digits, image, image-gan"):
         load_preset("imagge")
 
 

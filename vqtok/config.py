@@ -14,15 +14,17 @@ from typing import Any, Literal, TypeVar
 from vqtok.errors import UsageError
 
 Kind = Literal["vq", "fsq", "lfq", "bsq"]
+AdversarialKind = Literal["hinge", "non_saturating", "least_squares"]
+PerceptualKind = Literal["efficientnet", "lpips"]
 
 # Numbers are never negative; these have narrower limits, and those of a tuple hold for each of its items.
 # fmt: off
 AT_LEAST_ONE = frozenset({
     "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
-    "batch_size", "validations", "validation_items",
+    "batch_size", "validations", "validation_items", "width",
 })
 # fmt: on
-BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction"})
+BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction", "start", "warm_up"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ class LossConfig:
     stft: float = 0.0
     sdr: float = 0.0
     loudness: float = 0.0
+    perceptual: float = 0.0
+    perceptual_kind: PerceptualKind = "efficientnet"
+    """Whose features are compared; lpips fetches its network's weights at the first use."""
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
@@ -141,6 +146,37 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminators beside the model, and how much they have to say.
+
+    Source: the learning rate, the clipping of which 1 is the lowest seen, and a fixed weight of 0.02 to 0.1 from a
+        fifth or a third of the run on, with LeCam at 0.001: the public set-ups of VQGAN+ (Weber et al. 2024,
+        "MaskBit") and TA-TiTok (Kim et al. 2025). betas: Esser et al. 2021. Those for sound stand in its preset.
+    """
+
+    weight: float = 0.0
+    """Of the adversarial loss; 0: there are no discriminators."""
+    kind: AdversarialKind = "hinge"
+    feature_matching: float = 0.0
+    """Weight of the differences in the discriminators' features."""
+    lecam: float = 0.001
+    """Weight of the LeCam regularisation, which steadies the discriminators."""
+    weighting: Literal["fixed", "adaptive", "balanced"] = "fixed"
+    """adaptive: `weight` is relative to what makes the adversarial gradient at the last layer as large as that of the
+    other losses. balanced: all weights are shares of the gradient at the reconstruction."""
+    start: float = 0.2
+    """Fraction of the run after which the discriminators' losses are used."""
+    warm_up: float = 0.05
+    """Fraction of the run that the discriminators learn before that."""
+    width: int = 64
+    """Channels of the discriminators' first layers."""
+    learning_rate: float = 1e-4
+    """Of the discriminators; it follows the run's cosine."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    clip_norm: float = 10.0
+
+
+@dataclass(frozen=True)
 class Config:
     """A training set-up: what a preset holds and a model file records."""
 
@@ -148,6 +184,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Give the weight of each loss term by name."""
+        weights = dict(_numbers(self.loss))
+        return weights | {
+            "adversarial": self.adversarial.weight,
+            "feature_matching": self.adversarial.feature_matching,
+        }
 
     def __post_init__(self) -> None:
         for complaint in self._complaints():
@@ -174,6 +220,8 @@ class Config:
             yield "model.sample_rate must be set for audio, and only for audio"
         if model.modality == "image" and model.channels not in (1, 3):
             yield f"model.channels must be 1 (grey) or 3 (RGB), not {model.channels}"
+        if self.adversarial.weight and model.modality == "image" and self.data.crop_pixels < 24:
+            yield "data.crop_pixels must be at least 24 for the discriminator (adversarial.weight above 0)"
         if quantizer.codebook_size < 2:
             yield "model.quantizer.codebook_size must be at least 2"
         if quantizer.kind == "fsq" and not quantizer.levels:
@@ -211,6 +259,14 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
     Raises:
         UsageError: an unknown preset, key or value.
     """
+    values = _read_preset(name)
+    for setting in settings:
+        apply_setting(values, setting)
+    return from_dict(Config, values)
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    """Read a TOML file's values, over those of the preset it names as its `base`."""
     source = Path(name) if name.endswith(".toml") else resources.files("vqtok") / "presets" / f"{name}.toml"
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
@@ -220,9 +276,21 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{name}: not valid TOML: {error}") from None
-    for setting in settings:
-        apply_setting(values, setting)
-    return from_dict(Config, values)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base not in preset_names():
+        raise UsageError(f"{name}: base must be one of {', '.join(preset_names())}, not {base!r}")
+    return _merged(_read_preset(base), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    sections = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | changes | sections
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:

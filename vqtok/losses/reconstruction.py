@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from vqtok.config import LossConfig
 from vqtok.errors import UsageError
+from vqtok.losses.perceptual import build_perceptual_loss
 
 FLOOR = 1e-5
 """Magnitudes below this count as silence."""
@@ -147,25 +149,28 @@ class ReconstructionLoss(nn.Module):
         sample_rate: Hz; 0 for images.
 
     Raises:
-        UsageError: no term at all, or one for sound where there is none.
+        UsageError: no term at all, one of the other modality, or one whose packages are missing.
+        TrainingError: weights of a perceptual loss that cannot be fetched.
     """
 
     def __init__(self, config: LossConfig, sample_rate: int) -> None:
         super().__init__()
-        terms: dict[str, nn.Module] = {
-            "l1": nn.L1Loss(),
-            "l2": nn.MSELoss(),
-            "mel": MelLoss(sample_rate),
-            "stft": STFTLoss(),
-            "sdr": SDRLoss(),
-            "loudness": LoudnessLoss(sample_rate),
+        for_any: dict[str, Callable[[], nn.Module]] = {"l1": nn.L1Loss, "l2": nn.MSELoss}
+        for_images = {"perceptual": lambda: build_perceptual_loss(config.perceptual_kind)}
+        for_sound: dict[str, Callable[[], nn.Module]] = {
+            "mel": lambda: MelLoss(sample_rate),
+            "stft": STFTLoss,
+            "sdr": SDRLoss,
+            "loudness": lambda: LoudnessLoss(sample_rate),
         }
-        self.terms = nn.ModuleDict({name: term for name, term in terms.items() if getattr(config, name) > 0})
-        if not self.terms:
-            raise UsageError(f"loss: no reconstruction term; set one of {', '.join(terms)}")
-        for_sound = [name for name in self.terms if name not in ("l1", "l2")]
-        if for_sound and not sample_rate:
-            raise UsageError(f"loss.{for_sound[0]} is for sound; use loss.l1 and loss.l2")
+        makers = for_any | for_images | for_sound
+        chosen = [name for name in makers if getattr(config, name) > 0]
+        if not chosen:
+            raise UsageError(f"loss: no reconstruction term; set one of {', '.join(makers)}")
+        for name in chosen:
+            if name in (for_images if sample_rate else for_sound):
+                raise UsageError(f"loss.{name} is for {'images' if sample_rate else 'sound'}; use loss.l1 and loss.l2")
+        self.terms = nn.ModuleDict({name: makers[name]() for name in chosen})
 
     def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         return {name: term(x, x_hat) for name, term in self.terms.items()}

@@ -22,6 +22,7 @@ from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks import scale_to_data
+from vqtok.training.adversary import Adversary
 from vqtok.training.data import BatchLoader
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, RunningMeans, append_metrics
@@ -91,14 +92,23 @@ class Trainer:
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
-        self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate)
+        self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate).to(self.device)
         self.optimizer = make_optimizer(self.model, self.config.train)
         self.window = CodebookWindow(self.model.codebook_sizes)
         self.precision = autocast_dtype(self.config.train.precision, self.device)
+        self.adversary: Adversary | None = None
+        if self.config.adversarial.weight > 0:
+            self.adversary = Adversary(self.config, self.device, self.precision)
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
-        return {"model": self.model, "average": self.average, "best": self.best}
+        modules: dict[str, torch.nn.Module] = {"model": self.model, "average": self.average, "best": self.best}
+        return modules | {"adversary": self.adversary} if self.adversary else modules
+
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        return optimizers | {"adversary_optimizer": self.adversary.optimizer} if self.adversary else optimizers
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder.
@@ -109,7 +119,7 @@ class Trainer:
         tensors, facts = read_checkpoint(self.folder)
         if (from_dict(Config, facts["config"]), facts["seed"]) != (self.config, self.seed):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
-        restore(tensors, self._modules, self.optimizer)
+        restore(tensors, self._modules, self._optimizers)
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.best_score, self.alarms = facts["best_score"], facts["alarms"]
 
@@ -122,7 +132,7 @@ class Trainer:
             "best_score": self.best_score,
             "alarms": self.alarms,
         }
-        save_checkpoint(self.folder, self._modules, self.optimizer, facts)
+        save_checkpoint(self.folder, self._modules, self._optimizers, facts)
 
     def run(self) -> VQModel:
         """Train until the budget is spent and return the best averaged model.
@@ -159,7 +169,7 @@ class Trainer:
             validation = None
             if self._is_validation_due(fraction_before, fraction, validating / (time.monotonic() - started)):
                 since = time.monotonic()
-                validation = self._validate()
+                validation = self._validate(fraction)
                 validating += time.monotonic() - since
             if validation or self.step % LOG_STEPS == 0:
                 elapsed = time.monotonic() - started
@@ -187,11 +197,15 @@ class Trainer:
         self.model.train()
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
             x_hat, output = self.model(_channels_last(x), quantize=not warm)
-        losses = self.reconstruction(x, x_hat.float())
+        x_hat = x_hat.float()
+        losses, weights = self.reconstruction(x, x_hat), self.config.loss_weights
+        if self.adversary:
+            losses |= self.adversary.losses(x, x_hat, fraction)
+            weights = self.adversary.weights(losses, x_hat, self.model.decoder)
         if output is not None:
             losses |= output.losses
             self.window.add(output.codes)
-        total = sum((getattr(self.config.loss, name) * loss for name, loss in losses.items()), x.new_zeros(()))
+        total = sum((weights[name] * loss for name, loss in losses.items()), x.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -201,7 +215,8 @@ class Trainer:
             update_average(self.average, self.model, config.average_decay, self.step)
         else:
             self._skip_step()
-        return {name: loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
+        values = {name: loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
+        return values | self.adversary.step(fraction) if self.adversary else values
 
     def _skip_step(self) -> None:
         self.bad_steps += 1
@@ -246,10 +261,14 @@ class Trainer:
             return False
         return after >= 1 or not self.budget.minutes or share < VALIDATION_SHARE
 
-    def _validate(self) -> Validation:
+    def _validate(self, fraction: float) -> Validation:
         validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
-        if validation.score < self.best_score:
+        is_best = validation.score < self.best_score
+        if is_best:
             self.best_score = validation.score
+        # The score cannot see what discriminators ask for: once they are heard, the latest model is the one.
+        is_heard = self.adversary is not None and fraction >= self.config.adversarial.start
+        if is_best or (is_heard and math.isfinite(validation.score)):
             self.best.load_state_dict(self.average.state_dict())
         return validation
 

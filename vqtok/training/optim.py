@@ -57,7 +57,11 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     Source: Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (without restarts).
     """
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * warmup * cosine(progress)
+
+
+def cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()

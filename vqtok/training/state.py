@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "ste
 
 
 def save_checkpoint(
-    folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    facts: dict[str, Any],
 ) -> None:
-    """Write modules, optimiser and facts; the checkpoint before is kept under another name.
+    """Write modules, optimisers and facts; the checkpoint before is kept under another name.
 
     Random numbers need no state: every step seeds its own from the run's seed and its number.
     """
     tensors = {
         f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
     }
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+    for name, optimizer in optimizers.items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
     data = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"facts": json.dumps(facts)},
@@ -65,8 +70,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise TrainingError(f"{folder}: no checkpoint to resume from; start without --resume")
 
 
-def restore(tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of a checkpoint back into modules and optimiser.
+def restore(
+    tensors: dict[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Put the tensors of a checkpoint back into modules and optimisers.
 
     Raises:
         TrainingError: they do not fit.
@@ -77,8 +86,13 @@ def restore(tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise TrainingError(f"the checkpoint is of another model; start anew with --force: {reason}") from None
+    for name, optimizer in optimizers.items():
+        _restore_optimizer(_below(tensors, name), optimizer)
+
+
+def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _below(tensors, "optimizer").items():
+    for key, tensor in tensors.items():
         index, _, entry = key.partition(".")
         state.setdefault(int(index), {})[entry] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,313 @@
+"""Discriminators in a training run: both sides learn, nothing leaks from one to the other, and runs resume exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import wave
+from numpy.typing import NDArray
+from test_training import (
+    CONTINUOUS_STEPS,
+    TINY,
+    TINY_AUDIO,
+    Killed,
+    equal_state,
+    kill_at,
+    make_trainer,
+    metrics,
+    run_train,
+    watched,
+)
+from torch import Tensor
+
+from vqtok.config import load_preset
+from vqtok.models.weights import load_model
+from vqtok.training import loop
+from vqtok.training.adversary import Adversary
+from vqtok.training.optim import Budget
+from vqtok.training.validation import Validation
+
+GAN = ["adversarial.weight=0.5", "adversarial.width=4", "adversarial.start=0.5", "adversarial.warm_up=0.2"]
+PICTURES = [*GAN, "data.crop_pixels=24"]
+SOUNDS = [*TINY_AUDIO, *GAN, "adversarial.width=2", "adversarial.feature_matching=1", "train.batch_size=2"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "KMEANS_VECTORS", 256)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with 40 pictures of fine stripes, which a small model smooths."""
+    rng = np.random.default_rng(0)
+    stack = rng.choice([40, 200], (40, 32, 1, 3)).repeat(32, axis=2) + rng.integers(0, 40, (40, 1, 1, 3))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    np.save(folder / "stripes.npy", stack.astype(np.uint8))
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for index in range(6):
+        soundfile.write(folder / f"{index}.wav", wave(1000 + 100 * index, 2000), 2000)
+    return folder
+
+
+def adversary_of(*settings: str, modality: str = "image", precision: torch.dtype = torch.float32) -> Adversary:
+    torch.manual_seed(0)
+    config = load_preset("digits", [*TINY, *(SOUNDS if modality == "audio" else PICTURES), *settings])
+    return Adversary(config, torch.device("cpu"), precision)
+
+
+def pair(modality: str = "image") -> tuple[Tensor, Tensor]:
+    """A batch, and a reconstruction of it that depends on a parameter."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 3, 32, 32) if modality == "image" else (4, 1, 400)
+    x = torch.randn(shape, generator=generator)
+    gain = torch.full(shape[:1] + (1,) * (len(shape) - 1), 0.5, requires_grad=True)
+    return x, x * gain
+
+
+# By itself.
+
+
+def test_discriminators_learn_from_some_time_before_they_are_heard() -> None:
+    adversary, (x, x_hat) = adversary_of(), pair()
+    fresh = copy.deepcopy(adversary)
+    assert adversary.losses(x, x_hat, 0.29) == {}
+    assert adversary.step(0.29) == {}
+    assert equal_state(adversary, fresh)
+    assert adversary.losses(x, x_hat, 0.31) == {}
+    report = adversary.step(0.31)
+    assert set(report) == {"discriminator", "discriminator_accuracy", "discriminator_gradient_norm"}
+    assert not equal_state(adversary, fresh)
+    assert set(adversary.losses(x, x_hat, 0.5)) == {"adversarial"}
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_neither_side_gets_the_others_gradient(modality: str) -> None:
+    adversary, (x, x_hat) = adversary_of(modality=modality), pair(modality)
+    x_hat.retain_grad()
+    losses = adversary.losses(x, x_hat, 0.6)
+    assert x_hat.grad is None
+    gradients = [parameter.grad for parameter in adversary.discriminators.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    kept = [gradient.clone() for gradient in gradients if gradient is not None]
+    sum(losses.values(), torch.zeros(())).backward()
+    assert all(torch.equal(a, b) for a, b in zip(kept, gradients, strict=True))
+    assert x_hat.grad is not None
+    assert x_hat.grad.isfinite().all()
+    assert x_hat.grad.abs().sum() > 0
+    adversary.step(0.6)
+    assert all(parameter.grad is None for parameter in adversary.discriminators.parameters())
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("kind", ["hinge", "non_saturating", "least_squares"])
+def test_bfloat16_gives_finite_gradients_to_both(modality: str, kind: str) -> None:
+    adversary = adversary_of(f"adversarial.kind={kind}", modality=modality, precision=torch.bfloat16)
+    x, x_hat = pair(modality)
+    x_hat.retain_grad()
+    losses = adversary.losses(x, x_hat, 0.6)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values(), torch.zeros(())).backward()
+    assert math.isfinite(adversary.step(0.6)["discriminator_gradient_norm"])
+    assert x_hat.grad is not None
+    assert x_hat.grad.isfinite().all()
+
+
+def test_discriminators_learn_to_tell_and_the_model_learns_to_fool() -> None:
+    adversary, (x, _) = adversary_of("adversarial.learning_rate=1e-3"), pair()
+    gain = torch.full((1,), 0.3, requires_grad=True)
+    reports = []
+    for _ in range(25):
+        adversary.losses(x, x * gain, 0.4)
+        reports.append(adversary.step(0.4))
+    assert reports[0]["discriminator_accuracy"] < 0.7
+    assert reports[-1]["discriminator_accuracy"] > 0.9
+    assert reports[-1]["discriminator"] < 0.5 * reports[0]["discriminator"]
+    before = adversary.losses(x, x * gain, 0.6)["adversarial"]
+    before.backward()
+    assert gain.grad is not None
+    # To be taken for an original, the picture has to become as strong as one.
+    assert gain.grad.item() < 0
+    assert adversary.losses(x, x * (gain + 0.2), 0.6)["adversarial"] < before
+
+
+def test_sounds_are_judged_at_full_level_but_silence_is_not_blown_up() -> None:
+    adversary, (x, x_hat) = adversary_of(modality="audio"), pair("audio")
+    loud, quiet = (adversary.losses(x * gain, x_hat * gain, 0.6)["adversarial"] for gain in (1.0, 0.1))
+    torch.testing.assert_close(quiet, loud, rtol=1e-3, atol=1e-6)
+    hiss = (1e-5 * x).requires_grad_()
+    adversary.losses(torch.zeros_like(x), hiss, 0.6)["adversarial"].backward()
+    level = (0.5 * x).requires_grad_()
+    adversary.losses(x, level, 0.6)["adversarial"].backward()
+    assert hiss.grad is not None
+    assert level.grad is not None
+    assert hiss.grad.norm() < 1000 * level.grad.norm()
+
+
+def test_lecam_weighs_in() -> None:
+    steady, free = adversary_of("adversarial.lecam=10"), adversary_of("adversarial.lecam=0")
+    x, x_hat = pair()
+    gaps = []
+    for adversary in (steady, free):
+        for _ in range(20):
+            adversary.losses(x, x_hat, 0.4)
+            adversary.step(0.0)
+        real, fake = (adversary._judge(media)[0].logits.mean().item() for media in (x, x_hat))
+        gaps.append(real - fake)
+    assert gaps[0] < 0.5 * gaps[1]
+
+
+def test_fixed_weights_are_those_of_the_settings() -> None:
+    adversary = adversary_of("loss.l1=3", "adversarial.weight=0.2", "adversarial.feature_matching=4")
+    x, x_hat = pair()
+    losses = {"l1": (x - x_hat).abs().mean()} | adversary.losses(x, x_hat, 0.6)
+    weights = adversary.weights(losses, x_hat, torch.nn.Linear(1, 1))
+    assert [weights[name] for name in losses] == [3, 0.2, 4]
+
+
+def test_the_adaptive_weight_is_found_at_the_last_layer() -> None:
+    adversary = adversary_of("adversarial.weighting=adaptive", "loss.l2=2", "adversarial.weight=0.5")
+    x, _ = pair()
+    decoder = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 3, padding=1))
+    x_hat = decoder(x)
+    losses = {"l2": (x - x_hat).square().mean()}
+    assert adversary.weights(losses, x_hat, decoder)["adversarial"] == 0.5  # They are not heard yet.
+    losses |= adversary.losses(x, x_hat, 0.6)
+    weight = adversary.weights(losses, x_hat, decoder)["adversarial"]
+    pulls = [
+        torch.autograd.grad(factor * losses[name], decoder[1].weight, retain_graph=True)[0].norm().item()
+        for name, factor in (("l2", 2.0), ("adversarial", weight))
+    ]
+    assert pulls[1] == pytest.approx(0.5 * pulls[0], rel=0.02)
+    assert adversary.step(0.6)["adversarial_weight"] == weight
+
+
+def test_balanced_weights_are_shares() -> None:
+    adversary = adversary_of("adversarial.weighting=balanced", "loss.l2=1", "adversarial.weight=3")
+    x, x_hat = pair()
+    losses = {"l2": (x - x_hat).square().mean()} | adversary.losses(x, x_hat, 0.6)
+    weights = adversary.weights(losses, x_hat, torch.nn.Linear(1, 1))
+    norms = {
+        name: torch.autograd.grad(weights[name] * loss, x_hat, retain_graph=True)[0].flatten(1).norm(dim=1).mean()
+        for name, loss in losses.items()
+    }
+    assert (norms["l2"].item(), norms["adversarial"].item()) == pytest.approx((0.25, 0.75))
+    assert weights["commitment"] == adversary.loss_weights["commitment"]
+
+
+# In the loop.
+
+
+def test_until_they_are_heard_the_run_is_the_one_without(pictures: Path, tmp_path: Path) -> None:
+    with_them = make_trainer(pictures, tmp_path / "with", Budget(steps=24), *PICTURES)
+    without = make_trainer(pictures, tmp_path / "without", Budget(steps=24), *PICTURES, "adversarial.weight=0")
+    assert without.adversary is None
+    found, expected = watched(with_them), watched(without)
+    with_them.run()
+    without.run()
+    assert [losses["l2"] for _, losses in found[:13]] == [losses["l2"] for _, losses in expected[:13]]
+    assert found[13][1]["l2"] != expected[13][1]["l2"]
+    # 0.3 of 24 steps is 7.2, 0.5 is 12.
+    assert ["discriminator" in losses for _, losses in found] == [step >= 8 for step in range(24)]
+    assert ["adversarial" in losses for _, losses in found] == [step >= 12 for step in range(24)]
+    (row,) = [row for row in metrics(tmp_path / "with") if row["step"] == 24]
+    assert {"adversarial", "discriminator", "discriminator_accuracy", "discriminator_gradient_norm"} <= set(row)
+
+
+def test_a_run_with_a_say_for_discriminators_fools_them_better(pictures: Path, tmp_path: Path) -> None:
+    ends = {}
+    for weight in ("1e-9", "1"):
+        settings = [
+            *PICTURES,
+            "adversarial.start=0.3",
+            "adversarial.learning_rate=2e-3",
+            f"adversarial.weight={weight}",
+        ]
+        trainer = make_trainer(pictures, tmp_path / weight, Budget(steps=80), *settings)
+        found = watched(trainer)
+        trainer.run()
+        losses = [values for _, values in found]
+        warm_up = [values["discriminator_accuracy"] for values in losses if "discriminator_accuracy" in values]
+        assert warm_up[0] < 0.75 < max(warm_up)
+        ends[weight] = np.mean([values["adversarial"] for values in losses[-20:]])
+    assert ends["1"] < ends["1e-9"] - 0.1
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "adaptive", "balanced"])
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_a_killed_run_goes_on_as_if_undisturbed(
+    modality: str, weighting: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    media: Path = request.getfixturevalue("pictures" if modality == "image" else "sounds")
+    settings = [*(PICTURES if modality == "image" else SOUNDS), f"adversarial.weighting={weighting}"]
+    budget = Budget(steps=24)
+    whole = make_trainer(media, tmp_path / "whole", budget, *settings)
+    expected = watched(whole)
+    best = whole.run()
+    # Validations, and with them checkpoints, are at 8, 16 and 24; the discriminators learn from 8 on.
+    first = make_trainer(media, tmp_path / "run", budget, *settings, on_progress=kill_at(20))
+    with pytest.raises(Killed):
+        first.run()
+    second = make_trainer(media, tmp_path / "run", budget, *settings)
+    second.resume()
+    assert second.step == 16
+    found = watched(second)
+    resumed = second.run()
+    assert found == expected[16:]
+    assert equal_state(resumed, best)
+    assert second.adversary is not None
+    assert whole.adversary is not None
+    assert equal_state(second.adversary, whole.adversary)
+
+
+def test_the_result_is_the_latest_once_discriminators_are_heard(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At 6 steps (no codebooks yet), 12, 18, 24 and 30, of which those from 15 on count as heard.
+    scores = iter([0.5, 0.7, 0.9, math.nan])
+    averages: list[torch.nn.Module] = []
+
+    def validate(model: torch.nn.Module, *others: Any) -> Validation:
+        averages.append(copy.deepcopy(model))
+        return Validation(next(scores), [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+
+    monkeypatch.setattr(loop, "validate", validate)
+    settings = [*PICTURES, "train.validations=5"]
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=5 * CONTINUOUS_STEPS), *settings)
+    best = trainer.run()
+    assert [equal_state(best, average) for average in averages] == [False, False, True, False]
+    assert trainer.best_score == 0.5
+
+
+def test_a_batch_that_is_not_finite_spoils_no_discriminator(pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=24), *PICTURES)
+    batch = trainer.loader.batch
+
+    def spoilt(step: int) -> NDArray[np.float32]:
+        return batch(step) * np.float32(math.nan if step in (10, 20) else 1)
+
+    trainer.loader.batch = spoilt  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.adversary is not None
+    assert all(tensor.isfinite().all() for tensor in trainer.adversary.state_dict().values())
+
+
+def test_a_model_trained_against_discriminators_is_a_model_like_others(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    result = run_train(pictures, output, *PICTURES, steps=20)
+    assert load_model(output).identity.hex() == result.identity

@@ -1,0 +1,137 @@
+"""Adversarial losses, what keeps their discriminators in check, and how their weight is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import AdversarialKind
+
+
+def discriminator_loss(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Compute what the discriminators minimise, the mean over them and over originals and reconstructions.
+
+    A discriminator that cannot tell them apart is at 1 (`hinge`), log 2 (`non_saturating`) or 1/4 (`least_squares`).
+
+    Source: Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, section 3 (non-saturating); Mao et al.
+        2017, "Least Squares Generative Adversarial Networks", with 1 for originals and 0 for reconstructions.
+    """
+    return _mean(
+        (_cost(kind, original, is_real=True) + _cost(kind, copy, is_real=False)) / 2
+        for original, copy in zip(real, fake, strict=True)
+    )
+
+
+def generator_loss(kind: AdversarialKind, fake: Sequence[Tensor]) -> Tensor:
+    """Compute what the model minimises to have its reconstructions taken for originals; sources as above."""
+    if kind == "hinge":  # Without the margin: there is always more to gain.
+        return _mean(-logits.mean() for logits in fake)
+    return _mean(_cost(kind, logits, is_real=True) for logits in fake)
+
+
+def _cost(kind: AdversarialKind, logits: Tensor, *, is_real: bool) -> Tensor:
+    if kind == "least_squares":
+        return (logits - float(is_real)).square().mean()
+    logits = -logits if is_real else logits
+    return (F.relu(1 + logits) if kind == "hinge" else F.softplus(logits)).mean()
+
+
+def accuracy(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Compute the share of judgements that are right: 0.5 is guessing, 1 tells all apart."""
+    border = 0.5 if kind == "least_squares" else 0.0
+    originals = _mean((logits > border).float().mean() for logits in real)
+    copies = _mean((logits < border).float().mean() for logits in fake)
+    return (originals + copies) / 2
+
+
+def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Compute the mean absolute difference of features, relative to that of the originals', the mean over layers.
+
+    Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4.
+    """
+    return _mean(
+        (copy.float() - original).abs().mean() / original.abs().mean().clamp(min=1e-5)
+        for original, copy in zip([feature.detach().float() for feature in real], fake, strict=True)
+    )
+
+
+class LeCam(nn.Module):
+    """Keep each discriminator from running away: what it says of originals is held near what it used to say of
+    reconstructions, and the other way round.
+
+    Source: Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", section 3.2; the
+        decay of 0.99 from its code.
+    Unlike: the paper's equation punishes both directions; this is one-sided, as its code.
+    """
+
+    decay = 0.99
+    anchors: Tensor
+    updates: Tensor
+
+    def __init__(self, discriminators: int) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.zeros(2, discriminators))
+        self.register_buffer("updates", torch.zeros(()))
+
+    def forward(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+        """Take in the logits of a step and compute the loss."""
+        means = torch.stack([torch.stack([logits.detach().mean() for logits in side]) for side in (real, fake)])
+        if means.isfinite().all():
+            # A plain mean at first, so that nothing is pulled towards where the running means started.
+            self.updates += 1
+            self.anchors.lerp_(means, max(1 - self.decay, 1 / self.updates.item()))
+        real_anchors, fake_anchors = self.anchors
+        return _mean(
+            F.relu(original - fake_anchor).square().mean() + F.relu(real_anchor - copy).square().mean()
+            for original, copy, real_anchor, fake_anchor in zip(real, fake, real_anchors, fake_anchors, strict=True)
+        )
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) -> float:
+    """Find the weight with which an adversarial loss pulls at a layer as hard as the reconstruction loss does.
+
+    Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1; the limits from
+        its code.
+    """
+    norms = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).item()
+
+
+class Balancer(nn.Module):
+    """Find the weights with which each loss has a stated share in the gradient that reaches the reconstruction.
+
+    Args:
+        shares: Of each loss by name; those that are there at a step share in proportion.
+
+    Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4; decay 0.999, and norms
+        averaged over the items of a batch, as in its code.
+    """
+
+    decay = 0.999
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        super().__init__()
+        self.shares = {name: share for name, share in shares.items() if share > 0}
+        for name in self.shares:
+            # The running sum of the gradient's norms, and how much is in it.
+            self.register_buffer(name, torch.zeros(2))
+
+    def forward(self, losses: Mapping[str, Tensor], x_hat: Tensor) -> dict[str, float]:
+        total = sum(self.shares[name] for name in losses)
+        return {name: self.shares[name] / total / self._norm(name, loss, x_hat) for name, loss in losses.items()}
+
+    def _norm(self, name: str, loss: Tensor, x_hat: Tensor) -> float:
+        (gradient,) = torch.autograd.grad(loss, x_hat, retain_graph=True)
+        norm = gradient.flatten(1).norm(dim=1).mean()
+        running = self.get_buffer(name)
+        if norm.isfinite():
+            running.mul_(self.decay).add_(torch.stack([norm, torch.ones_like(norm)]))
+        summed, count = running.tolist()
+        return max(summed / max(count, 1e-12), 1e-12)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

@@ -1,0 +1,158 @@
+"""Discriminators: networks that learn to tell media from their reconstructions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from vqtok.config import Config
+
+PERIODS = (2, 3, 5, 7, 11)
+"""Primes, so that the discriminators see different samples (Kong et al. 2020, "HiFi-GAN", section 2.3)."""
+WINDOWS = (2048, 1024, 512)
+BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Edges, as fractions of half the sample rate. Periods, windows and bands are those of Kumar et al. 2023 (DAC)."""
+
+
+class Judgement(NamedTuple):
+    """What one discriminator finds in a batch."""
+
+    logits: Tensor
+    """High where it takes media for originals: one for each patch, `(batch, 1, *patches)`."""
+    features: list[Tensor]
+    """The activations of its layers, first to last."""
+
+
+class Layers(nn.ModuleList):
+    """Layers one after the other; gives what comes out of each."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return [x := layer(x) for layer in self]
+
+
+class PatchDiscriminator(nn.Module):
+    """Judge overlapping patches of 70 x 70 pixels.
+
+    Shapes:
+        x: `(batch, channels, height, width)`.
+
+    Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", appendix 6.1.2;
+        Esser et al. 2021 ("Taming Transformers").
+    Unlike: group norm (Wu and He 2018) instead of batch norm, so that no picture's judgement depends on the others.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        widths = (channels, width, 2 * width, 4 * width, 8 * width)
+        layers = []
+        for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            conv = _small_normal(nn.Conv2d(inputs, outputs, 4, stride=2 if stage < 3 else 1, padding=1))
+            norm = nn.GroupNorm(math.gcd(32, outputs), outputs) if stage else nn.Identity()
+            layers.append(nn.Sequential(conv, norm, nn.LeakyReLU(0.2)))
+        self.layers = Layers(layers)
+        self.head = _small_normal(nn.Conv2d(widths[-1], 1, 4, padding=1))
+
+    def forward(self, x: Tensor) -> Judgement:
+        features = self.layers(x)
+        return Judgement(self.head(features[-1]), features)
+
+
+class PeriodDiscriminator(nn.Module):
+    """Judge a sound by the samples a period apart, each of the period's phases by itself.
+
+    Shapes:
+        x: `(batch, 1, samples)`.
+
+    Source: Kong et al. 2020, "HiFi-GAN", section 2.3, in the sizes of Kumar et al. 2023 (DAC).
+    """
+
+    def __init__(self, period: int, width: int) -> None:
+        super().__init__()
+        self.period = period
+        widths = (1, width, 4 * width, 16 * width, 32 * width, 32 * width)
+        self.layers = Layers(
+            _leaky_convolution(inputs, outputs, (5, 1), (3 if stage < 4 else 1, 1))
+            for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+        )
+        self.head = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, x: Tensor) -> Judgement:
+        x = F.pad(x, (0, -x.shape[-1] % self.period)).unflatten(-1, (-1, self.period))
+        features = self.layers(x)
+        return Judgement(self.head(features[-1]), features)
+
+
+class BandDiscriminator(nn.Module):
+    """Judge the complex spectrogram of a sound, each frequency band by layers of its own.
+
+    Shapes:
+        x: `(batch, 1, samples)`.
+
+    Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", "Discriminator design".
+    Unlike: the spectrogram is divided by the square root of the window size, so that all sizes give like values.
+    """
+
+    def __init__(self, window_size: int, width: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        bins = [int(edge * (window_size // 2 + 1)) for edge in BANDS]
+        self.bins = list(itertools.pairwise(bins))
+        self.bands = nn.ModuleList(_band_layers(width) for _ in self.bins)
+        self.head = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Judgement:
+        spectrum = self._spectrum(x)
+        bands = [layers(spectrum[..., low:high]) for layers, (low, high) in zip(self.bands, self.bins, strict=True)]
+        features = [feature for band in bands for feature in band]
+        return Judgement(self.head(torch.cat([band[-1] for band in bands], -1)), features)
+
+    def _spectrum(self, x: Tensor) -> Tensor:
+        """Give real and imaginary parts as channels: `(batch, 2, frames, bins)`."""
+        x, size = x.squeeze(1).float(), self.window_size
+        window = torch.hann_window(size, device=x.device)
+        # Reflection needs more samples than half a window.
+        mode = "reflect" if x.shape[-1] > size // 2 else "constant"
+        spectrum = torch.stft(x, size, size // 4, window=window, pad_mode=mode, normalized=True, return_complex=True)
+        return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+
+
+def build_discriminators(config: Config) -> nn.ModuleList:
+    """Make the discriminators for a set-up: one for pictures, eight for sound."""
+    width = config.adversarial.width
+    parts: Sequence[nn.Module]
+    if config.model.modality == "image":
+        parts = [PatchDiscriminator(config.model.channels, width)]
+    else:
+        parts = [PeriodDiscriminator(period, width) for period in PERIODS]
+        parts += [BandDiscriminator(window_size, width) for window_size in WINDOWS]
+    return nn.ModuleList(parts)
+
+
+def _small_normal(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a convolution as Isola et al. 2017 do (section 6.2)."""
+    nn.init.normal_(layer.weight, std=0.02)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _band_layers(width: int) -> Layers:
+    kernels, strides = [(3, 9)] * 4 + [(3, 3)], (1, 2, 2, 2, 1)
+    inputs = (2, width, width, width, width)
+    return Layers(
+        _leaky_convolution(channels, width, kernel, (1, stride))
+        for channels, kernel, stride in zip(inputs, kernels, strides, strict=True)
+    )
+
+
+def _leaky_convolution(inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int]) -> nn.Sequential:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return nn.Sequential(weight_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding)), nn.LeakyReLU(0.1))
