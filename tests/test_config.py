@@ -88,6 +88,9 @@ def test_set_leaves_the_rest_alone_and_the_last_one_holds() -> None:
         ("train.learning_rate=fast", "train.learning_rate must be float, not 'fast'"),
         ("train.learning_rate=-1e-3", "train.learning_rate must be at least 0"),
         ("train.learning_rate=nan", "train.learning_rate must be at least 0"),
+        ("adversarial.start=1", "adversarial.start must be below 1"),
+        ("adversarial.kind=wasserstein", "adversarial.kind must be 'hinge' or 'non_saturating' or 'least_squares'"),
+        ("base=image", "unknown setting base"),
         ("train.betas=0.9", "train.betas needs 2 values, not 1"),
         ("train.betas=0.9,1", "train.betas must be below 1"),
         ("data.flip=1", "data.flip must be bool, not 1"),
@@ -124,6 +127,33 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     path.write_text('[model]\nmodality = "audio"\nsample_rate = 8000\n[train]\nbatch_size = 4\n')
     config = load_preset(str(path), ["train.batch_size=2"])
     assert (config.model.sample_rate, config.train.batch_size) == (8000, 2)
+
+
+def test_a_preset_differs_from_its_base_in_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "image"\n[model.quantizer]\ndepth = 2\n[adversarial]\nweight = 0.5\n')
+    image, mine = load_preset("image"), load_preset(str(path), ["adversarial.lecam=0"])
+    quantizer = dataclasses.replace(image.model.quantizer, depth=2)
+    adversarial = dataclasses.replace(image.adversarial, weight=0.5, lecam=0.0)
+    model = dataclasses.replace(image.model, quantizer=quantizer)
+    assert mine == dataclasses.replace(image, model=model, adversarial=adversarial)
+    for content in ('base = "mine"', "base = 3"):
+        path.write_text(content)
+        with pytest.raises(UsageError, match=r"mine\.toml: base must be one of audio, audio-gan, digits"):
+            load_preset(str(path))
+
+
+@pytest.mark.parametrize("name", ["image", "audio"])
+def test_adversarial_presets_have_the_model_of_their_base(name: str) -> None:
+    plain, adversarial = load_preset(name), load_preset(f"{name}-gan")
+    assert (adversarial.model, adversarial.train, adversarial.data) == (plain.model, plain.train, plain.data)
+    assert plain.adversarial.weight == 0 < adversarial.adversarial.weight
+
+
+def test_crops_too_small_for_the_discriminator() -> None:
+    assert load_preset("digits", ["data.crop_pixels=16"]).adversarial.weight == 0
+    with pytest.raises(UsageError, match=r"data\.crop_pixels must be at least 24"):
+        load_preset("digits", ["data.crop_pixels=16", "adversarial.weight=1"])
 
 
 @pytest.mark.parametrize("content", [b"model = [", b"\xff\xfe", b"[model]\nmodality = 'image'\n[model]\n"])

@@ -33,8 +33,12 @@ class EfficientNetLoss(nn.Module):
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", section 3; the
         network is that of Tan and Le 2019, "EfficientNet", without squeeze and excitation.
-    Unlike: no weights of channels that were fitted to people's judgements.
+    Unlike: no weights of channels that were fitted to people's judgements. While training, both pictures are shifted
+        by some pixels at random (in the spirit of Kettunen et al. 2019, "E-LPIPS"): the strides of the network leave
+        a grid in its gradient, and soon in the pictures.
     """
+
+    max_shift = 8
 
     blocks = (0, 2, 4, 10, 15)
     """The last ones before the size is halved, and the last of all."""
@@ -48,6 +52,9 @@ class EfficientNetLoss(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        if x_hat.requires_grad:
+            down, right = torch.randint(self.max_shift, (2,)).tolist()
+            x, x_hat = x[..., down:, right:], x_hat[..., down:, right:]
         with torch.no_grad():
             targets = self._features(x)
         distances = [

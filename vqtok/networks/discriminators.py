@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,19 +45,20 @@ class PatchDiscriminator(nn.Module):
 
     Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", appendix 6.1.2;
         Esser et al. 2021 ("Taming Transformers").
-    Unlike: group norm (Wu and He 2018) instead of batch norm, so that no picture's judgement depends on the others.
+    Unlike: weight norm instead of batch norm, and a start that keeps the variance. With batch or group norm and the
+        source's start (deviation 0.02) it told nothing in its first 120 steps on reconstructions of the bundled model
+        (accuracy 0.50, otherwise 0.64); and so no picture's judgement depends on the others of its batch.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         widths = (channels, width, 2 * width, 4 * width, 8 * width)
-        layers = []
-        for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-            conv = _small_normal(nn.Conv2d(inputs, outputs, 4, stride=2 if stage < 3 else 1, padding=1))
-            norm = nn.GroupNorm(math.gcd(32, outputs), outputs) if stage else nn.Identity()
-            layers.append(nn.Sequential(conv, norm, nn.LeakyReLU(0.2)))
-        self.layers = Layers(layers)
-        self.head = _small_normal(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        strides = ((2, 2), (2, 2), (2, 2), (1, 1))
+        self.layers = Layers(
+            _leaky_convolution(inputs, outputs, (4, 4), stride, slope=0.2)
+            for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True)
+        )
+        self.head = _convolution(widths[-1], 1, (4, 4))
 
     def forward(self, x: Tensor) -> Judgement:
         features = self.layers(x)
@@ -78,11 +78,12 @@ class PeriodDiscriminator(nn.Module):
         super().__init__()
         self.period = period
         widths = (1, width, 4 * width, 16 * width, 32 * width, 32 * width)
+        strides = ((3, 1), (3, 1), (3, 1), (3, 1), (1, 1))
         self.layers = Layers(
-            _leaky_convolution(inputs, outputs, (5, 1), (3 if stage < 4 else 1, 1))
-            for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+            _leaky_convolution(inputs, outputs, (5, 1), stride)
+            for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True)
         )
-        self.head = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+        self.head = _convolution(widths[-1], 1, (3, 1))
 
     def forward(self, x: Tensor) -> Judgement:
         x = F.pad(x, (0, -x.shape[-1] % self.period)).unflatten(-1, (-1, self.period))
@@ -106,7 +107,7 @@ class BandDiscriminator(nn.Module):
         bins = [int(edge * (window_size // 2 + 1)) for edge in BANDS]
         self.bins = list(itertools.pairwise(bins))
         self.bands = nn.ModuleList(_band_layers(width) for _ in self.bins)
-        self.head = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+        self.head = _convolution(width, 1, (3, 3))
 
     def forward(self, x: Tensor) -> Judgement:
         spectrum = self._spectrum(x)
@@ -136,14 +137,6 @@ def build_discriminators(config: Config) -> nn.ModuleList:
     return nn.ModuleList(parts)
 
 
-def _small_normal(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start a convolution as Isola et al. 2017 do (section 6.2)."""
-    nn.init.normal_(layer.weight, std=0.02)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 def _band_layers(width: int) -> Layers:
     kernels, strides = [(3, 9)] * 4 + [(3, 3)], (1, 2, 2, 2, 1)
     inputs = (2, width, width, width, width)
@@ -153,6 +146,22 @@ def _band_layers(width: int) -> Layers:
     )
 
 
-def _leaky_convolution(inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int]) -> nn.Sequential:
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    return nn.Sequential(weight_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding)), nn.LeakyReLU(0.1))
+def _leaky_convolution(
+    inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], slope: float = 0.1
+) -> nn.Sequential:
+    return nn.Sequential(_convolution(inputs, outputs, kernel, stride, slope), nn.LeakyReLU(slope))
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), slope: float = 1.0
+) -> nn.Conv2d:
+    """Make a weight-normed convolution that keeps the variance, given the slope of the leaky ReLU after it.
+
+    Source: Salimans and Kingma 2016, "Weight Normalization"; He et al. 2015, "Delving Deep into Rectifiers".
+    """
+    padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    nn.init.kaiming_normal_(layer.weight, a=slope)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return weight_norm(layer)
