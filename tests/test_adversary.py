@@ -229,7 +229,7 @@ def test_until_they_are_heard_the_run_is_the_one_without(pictures: Path, tmp_pat
     assert {"adversarial", "discriminator", "discriminator_accuracy", "discriminator_gradient_norm"} <= set(row)
 
 
-LEARNING = [*PICTURES, "adversarial.start=0.6", "adversarial.warm_up=0.4", "adversarial.learning_rate=1e-3"]
+LEARNING = [*PICTURES, "adversarial.start=0.6", "adversarial.warm_up=0.4", "adversarial.learning_rate=5e-3"]
 
 
 def test_discriminators_learn_in_a_run(pictures: Path, tmp_path: Path) -> None:
