@@ -47,7 +47,7 @@ class VQModel(nn.Module):
         """
         z = self.encoder(x)
         if not quantize:
-            return self.decoder(self.quantizer.relax(z)), None
+            return self.decoder(self.quantizer.bypass(z)), None
         output = self.quantizer(z)
         return self.decoder(output.quantized), output
 

@@ -71,11 +71,11 @@ class VQ(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[..., 0], self._normalise(self.codebook))
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        vectors, quantized = self._normalise(z), self.lookup(codes)
-        losses = {"commitment": F.mse_loss(vectors, quantized.detach())}
+    def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
+        vectors = self._normalise(z)
+        losses = {"commitment": F.mse_loss(vectors, quantized)}
         if self.learning == "gradient":
-            losses["codebook"] = F.mse_loss(quantized, vectors.detach())
+            losses["codebook"] = F.mse_loss(self.lookup(codes), vectors.detach())
         return losses
 
     @property
