@@ -359,7 +359,7 @@ def test_codebooks_on_both_sides(run, photo, tmp_path, image_model):
     run("encode", photo, "-o", whole)
     run("encode", photo, "-o", few, "--codebooks", 2)
     assert read_header(few).num_codebooks == 2
-    tables = load_model(image_model).entropy_tables
+    tables = load_model(image_model).entropy_model
     codes = [load(path.read_bytes(), tables).codes for path in (whole, few)]
     assert np.array_equal(codes[0][:2], codes[1])
     run("decode", whole, "-o", cut, "--codebooks", 2)

@@ -441,7 +441,7 @@ def test_train_writes_a_model_that_codes(pictures: Path, tmp_path: Path) -> None
     result = run_train(pictures, output, "data.note=discs", steps=20, seed=5)
     model = load_model(output)
     assert model.identity.hex() == result.identity
-    assert [int(table.sum(dtype=np.int64)) for table in model.entropy_tables if table is not None] == [2**14] * 2
+    assert [int(table.sum(dtype=np.int64)) for table in model.entropy_model.tables if table is not None] == [2**14] * 2
     training = result.training
     assert {name: training[name] for name in ("preset", "steps", "items_seen", "seed", "files", "held_out_files")} == {
         "preset": "digits",

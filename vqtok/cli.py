@@ -138,6 +138,7 @@ def train(
                 on_start=display.start,
                 on_progress=display.progress,
                 on_evaluate=display.evaluate,
+                on_prior=display.prior,
             )
     except KeyboardInterrupt:
         _complain(f"stopped; go on with the same command and --resume (or --force to start anew): {folder} -> {output}")
@@ -156,6 +157,7 @@ def encode(
     model: Model = None,
     codebooks: Codebooks = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
+    coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
     device: Device = "cpu",
     force: Force = False,
     skip_existing: Skip = False,
@@ -176,11 +178,14 @@ def encode(
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files
 
     codecs = Codecs(model, str(choose_device(device)))
     existing = Existing(overwrite=force, skip=skip_existing)
-    outcomes = encode_files(jobs, codecs, num_codebooks=codebooks, mono=mono, existing=existing)
+    outcomes = encode_files(
+        jobs, codecs, num_codebooks=codebooks, mono=mono, coder=chosen_coder(coder), existing=existing
+    )
     _tell(outcomes, jobs, report.encoded_line, json=json, quiet=quiet)
 
 

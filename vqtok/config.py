@@ -19,7 +19,7 @@ Kind = Literal["vq", "fsq", "lfq", "bsq"]
 # fmt: off
 AT_LEAST_ONE = frozenset({
     "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
-    "batch_size", "validations", "validation_items",
+    "batch_size", "validations", "validation_items", "hidden", "positions",
 })
 # fmt: on
 BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction"})
@@ -141,6 +141,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """The context prior that makes token files smaller, fitted when training ends."""
+
+    fit_steps: int = 1000
+    """At most, and at most a quarter of the run's own steps; 0 leaves the prior out."""
+    learning_rate: float = 4e-3
+    dim: int = 32
+    """Channels of the embeddings of known codes."""
+    hidden: int = 48
+    positions: int = 600_000
+    """Grid positions of training media that it learns from, at most."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A training set-up: what a preset holds and a model file records."""
 
@@ -148,6 +162,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         for complaint in self._complaints():

@@ -160,17 +160,17 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files`, `num_tokens`, and
         `counts`: the histogram of each codebook, most frequent code first.
     """
-    from vqtok.models.tables import tables_of
+    from vqtok.models.entropy import entropy_model_of
     from vqtok.tokens.statistics import CodeStatistics
     from vqtok.tokens.vqt import load
 
     statistics = CodeStatistics()
-    find_tables = functools.cache(lambda identity: tables_of(identity, model))
+    find_model_of = functools.cache(lambda identity: entropy_model_of(identity, model))
     for file in token_files(paths):
         with naming(file):
             data = read_bytes(file)
             header, _ = parse_header(data)
-            statistics.add(load(data, find_tables(header.model) if header.coder == "static" else None))
+            statistics.add(load(data) if header.coder == "packed" else load(data, find_model_of(header.model)))
     return {
         "kind": "usage",
         "model": header.model.hex(),

@@ -332,6 +332,11 @@ class TrainingDisplay:
         if self.live:
             self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
 
+    def prior(self, steps: int, step: int, bits: float) -> None:
+        if self.live:
+            now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
+            self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
+
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)

@@ -23,7 +23,7 @@ from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt import ChosenCoder, dump, load
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -104,6 +104,7 @@ def encode_files(
     *,
     num_codebooks: int | None = None,
     mono: bool = False,
+    coder: ChosenCoder = "auto",
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
     """Encode media files to token files; an outcome a job, in order."""
@@ -115,7 +116,7 @@ def encode_files(
         if _settled(job, existing, lambda target: read_header(target).model == identity):
             return _skipped(job)
         tokens = codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
-        encoded = dump(tokens, codec.tokenizer.entropy_tables or None)
+        encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
         _write(job.target, encoded)
         header, _ = parse_header(encoded)
         return Outcome(job, _facts(job, header))
@@ -209,7 +210,7 @@ def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tupl
     header, _ = parse_header(data)
     codec = codecs.get(header.modality)
     check_model(header.model, codec.tokenizer.identity)
-    return codec, load(data, codec.tokenizer.entropy_tables or None, num_codebooks), header
+    return codec, load(data, codec.tokenizer.entropy_model, num_codebooks), header
 
 
 def _write(target: Path, data: bytes) -> None:

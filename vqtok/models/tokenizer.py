@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-EntropyTables = Sequence[NDArray[np.uint16] | None]
-"""Integer frequencies `(codebook_size,)` of each codebook; None where it is too large for a table."""
+from vqtok.tokens.vqt import EntropyModel
 
 
 class Tokenizer(Protocol):
@@ -31,7 +27,8 @@ class Tokenizer(Protocol):
     """Input steps per grid step: pixels each way, or samples (hop length)."""
     identity: bytes
     """SHA-256 over all that decoding depends on."""
-    entropy_tables: EntropyTables
+    entropy_model: EntropyModel
+    """How often codes occur, for token files."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Give the codes of media."""

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
-from vqtok.models.tokenizer import EntropyTables
 from vqtok.networks import Decoder, Encoder
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
+from vqtok.tokens.vqt import NO_MODEL
 
 
 class VQModel(nn.Module):
     """A vector-quantised autoencoder: a `Tokenizer` that can be trained.
 
-    `identity` and `entropy_tables` are those of the file it was loaded from; a model in training has none.
+    `identity` and `entropy_model` are those of the file it was loaded from; a model in training has none.
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
@@ -37,7 +37,7 @@ class VQModel(nn.Module):
         self.decoder = Decoder(config.network, axes, channels, dim)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
-        self.entropy_tables: EntropyTables = ()
+        self.entropy_model = NO_MODEL
 
     def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
         """Reconstruct media, through the codebooks or (to warm up) around them.

@@ -62,6 +62,11 @@ class Quantizer(nn.Module):
     def update(self, z: Tensor, codes: Tensor) -> None:
         """Move codebooks that learn by statistics rather than by gradient."""
 
+    def codebooks(self) -> list[Tensor]:
+        """Give the vectors `(size, dim)` of each codebook, in the space that it quantises."""
+        (size,) = self.codebook_sizes
+        return [self.lookup(torch.arange(size)[None, :, None])[0]]
+
     # What every kind shares.
 
     def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:

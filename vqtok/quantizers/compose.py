@@ -25,6 +25,9 @@ class _Composition(Quantizer):
     def ready(self) -> bool:
         return all(part.ready for part in self.parts)
 
+    def codebooks(self) -> list[Tensor]:
+        return [vectors for part in self.parts for vectors in part.codebooks()]
+
     def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """Yield each part with its codes; where `codes` is a prefix, only the parts that it reaches."""
         for part in self.parts:
@@ -157,6 +160,9 @@ class Projected(Quantizer):
     def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
         inner = self.inner.quantize(self.project_in(z), self.project_in(source))
         return inner._replace(quantized=self.project_out(inner.quantized))
+
+    def codebooks(self) -> list[Tensor]:
+        return self.inner.codebooks()
 
     def relax(self, z: Tensor) -> Tensor:
         return self.project_out(self.inner.relax(self.project_in(z)))

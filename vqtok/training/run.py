@@ -17,6 +17,7 @@ from vqtok.media.kinds import modality_of
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import decoding_state, save_model
 from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.rans import TOTAL
 from vqtok.training.data import (
     BatchLoader,
     Item,
@@ -29,9 +30,12 @@ from vqtok.training.data import (
 from vqtok.training.evaluation import evaluate
 from vqtok.training.loop import Progress, Trainer
 from vqtok.training.optim import Budget
+from vqtok.training.prior import learn_prior
 from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
 
 logger = logging.getLogger(__name__)
+
+MIN_PRIOR_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def train(
     on_start: Callable[[Config, int, int, Path], None] = lambda config, training, held_out, run_folder: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_evaluate: Callable[[int, int], None] = lambda done, total: None,
+    on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
 ) -> TrainingResult:
     """Train a model on the images or sounds below a folder and write it to `output`.
 
@@ -70,7 +75,7 @@ def train(
         resume: Go on from the run folder's last checkpoint.
         force: Overwrite the output and start the run folder anew.
         device: "auto", "cpu", "cuda" or "mps".
-        on_start, on_progress, on_evaluate: Called with what a display needs.
+        on_start, on_progress, on_evaluate, on_prior: Called with what a display needs.
 
     Raises:
         UsageError: settings that make no sense. TrainingError: nothing to train on, or divergence.
@@ -125,37 +130,46 @@ def train(
         "unreadable_files": len(cache.unreadable),
         "alarms": trainer.alarms,
     }
-    return finish(model, config, held_out, cache, output, facts, on_evaluate)
+    return finish(model, config, training, held_out, cache, output, facts, on_evaluate, on_prior)
 
 
 def finish(
     model: VQModel,
     config: Config,
+    training: Sequence[Item],
     held_out: Sequence[Item],
     cache: MediaCache,
     output: Path,
     facts: dict[str, Any],
     on_evaluate: Callable[[int, int], None],
+    on_prior: Callable[[int, int, float], None],
 ) -> TrainingResult:
-    """Round the weights as they are stored, evaluate that model, count its entropy tables, write the file."""
+    """Round the weights as they are stored, evaluate that model, count its tables, fit its prior, write the file."""
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
     for tensor in decoding_state(model).values():
         tensor.copy_(tensor.to(dtype))
     # The codec names the model in its tokens; this one has no name before its tables are counted.
     model.identity = bytes(32)
-    evaluation, statistics = evaluate(Codec(model), held_out, cache.read, on_evaluate)
+    codec = Codec(model)
+    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate)
     tables = {index: frequencies(counts) for index, counts in enumerate(statistics.counts)}
-    training = {**facts, "evaluation": evaluation}
+    # A short run gets a short prior, a trial run none.
+    steps = min(config.prior.fit_steps, facts["steps"] // 4)
+    prior = {}
+    if steps >= MIN_PRIOR_STEPS and max(model.codebook_sizes) <= TOTAL:
+        prior = learn_prior(codec, config, training, cache.read, steps, facts["seed"], on_prior)
+    summary = {**facts, "evaluation": evaluation}
     identity = save_model(
         output,
         model,
         config,
         entropy_tables={index: table for index, table in tables.items() if table is not None},
-        training=training,
+        prior=prior,
+        training=summary,
         dtype=dtype,
     )
-    return TrainingResult(output, identity.hex(), training)
+    return TrainingResult(output, identity.hex(), summary)
 
 
 def default_preset(folder: Path) -> str:
