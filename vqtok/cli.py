@@ -110,6 +110,9 @@ def train(
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard files to the run folder, too.")
+    ] = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and prefixes.")] = 0,
     force: Force = False,
@@ -133,6 +136,7 @@ def train(
                 minutes=minutes,
                 resume=resume,
                 force=force,
+                tensorboard=tensorboard,
                 device=device,
                 seed=seed,
                 on_start=display.start,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from vqtok.config import Config
-    from vqtok.training.loop import Progress as TrainingProgress
+    from vqtok.training.monitor import Progress as TrainingProgress
 
 out = Console(soft_wrap=False, highlight=False)
 """Results that were asked for: tables of `inspect`."""
@@ -302,7 +302,10 @@ class TrainingDisplay:
             name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
             self.quality = f"{name}{unit} {figures}"
             if not self.quiet:
-                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}")
+                say(
+                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
+                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
+                )
         if self.live:
             self.live.update(self._panel(progress))
 
@@ -322,8 +325,7 @@ class TrainingDisplay:
         )
         panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
         for name, values in progress.codebooks.items():
-            style = ".0%" if name == "usage" else ".0f"
-            panel.add_row(name, " ".join(f"{value:{style}}" for value in values))
+            panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
         if self.quality:
             panel.add_row("validation", self.quality)
         return panel
@@ -331,6 +333,10 @@ class TrainingDisplay:
     def evaluate(self, done: int, total: int) -> None:
         if self.live:
             self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
+
+
+def _each(values: Sequence[float], style: str) -> str:
+    return " ".join(f"{value:{style}}" for value in values)
 
 
 def _clock(seconds: float) -> str:

@@ -83,9 +83,9 @@ class VQ(Quantizer):
         return bool(self.initialised)
 
     def prepare(self, z: Tensor) -> None:
-        if self.ready:
-            return
         vectors = self._normalise(z.flatten(0, 1))
+        if self.ready or not vectors.isfinite().all():
+            return  # The next batch may be better.
         centres, counts = kmeans(vectors, *self.codebook_sizes)
         # Shares as if spread over one batch of one vector a code: the first updates then count for something.
         self._set(slice(None), centres, (counts + 1) / (counts + 1).mean())

@@ -53,9 +53,11 @@ class Item:
 
 def find_files(folder: Path) -> list[Path]:
     """List all files below a folder in a stable order, but not what training itself wrote to run folders."""
-    return sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parent.suffix != RUN_SUFFIX
-    )
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _in_run_folder(path.relative_to(folder)))
+
+
+def _in_run_folder(path: Path) -> bool:
+    return any(parent.suffix == RUN_SUFFIX for parent in path.parents)
 
 
 def find_items(folder: Path, modality: str) -> list[Item]:

@@ -27,9 +27,11 @@ from vqtok.training.data import (
     validation_crops,
 )
 from vqtok.training.evaluation import evaluate
-from vqtok.training.loop import Progress, Trainer
+from vqtok.training.loop import Trainer
+from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
 from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
+from vqtok.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def train(
     minutes: float | None = None,
     resume: bool = False,
     force: bool = False,
+    tensorboard: bool = False,
     device: str = "auto",
     seed: int = 0,
     on_start: Callable[[Config, int, int, Path], None] = lambda config, training, held_out, run_folder: None,
@@ -69,6 +72,7 @@ def train(
         steps: Length of the run; with `minutes`, whichever ends first. By default that of the preset.
         resume: Go on from the run folder's last checkpoint.
         force: Overwrite the output and start the run folder anew.
+        tensorboard: Write TensorBoard files to the run folder, too.
         device: "auto", "cpu", "cuda" or "mps".
         on_start, on_progress, on_evaluate: Called with what a display needs.
 
@@ -105,6 +109,7 @@ def train(
         Budget(steps or (None if minutes else config.train.steps), minutes),
         seed,
         on_progress,
+        tensorboard=TensorBoard(run_folder) if tensorboard else None,
     )
     if resume:
         trainer.resume()
@@ -123,7 +128,7 @@ def train(
         "files": len(training),
         "held_out_files": len(held_out),
         "unreadable_files": len(cache.unreadable),
-        "alarms": trainer.alarms,
+        "alarms": trainer.alarms.lines(),
     }
     return finish(model, config, held_out, cache, output, facts, on_evaluate)
 

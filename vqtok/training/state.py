@@ -21,7 +21,7 @@ RUN_SUFFIX = ".run"
 """Of the folder that holds what training writes besides the model."""
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREVIOUS_NAME = "checkpoint.previous.safetensors"
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav")
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav", "tensorboard/events.*")
 """What a run folder holds, as patterns."""
 
 

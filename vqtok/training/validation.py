@@ -77,7 +77,7 @@ def validate(
             qualities[index] += _quality(config, x, x_hat)
             results.append(x_hat[0].cpu().numpy())
         if len(shown) < GRID_ITEMS:
-            shown.append([results[0], results[-1]])
+            shown.append([results[0], np.nan_to_num(results[-1])])
     _show(config, shown, folder, step)
     shares = [count / count.sum() for count in counts]
     return Validation(
