@@ -367,6 +367,51 @@ def test_a_killed_run_goes_on_as_if_undisturbed(modality: str, tmp_path: Path, r
     assert second.best_score == whole.best_score
 
 
+def test_a_run_ended_by_sigkill_goes_on_as_if_undisturbed(pictures: Path, tmp_path: Path) -> None:
+    """Between checkpoints, by a real kill -9 in a process of its own."""
+    script = """
+import json, os, signal, sys, torch
+from vqtok.training import start
+from vqtok.training.run import train
+torch.set_num_threads(1)
+start.KMEANS_VECTORS = 256
+def kill(progress):
+    if progress.step == 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(*sys.argv[1:3], preset="digits", settings=json.loads(sys.argv[3]), steps=100, device="cpu", on_progress=kill)
+"""
+    whole = run_train(pictures, tmp_path / "whole.safetensors", steps=100)
+    command = [sys.executable, "-c", script, pictures, tmp_path / "cut.safetensors", json.dumps(TINY)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    with (tmp_path / "cut.run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3')  # As a kill in the middle of writing a line would leave it.
+    resumed = run_train(pictures, tmp_path / "cut.safetensors", steps=100, resume=True)
+    assert resumed.identity == whole.identity
+    expected, found = (
+        [{name: row.get(name) for name in ("step", "l2", "commitment", "usage", "perplexity")} for row in metrics(run)]
+        for run in (tmp_path / "whole.run", tmp_path / "cut.run")
+    )
+    # The last validation before the kill was at 34: the means of line 40 lack the steps before it.
+    assert [row["step"] for row in found] == [row["step"] for row in expected] == [20, 34, 40, 60, 67, 80, 100]
+    assert [row for row in found if row["step"] != 40] == [row for row in expected if row["step"] != 40]
+
+
+def test_checkpoints_name_the_state_of_each_parameter(pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=3))
+    with pytest.raises(TrainingError):
+        trainer.run()
+    tensors, _ = read_checkpoint(tmp_path)
+    name = "model.encoder.layers.0.conv.weight"
+    assert tensors[f"optimizer.exp_avg.{name}"].shape == tensors[name].shape
+    other = make_trainer(pictures, tmp_path, Budget(steps=3))
+    other.optimizer.param_groups.reverse()  # Whatever the order, each gets its own.
+    other.resume()
+    for expected, found in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        for entry, value in trainer.optimizer.state[expected].items():
+            assert torch.equal(other.optimizer.state[found][entry], value)
+
+
 def test_a_finished_run_can_be_extended(pictures: Path, tmp_path: Path) -> None:
     make_trainer(pictures, tmp_path, Budget(steps=12)).run()
     longer = make_trainer(pictures, tmp_path, Budget(steps=30))

@@ -23,7 +23,7 @@ from vqtok.networks import scale_to_data
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.data import BatchLoader
 from vqtok.training.interrupt import HeldBackInterrupt
-from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics
+from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.start import autocast, autocast_dtype, start_codebooks
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
@@ -89,6 +89,10 @@ class Trainer:
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "average": self.average, "best": self.best}
 
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
+
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder.
 
@@ -98,12 +102,14 @@ class Trainer:
         tensors, facts = read_checkpoint(self.folder)
         if (from_dict(Config, facts["config"]), facts["seed"]) != (self.config, self.seed):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
-        restore(tensors, self._modules, self.optimizer)
+        restore(tensors, self._modules, self._optimizers)
+        self.window.load(tensors["window"].to(self.device))
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.best_score, self.bad_steps = facts["best_score"], facts["bad_steps"]
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.alarms = Alarms(self.folder, facts["alarms"])
         self.regression = RegressionWatch(**facts["regression"])
+        cut_metrics(self.folder, self.step)
 
     def checkpoint(self) -> None:
         facts = {
@@ -117,7 +123,7 @@ class Trainer:
             "alarms": self.alarms.kinds,
             "regression": self.regression.state,
         }
-        save_checkpoint(self.folder, self._modules, self.optimizer, facts)
+        save_checkpoint(self.folder, self._modules, self._optimizers, self.window.state(), facts)
 
     def run(self) -> VQModel:
         """Train until the budget is spent and return the best averaged model.
@@ -223,7 +229,8 @@ class Trainer:
             raise TrainingError(f"{failed}; lower train.learning_rate, or set train.precision=float32")
         tensors, facts = read_checkpoint(self.folder)
         modules = {name: module for name, module in self._modules.items() if name != "best"}
-        restore(tensors, modules, self.optimizer)
+        restore(tensors, modules, self._optimizers)
+        self.window.load(tensors["window"].to(self.device))
         self.learning_rate_scale /= 2
         self.bad_steps = 0
         self.alarms.add("rollback", self.step, f"{failed}; back to step {facts['step']} with half the learning rate")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtok.files import atomic_write
 from vqtok.training.validation import Validation
 
 METRICS_NAME = "metrics.jsonl"
@@ -73,6 +74,13 @@ class CodebookWindow:
     def clear(self) -> None:
         self._batches.clear()
 
+    def state(self) -> Tensor:
+        """Give all that the window holds, `(steps, num_codebooks, tokens)`."""
+        return torch.stack(list(self._batches)) if self._batches else torch.zeros(0, dtype=torch.int32)
+
+    def load(self, state: Tensor) -> None:
+        self._batches = deque(state, maxlen=WINDOW_STEPS)
+
     def codes(self) -> Tensor:
         """Give the codes of the window `(num_codebooks, num_tokens)`."""
         return torch.cat(list(self._batches), dim=1)
@@ -111,3 +119,18 @@ def append_metrics(folder: Path, values: Mapping[str, Any]) -> None:
     """Append one JSON line to the run folder's `metrics.jsonl`."""
     with (folder / METRICS_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
+
+
+def cut_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after a step, which a resumed run writes again, and what a kill cut short."""
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    atomic_write(path, "".join(kept).encode())
