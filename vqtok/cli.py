@@ -109,6 +109,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start from this model: its architecture, weights, codebooks.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard files to the run folder, too.")
@@ -132,6 +135,7 @@ def train(
                 output,
                 preset=preset,
                 settings=settings or (),
+                init=init,
                 steps=steps,
                 minutes=minutes,
                 resume=resume,

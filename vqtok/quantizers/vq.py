@@ -32,6 +32,8 @@ class VQ(Quantizer):
 
     statistics = ("initialised", "counts", "sums")
     """Buffers that only training needs."""
+    frozen = False
+    """Whether training leaves the codebook as it is."""
 
     codebook: Tensor
     initialised: Tensor
@@ -92,6 +94,8 @@ class VQ(Quantizer):
         self.initialised.fill_(True)
 
     def update(self, z: Tensor, codes: Tensor) -> None:
+        if self.frozen:
+            return
         vectors = self._normalise(z.flatten(0, 1))
         counts, sums = cluster_sums(vectors, codes.flatten(), *self.codebook_sizes)
         if not sums.sum().isfinite():

@@ -81,6 +81,8 @@ def mark_for_restart(quantizer: Quantizer, found: list[int]) -> str:
     learned = [module for module in quantizer.modules() if isinstance(module, VQ)]
     if not learned:
         return "this kind has no codebook to restart; lower train.learning_rate or raise loss.entropy"
+    if learned[0].frozen:
+        return "not restarted, as it is frozen"
     if learned[0].restart_below == 0:
         return "not restarted, as model.quantizer.restart_below is 0"
     for index in found:

@@ -22,6 +22,7 @@ from vqtok.models.vqmodel import VQModel
 from vqtok.networks import scale_to_data
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.data import BatchLoader
+from vqtok.training.finetune import start_from
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
@@ -53,6 +54,7 @@ class Trainer:
         on_progress: Called every few steps and after each validation.
         on_regression: Called when validation has got worse for a while; does what can be done, and says what.
         tensorboard: Where to write what `metrics.jsonl` gets, too.
+        initial: A trained model to start from, of the same architecture.
     """
 
     config: Config
@@ -65,17 +67,21 @@ class Trainer:
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_regression: Callable[[], str] = lambda: ""
     tensorboard: TensorBoard | None = None
+    initial: VQModel | None = None
     step: int = 0
     seconds: float = 0.0
     best_score: float = float("inf")
     bad_steps: int = 0
     learning_rate_scale: float = 1.0
+    _started: bool = False
     _means: RunningMeans = field(default_factory=RunningMeans)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         self.model: VQModel = VQModel(self.config.model).to(self.device)
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.initial is not None:
+            start_from(self.model, self.initial, self.config)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
         self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate)
@@ -84,6 +90,11 @@ class Trainer:
         self.alarms = Alarms(self.folder)
         self.regression = RegressionWatch()
         self.precision = autocast_dtype(self.config.train.precision, self.device)
+
+    @property
+    def parent(self) -> str | None:
+        """Identity of the model that training started from."""
+        return self.initial.identity.hex() if self.initial is not None else None
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
@@ -100,7 +111,8 @@ class Trainer:
             TrainingError: there is none. UsageError: the run was started with other settings.
         """
         tensors, facts = read_checkpoint(self.folder)
-        if (from_dict(Config, facts["config"]), facts["seed"]) != (self.config, self.seed):
+        found = from_dict(Config, facts["config"]), facts["seed"], facts["parent"]
+        if found != (self.config, self.seed, self.parent):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
         restore(tensors, self._modules, self._optimizers)
         self.window.load(tensors["window"].to(self.device))
@@ -110,11 +122,13 @@ class Trainer:
         self.alarms = Alarms(self.folder, facts["alarms"])
         self.regression = RegressionWatch(**facts["regression"])
         cut_metrics(self.folder, self.step)
+        self._started = True
 
     def checkpoint(self) -> None:
         facts = {
             "config": self.config.to_dict(),
             "seed": self.seed,
+            "parent": self.parent,
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
@@ -147,11 +161,8 @@ class Trainer:
 
     def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
         last_checkpoint = started = time.monotonic()
-        if self.step == 0:
-            x = torch.from_numpy(self.loader.batch(0)).to(self.device)
-            scale_to_data(self.model.encoder, self.model.decoder, x)
-            self.average.load_state_dict(self.model.state_dict())
-            self.checkpoint()  # There is now always one to go back to.
+        if not self._started:
+            self._start()
         before, waited, validating, first_step = self.seconds, 0.0, 0.0, self.step
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
@@ -184,6 +195,19 @@ class Trainer:
                 last_checkpoint = time.monotonic()
             if interrupt.asked:
                 raise KeyboardInterrupt
+
+    def _start(self) -> None:
+        self._started = True
+        if self.initial is None:
+            x = torch.from_numpy(self.loader.batch(0)).to(self.device)
+            scale_to_data(self.model.encoder, self.model.decoder, x)
+            self.average.load_state_dict(self.model.state_dict())
+        elif self.model.quantizer.ready:
+            # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
+            validation = self._run_validation()
+            self.regression.check(validation)
+            self._report(0.0, 0.0, 0.0, validation)
+        self.checkpoint()  # From now on there is one to go back to.
 
     def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
         config = self.config.train
@@ -266,8 +290,11 @@ class Trainer:
             return False
         return after >= 1 or not self.budget.minutes or share < VALIDATION_SHARE
 
+    def _run_validation(self) -> Validation:
+        return validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+
     def _validate(self) -> Validation:
-        validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+        validation = self._run_validation()
         if validation.score < self.best_score:
             self.best_score = validation.score
             self.best.load_state_dict(self.average.state_dict())

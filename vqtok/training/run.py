@@ -14,8 +14,10 @@ from vqtok.codec import Codec, choose_device
 from vqtok.config import Config, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
+from vqtok.models.card import read_card
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import decoding_state, save_model
+from vqtok.models.weights import decoding_state, load_model, save_model
+from vqtok.models.zoo import find_model
 from vqtok.tokens.entropy import frequencies
 from vqtok.training.data import (
     BatchLoader,
@@ -27,6 +29,7 @@ from vqtok.training.data import (
     validation_crops,
 )
 from vqtok.training.evaluation import evaluate
+from vqtok.training.finetune import tuning_config
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
@@ -51,6 +54,7 @@ def train(
     *,
     preset: str | None = None,
     settings: Sequence[str] = (),
+    init: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     resume: bool = False,
@@ -69,6 +73,8 @@ def train(
     Args:
         preset: Name of a preset or path of a TOML file; by default `image` or `audio`, whichever the folder holds.
         settings: `path=value` changes to the preset.
+        init: A model to start from, by path or bundled name: its architecture, weights and codebooks, and without a
+            preset also its way of training.
         steps: Length of the run; with `minutes`, whichever ends first. By default that of the preset.
         resume: Go on from the run folder's last checkpoint.
         force: Overwrite the output and start the run folder anew.
@@ -86,8 +92,7 @@ def train(
         raise UsageError(f"{folder}: not a folder of media to train on")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
-    preset = preset or default_preset(folder)
-    config = load_preset(preset, settings)
+    config, preset, initial = _set_up(folder, preset, settings, init)
     training_device = choose_device(device)
     if not resume:
         _refuse_existing(output, run_folder, force)
@@ -110,6 +115,7 @@ def train(
         seed,
         on_progress,
         tensorboard=TensorBoard(run_folder) if tensorboard else None,
+        initial=initial,
     )
     if resume:
         trainer.resume()
@@ -130,7 +136,24 @@ def train(
         "unreadable_files": len(cache.unreadable),
         "alarms": trainer.alarms.lines(),
     }
+    if trainer.parent:
+        facts["parent"] = trainer.parent
     return finish(model, config, held_out, cache, output, facts, on_evaluate)
+
+
+def _set_up(
+    folder: Path, preset: str | None, settings: Sequence[str], init: str | None
+) -> tuple[Config, str, VQModel | None]:
+    """Give the config, the name of its preset, and the model to start from."""
+    if init is None:
+        preset = preset or default_preset(folder)
+        config = load_preset(preset, settings)
+        if config.train.freeze or config.train.restart_codebook:
+            raise UsageError("train.freeze and train.restart_codebook are for a model to start from; give --init")
+        return config, preset, None
+    path = find_model(init)
+    card = read_card(path)
+    return tuning_config(card.config, preset, settings), preset or card.training.get("preset", ""), load_model(path)
 
 
 def finish(
