@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vqtok.transcode import Outcome
 
 INTERRUPTED = 130
+FOLLOWER = os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this process to train with another, which does the talking."""
 
 app = typer.Typer(
     name="vqtok",
@@ -53,6 +55,7 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+        quiet = quiet or FOLLOWER
         try:
             _start_logging(quiet, verbose)
             function(*args, quiet=quiet, verbose=verbose, **options)
@@ -151,7 +154,7 @@ def train(
         _complain(f"stopped; go on with the same command and --resume (or --force to start anew): {folder} -> {output}")
         raise
     facts = inspect_model(result.model)
-    if json:
+    if json and not FOLLOWER:
         report.print_json(facts)
     elif not quiet:
         report.show_facts(facts)

@@ -119,6 +119,11 @@ class TrainConfig:
     steps: int = 20_000
     """Used when neither --steps nor --minutes is given."""
     batch_size: int = 16
+    """Items a step takes, in each process."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute the residual blocks again for the backward pass instead of keeping them: less memory, more time."""
     learning_rate: float = 1e-3
     resampling_scale: float = 0.4
     """Learning rate of the convolutions between blocks, relative to that of the blocks."""
@@ -182,6 +187,8 @@ class Config:
             yield "model.quantizer.codebook_size must be at least 2"
         if quantizer.kind == "fsq" and not quantizer.levels:
             yield "model.quantizer.levels must be set for fsq, for example [8, 5, 5, 5]"
+        if self.train.batch_size % self.train.accumulate:
+            yield "train.batch_size must be a multiple of train.accumulate"
         if {"encoder", "decoder"} <= set(self.train.freeze):
             yield "train.freeze must leave the encoder or the decoder to train"
         if self.train.restart_codebook and "codebook" in self.train.freeze:

@@ -20,23 +20,30 @@ from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks import scale_to_data
+from vqtok.quantizers import one_update
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.data import BatchLoader
-from vqtok.training.finetune import start_from
+from vqtok.training.distributed import (
+    average_gradients,
+    decided_by_first,
+    gather,
+    largest,
+    rank,
+    synchronise,
+    world_size,
+)
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
-from vqtok.training.start import autocast, autocast_dtype, start_codebooks
+from vqtok.training.start import autocast, autocast_dtype, channels_last, make_model, start_codebooks
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.tensorboard import TensorBoard
-from vqtok.training.validation import Validation, validate
+from vqtok.training.validation import Validation, is_due, validate
 
 LOG_STEPS = 20
 CHECKPOINT_SECONDS = 300
 MAX_BAD_STEPS, MAX_ROLLBACKS = 20, 3
 """Steps in a row without a finite gradient before the run goes back to its last checkpoint; how often it may."""
-VALIDATION_SHARE = 0.1
-"""Of the time, in runs by the clock: on a slow machine validations would leave none to train."""
 
 
 @dataclass
@@ -78,10 +85,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        self.model: VQModel = VQModel(self.config.model).to(self.device)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.initial is not None:
-            start_from(self.model, self.initial, self.config)
+        self.model = make_model(self.config, self.device, self.initial)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
         self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate)
@@ -125,6 +129,8 @@ class Trainer:
         self._started = True
 
     def checkpoint(self) -> None:
+        if rank() != 0:
+            return
         facts = {
             "config": self.config.to_dict(),
             "seed": self.seed,
@@ -170,13 +176,14 @@ class Trainer:
             waited += time.monotonic() - ready
             losses = self._train_step(x, fraction)
             self.step += 1
-            self.seconds = before + time.monotonic() - started
+            now = time.monotonic()
+            self.seconds, share, asked = largest(before + now - started, validating / (now - started), interrupt.asked)
             self._means.add(losses)
             if self.step % LOG_STEPS == 0:
                 self._restart_collapsed()
-            fraction_before, fraction = fraction, self.budget.progress(self.step, self.seconds)
+            before_step, fraction = fraction, self.budget.progress(self.step, self.seconds)
             validation = None
-            if self._is_validation_due(fraction_before, fraction, validating / (time.monotonic() - started)):
+            if is_due(self.config.train, self.step, before_step, fraction, share if self.budget.minutes else 0.0):
                 since = time.monotonic()
                 validation = self._validate()
                 validating += time.monotonic() - since
@@ -184,23 +191,24 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 self._report(
                     fraction,
-                    (self.step - first_step) * len(x) / elapsed,
+                    (self.step - first_step) * len(x) * world_size() / elapsed,
                     waited / elapsed,
                     validation,
                 )
             due = validation or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS
             # While no step succeeds, the checkpoint before may be the better state to go back to.
-            if (due and not self.bad_steps) or interrupt.asked or fraction >= 1:
+            if (due and not self.bad_steps) or asked or fraction >= 1:
                 self.checkpoint()
                 last_checkpoint = time.monotonic()
-            if interrupt.asked:
+            if asked:
                 raise KeyboardInterrupt
 
     def _start(self) -> None:
         self._started = True
         if self.initial is None:
-            x = torch.from_numpy(self.loader.batch(0)).to(self.device)
+            x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
             scale_to_data(self.model.encoder, self.model.decoder, x)
+            synchronise(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
             # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
@@ -212,31 +220,42 @@ class Trainer:
     def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
         config = self.config.train
         # Every random choice of a step follows from its number, so that a resumed run makes the same ones.
-        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.seed * 1_000_003 + self.step + (rank() << 53))
         warm = self.step < config.continuous_steps
         if not warm and not self.model.quantizer.ready:
             self._start_codebooks()
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * self.learning_rate_scale * learning_rate(config, self.step, fraction)
         self.model.train()
-        with autocast(x.device, self.precision):
-            x_hat, output = self.model(_channels_last(x), quantize=not warm)
-        losses = self.reconstruction(x, x_hat.float())
-        if output is not None:
-            losses |= output.losses
-            self.window.add(output.codes)
-        total = sum((getattr(self.config.loss, name) * loss for name, loss in losses.items()), x.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with one_update(self.model.quantizer):
+            found = [self._backward(part, warm, len(part) / len(x)) for part in x.chunk(config.accumulate)]
+        if not warm:
+            self.window.add(torch.cat([codes for _, codes in found if codes is not None]))
+        losses = {name: sum(part[name] for part, _ in found) for name in found[0][0]}
+        average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if torch.isfinite(norm):
             self.bad_steps = 0
             self.optimizer.step()
             update_average(self.average, self.model, config.average_decay, self.step)
-        figures = {name: loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
+        figures = losses | {"gradient_norm": norm.item()}
         if not math.isfinite(figures["gradient_norm"]):
-            self._skip_step({name: figures[name] for name in losses})
+            self._skip_step(losses)
         return figures
+
+    def _backward(self, x: Tensor, warm: bool, weight: float) -> tuple[dict[str, float], Tensor | None]:
+        """Add the gradient of a part of a batch, whose losses count by `weight`; give those losses and the codes."""
+        with autocast(x.device, self.precision):
+            x_hat, output = self.model(channels_last(x), quantize=not warm)
+        losses = self.reconstruction(x, x_hat.float())
+        if output is not None:
+            losses |= output.losses
+        total = sum((getattr(self.config.loss, name) * loss for name, loss in losses.items()), x.new_zeros(()))
+        (weight * total).backward()
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        figures = {name: weight * value for name, value in zip(losses, values, strict=True)}
+        return figures, None if output is None else output.codes
 
     def _skip_step(self, losses: dict[str, float]) -> None:
         self.bad_steps += 1
@@ -263,35 +282,24 @@ class Trainer:
         """Start those codebooks that have had no start, from the batches of the steps to come."""
 
         def batch(index: int) -> Tensor:
-            return _channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
+            return channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
 
         start_codebooks(self.model, batch, self.precision)
         # The average of codebooks starts with them, not with the random ones before.
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
     def _restart_collapsed(self) -> None:
-        found = collapsed_codebooks(self.window)
+        found = decided_by_first(lambda: collapsed_codebooks(self.window))
         if not found:
             return
         done = mark_for_restart(self.model.quantizer, found)
         self.alarms.add("collapse", self.step, f"{describe_collapse(self.window, found)}; {done}")
         self.window.clear()
 
-    def _is_validation_due(self, before: float, after: float, share: float) -> bool:
-        """Tell whether a step that took the run's progress from `before` to `after` completes a part of it.
-
-        Args:
-            share: Of the time spent on validation so far; in a run by the clock, a large one puts the next one off.
-        """
-        if self.step <= self.config.train.continuous_steps:
-            return False  # There are no codebooks yet.
-        count = self.config.train.validations
-        if int(after * count + 1e-9) == int(before * count + 1e-9):
-            return False
-        return after >= 1 or not self.budget.minutes or share < VALIDATION_SHARE
-
     def _run_validation(self) -> Validation:
-        return validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+        return decided_by_first(
+            lambda: validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+        )
 
     def _validate(self) -> Validation:
         validation = self._run_validation()
@@ -321,7 +329,3 @@ class Trainer:
         if self.tensorboard:
             self.tensorboard.write(row, self.window)
         self.on_progress(progress)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqtok.files import atomic_write
+from vqtok.training.distributed import rank
 from vqtok.training.validation import Validation
 
 METRICS_NAME = "metrics.jsonl"
@@ -117,6 +118,8 @@ class RunningMeans:
 
 def append_metrics(folder: Path, values: Mapping[str, Any]) -> None:
     """Append one JSON line to the run folder's `metrics.jsonl`."""
+    if rank() != 0:
+        return
     with (folder / METRICS_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
@@ -124,7 +127,7 @@ def append_metrics(folder: Path, values: Mapping[str, Any]) -> None:
 def cut_metrics(folder: Path, step: int) -> None:
     """Drop the lines after a step, which a resumed run writes again, and what a kill cut short."""
     path = folder / METRICS_NAME
-    if not path.exists():
+    if rank() != 0 or not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):

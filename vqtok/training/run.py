@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vqtok.codec import Codec, choose_device
 from vqtok.config import Config, load_preset
@@ -28,6 +30,7 @@ from vqtok.training.data import (
     split_items,
     validation_crops,
 )
+from vqtok.training.distributed import decided_by_first, joined, rank, world_size
 from vqtok.training.evaluation import evaluate
 from vqtok.training.finetune import tuning_config
 from vqtok.training.loop import Trainer
@@ -93,52 +96,66 @@ def train(
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
     config, preset, initial = _set_up(folder, preset, settings, init)
-    training_device = choose_device(device)
-    if not resume:
-        _refuse_existing(output, run_folder, force)
-    items = find_items(folder, config.model.modality)
-    if len(items) < 2:
-        raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
-    training, held_out = split_items(items, config.data.validation_fraction)
-    cache = MediaCache(config)
+    with joined(choose_device(device)) as training_device:
+        if not resume:
+            _refuse_existing(output, run_folder, force)
+        items = find_items(folder, config.model.modality)
+        if len(items) < 2:
+            raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
+        training, held_out = split_items(items, config.data.validation_fraction)
+        cache = MediaCache(config)
+        trainer = Trainer(
+            config,
+            BatchLoader(config, training, cache, seed, first=rank() * config.train.batch_size),
+            _validation_sample(config, folder, held_out, cache),
+            run_folder,
+            training_device,
+            Budget(steps or (None if minutes else config.train.steps), minutes),
+            seed,
+            on_progress,
+            tensorboard=TensorBoard(run_folder) if tensorboard and rank() == 0 else None,
+            initial=initial,
+        )
+        if resume:
+            trainer.resume()
+        else:
+            decided_by_first(lambda: _start_folder(run_folder))
+        on_start(config, len(training), len(held_out), run_folder)
+        model = trainer.run()
+        facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
+        return decided_by_first(lambda: finish(model, config, held_out, cache, output, facts, on_evaluate))
+
+
+def _validation_sample(
+    config: Config, folder: Path, held_out: Sequence[Item], cache: MediaCache
+) -> list[tuple[str, NDArray[np.float32]]]:
     sample = held_out[:: max(1, len(held_out) // config.train.validation_items)][: config.train.validation_items]
     crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
     if not crops:
         raise TrainingError(f"{folder}: no held-out file can be used: all unreadable or smaller than the stride")
-    trainer = Trainer(
-        config,
-        BatchLoader(config, training, cache, seed),
-        crops,
-        run_folder,
-        training_device,
-        Budget(steps or (None if minutes else config.train.steps), minutes),
-        seed,
-        on_progress,
-        tensorboard=TensorBoard(run_folder) if tensorboard else None,
-        initial=initial,
-    )
-    if resume:
-        trainer.resume()
-    else:
-        _start_folder(run_folder)
-    on_start(config, len(training), len(held_out), run_folder)
-    model = trainer.run()
+    return crops
+
+
+def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int, unreadable: int) -> dict[str, Any]:
+    """Give what the model card says of the training."""
     facts = {
         "preset": preset,
         "steps": trainer.step,
-        "items_seen": trainer.step * config.train.batch_size,
+        "items_seen": trainer.step * trainer.config.train.batch_size * world_size(),
         "hours": round(trainer.seconds / 3600, 3),
         "device": str(trainer.device.type),
         "precision": str(trainer.precision).removeprefix("torch."),
-        "seed": seed,
-        "files": len(training),
-        "held_out_files": len(held_out),
-        "unreadable_files": len(cache.unreadable),
+        "seed": trainer.seed,
+        "files": training,
+        "held_out_files": held_out,
+        "unreadable_files": unreadable,
         "alarms": trainer.alarms.lines(),
     }
+    if world_size() > 1:
+        facts["processes"] = world_size()
     if trainer.parent:
         facts["parent"] = trainer.parent
-    return finish(model, config, held_out, cache, output, facts, on_evaluate)
+    return facts
 
 
 def _set_up(

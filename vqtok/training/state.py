@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "ste
 
 def save_checkpoint(
     folder: Path,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, torch.optim.Optimizer],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     window: Tensor,
     facts: dict[str, Any],
 ) -> None:
@@ -73,7 +74,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(
-    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
+    tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
     """Put the tensors of a checkpoint back into modules and optimisers.
 
@@ -108,7 +109,7 @@ def _restore_optimizer(
                 entries[entry] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
-def _parameter_names(modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+def _parameter_names(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
     """Name the parameters of an optimiser by module and path, in its order."""
     paths = {
         parameter: f"{name}.{path}" for name, module in modules.items() for path, parameter in module.named_parameters()
