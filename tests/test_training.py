@@ -249,10 +249,11 @@ def test_training_learns_and_writes_what_it_did(pictures: Path, tmp_path: Path) 
 
 
 def test_the_loss_curve_is_as_it_was(pictures: Path, tmp_path: Path) -> None:
-    """Other processors round otherwise, and k-means makes more of it; a change of the training is more than that."""
-    make_trainer(pictures, tmp_path, Budget(steps=80), "train.learning_rate=1e-2", seed=7).run()
+    """With rounding to levels, since k-means makes 10 % of a difference in the last bit, and this 0.3 %."""
+    settings = ["model.quantizer.kind=fsq", "model.quantizer.levels=5,5,5,5", "model.quantizer.depth=1"]
+    make_trainer(pictures, tmp_path, Budget(steps=80), "train.learning_rate=5e-3", *settings, seed=7).run()
     found = {row["step"]: row["l2"] for row in metrics(tmp_path) if row["step"] % loop.LOG_STEPS == 0}
-    assert found == pytest.approx({20: 0, 40: 0, 60: 0, 80: 0}, rel=0.1)
+    assert found == pytest.approx({20: 0.2342, 40: 0.1307, 60: 0.1076, 80: 0.1013}, rel=0.02)
 
 
 def test_pairs_of_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
