@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vqtok.transcode import Outcome
 
 INTERRUPTED = 130
+FOLLOWER = os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this process to train with another, which does the talking."""
 
 app = typer.Typer(
     name="vqtok",
@@ -53,6 +55,7 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+        quiet = quiet or FOLLOWER
         try:
             _start_logging(quiet, verbose)
             function(*args, quiet=quiet, verbose=verbose, **options)
@@ -109,7 +112,16 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start from this model: its architecture, weights, codebooks.")
+    ] = None,
+    prior_only: Annotated[
+        bool, typer.Option("--prior-only", help="Only fit the prior of --init MODEL anew; its codes stay the same.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard files to the run folder, too.")
+    ] = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and prefixes.")] = 0,
     force: Force = False,
@@ -121,30 +133,47 @@ def train(
     from vqtok import report
     from vqtok.facts import inspect as inspect_model
     from vqtok.training.run import train as run_training
+    from vqtok.training.run import train_prior
 
+    if prior_only and (init is None or resume or preset or steps or minutes):
+        raise UsageError("--prior-only needs --init, and no --preset, --steps, --minutes or --resume")
     try:
         with report.TrainingDisplay(quiet) as display:
-            result = run_training(
-                folder,
-                output,
-                preset=preset,
-                settings=settings or (),
-                steps=steps,
-                minutes=minutes,
-                resume=resume,
-                force=force,
-                device=device,
-                seed=seed,
-                on_start=display.start,
-                on_progress=display.progress,
-                on_evaluate=display.evaluate,
-                on_prior=display.prior,
-            )
+            if prior_only:
+                assert init
+                result = train_prior(
+                    folder,
+                    output,
+                    init,
+                    settings=settings or (),
+                    force=force,
+                    seed=seed,
+                    on_prior=display.prior,
+                )
+            else:
+                result = run_training(
+                    folder,
+                    output,
+                    preset=preset,
+                    settings=settings or (),
+                    init=init,
+                    steps=steps,
+                    minutes=minutes,
+                    resume=resume,
+                    force=force,
+                    tensorboard=tensorboard,
+                    device=device,
+                    seed=seed,
+                    on_start=display.start,
+                    on_progress=display.progress,
+                    on_evaluate=display.evaluate,
+                    on_prior=display.prior,
+                )
     except KeyboardInterrupt:
         _complain(f"stopped; go on with the same command and --resume (or --force to start anew): {folder} -> {output}")
         raise
     facts = inspect_model(result.model)
-    if json:
+    if json and not FOLLOWER:
         report.print_json(facts)
     elif not quiet:
         report.show_facts(facts)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from vqtok.config import Config
-    from vqtok.training.loop import Progress as TrainingProgress
+    from vqtok.training.monitor import Progress as TrainingProgress
 
 out = Console(soft_wrap=False, highlight=False)
 """Results that were asked for: tables of `inspect`."""
@@ -150,6 +150,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
             )
         )
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
+        if "parent" in training:
+            rows.append(("parent", training["parent"]))
+            rows.append(("kept", ", ".join(facts["config"]["train"]["freeze"]) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):
@@ -302,7 +305,10 @@ class TrainingDisplay:
             name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
             self.quality = f"{name}{unit} {figures}"
             if not self.quiet:
-                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}")
+                say(
+                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
+                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
+                )
         if self.live:
             self.live.update(self._panel(progress))
 
@@ -322,8 +328,7 @@ class TrainingDisplay:
         )
         panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
         for name, values in progress.codebooks.items():
-            style = ".0%" if name == "usage" else ".0f"
-            panel.add_row(name, " ".join(f"{value:{style}}" for value in values))
+            panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
         if self.quality:
             panel.add_row("validation", self.quality)
         return panel
@@ -336,6 +341,10 @@ class TrainingDisplay:
         if self.live:
             now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
             self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
+
+
+def _each(values: Sequence[float], style: str) -> str:
+    return " ".join(f"{value:{style}}" for value in values)
 
 
 def _clock(seconds: float) -> str:
