@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
 
@@ -117,8 +118,9 @@ def read_bytes(source: Path) -> bytes:
         raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, then rename it to `path`.
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name in the folder of `path`, and rename it to `path` when all is written.
 
     A device or a pipe is written to as it is.
 
@@ -128,11 +130,12 @@ def atomic_write(path: Path, data: bytes) -> None:
     temporary: str | None = None
     try:
         if path.exists() and not path.is_file():
-            path.write_bytes(data)
+            with path.open("wb") as file:
+                yield file
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
         with open(handle, "wb") as file:
-            file.write(data)
+            yield file
         # mkstemp makes files private; give the permissions that a plain open would.
         mask = os.umask(0)
         os.umask(mask)
@@ -144,3 +147,25 @@ def atomic_write(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write `data` to a file that bears the name `path` only once it is whole.
+
+    Raises:
+        OutputError: as `atomic_open`.
+    """
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those above it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error

@@ -14,7 +14,7 @@ import torch
 from vqtok.codec import Codec, check_model
 from vqtok.errors import MediaError, OutputError, VqtokError
 from vqtok.facts import kind_of, token_facts
-from vqtok.files import STDIO, Job, atomic_write, naming, read_bytes
+from vqtok.files import STDIO, Job, atomic_write, make_folder, naming, read_bytes
 from vqtok.media.audio import read_audio, write_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image, write_image
@@ -217,8 +217,5 @@ def _write(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    make_folder(target.parent)
     atomic_write(target, data)
