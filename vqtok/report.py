@@ -69,6 +69,16 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
     return f"{facts['file']} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
 
 
+def exported_line(facts: Mapping[str, Any]) -> str:
+    """Sum up an export."""
+    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
+    failed = f", {facts['failed']} left out" if facts["failed"] else ""
+    return (
+        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
+    )
+
+
 def media_size(facts: Mapping[str, Any]) -> str:
     if "width" in facts:
         return f"{facts['width']}x{facts['height']}"
