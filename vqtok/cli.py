@@ -197,19 +197,35 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn token files back into images and sounds."""
+    """Turn token files, or what was exported from them, back into images and sounds."""
+    from vqtok.tokens.export import is_export, read_export
     from vqtok.tokens.header import read_header
+
+    open_export = functools.cache(read_export)
+
+    # What is wrong with an input, its own job will say.
+    def items(path: Path) -> Iterable[str] | None:
+        try:
+            return open_export(path) if is_export(path) else None
+        except VqtokError:
+            return None
 
     def suffix(path: Path) -> str:
         if path == STDIO:
             raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            return ".wav" if read_header(path).modality == "audio" else ".png"
+            made_of = open_export(path).form if is_export(path) else read_header(path)
+            return ".wav" if made_of.modality == "audio" else ".png"
         except (VqtokError, OSError):
-            return ".png"  # Its own job will say what is wrong with it.
+            return ".png"
 
     jobs = plan_jobs(
-        inputs, output, suffix=suffix, accepts=lambda path: path.suffix.lower() == ".vqt", what=".vqt files"
+        inputs,
+        output,
+        suffix=suffix,
+        accepts=lambda path: path.suffix.lower() == ".vqt",
+        what=".vqt files",
+        items=items,
     )
     _refuse_terminal(jobs, json)
     from vqtok import report

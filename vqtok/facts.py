@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import MediaError, ModelError
 from vqtok.files import naming, read_bytes
@@ -14,6 +14,9 @@ from vqtok.media.kinds import modality_of, sniff
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.header import Header, parse_header, read_header
+
+if TYPE_CHECKING:
+    from vqtok.tokens.grid import Tokens
 
 Facts = dict[str, Any]
 
@@ -54,34 +57,39 @@ def kind_of(path: Path) -> str | None:
 
 
 def token_facts(path: Path, header: Header) -> Facts:
+    """Describe a token file."""
+    rate = {"bpp": header.bpp} if header.modality == "image" else {"kbps": header.kbps}
     facts: Facts = {
         "file": str(path),
         "kind": "tokens",
         "version": header.version,
-        "modality": header.modality,
-        "model": header.model.hex(),
         "coder": header.coder,
-        "num_codebooks": header.num_codebooks,
-        "codebook_sizes": list(header.codebook_sizes),
-        "stride": header.stride,
-        "grid": list(header.grid),
-        "num_tokens": header.num_tokens,
-        "raw_bits": header.raw_bits,
+        **grid_facts(header),
         "coded_bits": header.coded_bits,
         "file_bytes": header.file_bytes,
+        **rate,
     }
-    if header.modality == "image":
-        facts |= {"bpp": header.bpp, "width": header.size[0], "height": header.size[1]}
-    else:
-        facts |= {
-            "kbps": header.kbps,
-            "duration_seconds": header.duration_seconds,
-            "sample_rate": header.size[1],
-            "channels": header.size[2],
-        }
     if header.metadata:
         facts["metadata"] = header.metadata
     return facts
+
+
+def grid_facts(tokens: Header | Tokens) -> Facts:
+    """Describe tokens, wherever they come from."""
+    facts: Facts = {
+        "modality": tokens.modality,
+        "model": tokens.model.hex(),
+        "num_codebooks": tokens.num_codebooks,
+        "codebook_sizes": list(tokens.codebook_sizes),
+        "stride": tokens.stride,
+        "grid": list(tokens.grid),
+        "num_tokens": tokens.num_tokens,
+        "raw_bits": tokens.raw_bits,
+    }
+    if tokens.modality == "image":
+        return facts | {"width": tokens.size[0], "height": tokens.size[1]}
+    samples, sample_rate, channels = tokens.size
+    return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:

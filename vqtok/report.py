@@ -66,7 +66,8 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
 def decoded_line(facts: Mapping[str, Any]) -> str:
     """Sum up one decoded file."""
     used, there = facts["decoded_codebooks"], facts["num_codebooks"]
-    return f"{facts['file']} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+    source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
+    return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
 
 
 def exported_line(facts: Mapping[str, Any]) -> str:
