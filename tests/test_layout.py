@@ -133,5 +133,5 @@ def test_impossible_vocabularies(offset, specials, message):
 
 
 def test_delay_needs_a_pad_token():
-    with pytest.raises(UsageError, match="pad"):
+    with pytest.raises(ValueError, match="needs a pad token"):
         to_ids(np.zeros((2, 3), int), "delay", Vocabulary((4, 4)))

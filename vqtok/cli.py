@@ -281,6 +281,8 @@ def export(
 
     if output is None and to != "text":
         raise UsageError(f"--to {to}: give -o FILE")
+    if output is not None and output.endswith("/"):
+        raise UsageError(f"-o {output}: is a folder; give the name of a new file")
     target = STDIO if output is None else Path(output)
     if json and target == STDIO:
         raise UsageError("-o -: stdout cannot take both the tokens and --json")

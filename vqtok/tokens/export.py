@@ -7,6 +7,7 @@ they do not say it themselves, which items they hold.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -124,12 +125,11 @@ class Export(Mapping[str, Tokens]):
         """Turn what damaged or foreign data raise into one error."""
         try:
             yield
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        except KeyError as error:
-            raise CorruptFileError(f"{self.path}: {where}lacks {error}; export again") from error
-        except (ValueError, TypeError, AttributeError, EOFError) as error:
-            raise CorruptFileError(f"{self.path}: {where}{error}; export again") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise MediaError(f"{self.path}: cannot be read: {os.strerror(error.errno)}") from error
+            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise CorruptFileError(f"{self.path}: {where}{what}; export again") from error
 
 
 def read_export(path: str | Path) -> Export:
@@ -165,12 +165,12 @@ def _check_alike(key: str, tokens: Tokens, form: Form) -> None:
     if tokens.model != form.model:
         models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
         raise WrongModelError(f"{key}: {models}; export the tokens of each model apart")
-    sizes = form.vocabulary.codebook_sizes
-    if (tokens.codebook_sizes, tokens.modality, tokens.stride) != (sizes, form.modality, form.stride):
-        raise UsageError(
-            f"{key}: has {tokens.num_codebooks} codebooks, those before have {len(sizes)}; "
-            f"give --codebooks {min(tokens.num_codebooks, len(sizes))}, or export them apart"
-        )
+    if tokens.num_codebooks != len(form.vocabulary.codebook_sizes):
+        fewest = min(tokens.num_codebooks, len(form.vocabulary.codebook_sizes))
+        raise UsageError(f"{key}: not as many codebooks as those before; give --codebooks {fewest}")
+    known = (form.vocabulary.codebook_sizes, form.modality, form.stride)
+    if (tokens.codebook_sizes, tokens.modality, tokens.stride) != known:
+        raise UsageError(f"{key}: not the modality, codebook sizes and stride of those before; export them apart")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def to_ids(codes: NDArray[np.integer], layout: Layout, vocabulary: Vocabulary) -
         codes: `(num_codebooks, *grid)`. Result: `(steps, num_codebooks)` in `parallel` and `delay`, else `(length,)`.
 
     Raises:
-        UsageError: `delay` with a vocabulary that has no pad token.
+        ValueError: `delay` with a vocabulary that has no pad token.
     """
     ids = codes.reshape(len(codes), -1) + np.array(vocabulary.starts)[:, None]
     # Behind the ids of the codes stand those of the special tokens, where negative indices find them.
@@ -142,7 +142,7 @@ def _order(shape: tuple[int, ...], layout: Layout, specials: tuple[str, ...]) ->
     order = order.reshape(num_codebooks if layout in ("delay", "parallel") else 1, -1)
     if layout == "delay":
         if "pad" not in specials:
-            raise UsageError("the delay layout needs a pad token")
+            raise ValueError("the delay layout needs a pad token")
         order = np.stack([_extend(plane, k, last - k, _PAD) for k, plane in enumerate(order)])
     if "begin" in specials:
         order = _extend(order, 1, 0, _BEGIN)

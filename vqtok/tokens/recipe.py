@@ -127,6 +127,8 @@ class Recipe:
             raise UsageError("--template: is for --to text")
         if self.pad_token is not None and self.layout != "delay":
             raise UsageError("--pad-token: only --layout delay pads")
+        if self.pad_token == "none":
+            raise UsageError("--pad-token none: --layout delay pads")
         self._specials()
 
     def form(self, tokens: Tokens) -> Form:
