@@ -35,7 +35,7 @@ class TokenText:
     """
 
     def __init__(self, texts: Mapping[str, str], vocabulary: Vocabulary, modality: str) -> None:
-        if any("\n" in text or not text for text in texts.values()):
+        if any(text.splitlines() != [text] for text in texts.values()):
             raise UsageError("the text of a token cannot be empty or have line ends: an item is a line")
         self.template, self.vocabulary, self.modality = texts["code"], vocabulary, modality
         template = self.template
