@@ -12,6 +12,7 @@ import sys
 import weakref
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -31,13 +32,12 @@ from vqtok.errors import (
 from vqtok.tokens import targets
 from vqtok.tokens.export import read_export, write_export
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.layout import Vocabulary, to_ids
-from vqtok.tokens.recipe import TABLES, Recipe
+from vqtok.tokens.layout import Layout, Vocabulary, to_ids
+from vqtok.tokens.recipe import TABLES, Recipe, Target
 from vqtok.tokens.text import DEFAULT_TEXTS, TokenText
 from vqtok.tokens.vqt import dump
 
-TARGETS = ["npy", "bin", "megatron", "jsonl", "parquet", "text"]
-LAYOUTS = ["flat", "coarse-first", "delay", "parallel"]
+TARGETS, LAYOUTS = get_args(Target), get_args(Layout)
 MODEL = b"\1\2\3\4\5\6\7\x08"
 
 
@@ -632,6 +632,12 @@ def test_usage_errors(run, tokens_dir, tmp_path, monkeypatch, arguments, message
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert files_in(tmp_path) == before
+
+
+def test_choices_shown_are_those_there_are(run):
+    shown = re.sub(r"\s", "", run("export", "--help").stdout)
+    assert "|".join(get_args(Target)) in shown
+    assert "|".join(get_args(Layout)) in shown
 
 
 def test_names_that_are_no_text(run, tokens_dir, tmp_path):

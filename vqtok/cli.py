@@ -307,9 +307,8 @@ def export(
         if json:
             report.print_json({"file": str(file), "error": str(error), "exit_code": error.exit_code})
 
-    items = iterate_tokens(
-        report.with_progress(found, len(found), quiet), model, codebooks, on_error if len(found) > 1 else None
-    )
+    turns = report.with_progress(found, len(found), quiet or target == STDIO)
+    items = iterate_tokens(turns, model, codebooks, on_error if len(found) > 1 else None)
     facts = write_export(items, target, recipe, overwrite=force) | {"failed": failed}
     if json:
         report.print_json(facts)
