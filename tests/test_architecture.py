@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics", "models"},
     {"codec"},
     {"facts", "training"},
-    {"transcode"},
+    {"transcode", "dataset"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -231,19 +231,35 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn token files back into images and sounds."""
+    """Turn token files, or what was exported from them, back into images and sounds."""
+    from vqtok.tokens.export import is_export, read_export
     from vqtok.tokens.header import read_header
+
+    open_export = functools.cache(read_export)
+
+    # What is wrong with an input, its own job will say.
+    def items(path: Path) -> Iterable[str] | None:
+        try:
+            return open_export(path) if is_export(path) else None
+        except VqtokError:
+            return None
 
     def suffix(path: Path) -> str:
         if path == STDIO:
             raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            return ".wav" if read_header(path).modality == "audio" else ".png"
+            made_of = open_export(path).form if is_export(path) else read_header(path)
+            return ".wav" if made_of.modality == "audio" else ".png"
         except (VqtokError, OSError):
-            return ".png"  # Its own job will say what is wrong with it.
+            return ".png"
 
     jobs = plan_jobs(
-        inputs, output, suffix=suffix, accepts=lambda path: path.suffix.lower() == ".vqt", what=".vqt files"
+        inputs,
+        output,
+        suffix=suffix,
+        accepts=lambda path: path.suffix.lower() == ".vqt",
+        what=".vqt files",
+        items=items,
     )
     _refuse_terminal(jobs, json)
     from vqtok import report
@@ -254,6 +270,86 @@ def decode(
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
     _tell(outcomes, jobs, report.decoded_line, json=json, quiet=quiet)
+
+
+SPECIAL = "ID, auto (the next behind the codes) or none"
+
+
+@command
+def export(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Token files or folders of them; - is stdin.")],
+    to: Annotated[
+        Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], typer.Option("--to", help="The kind of file.")
+    ],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="OUT", help="File; - is stdout, for text and jsonl.")
+    ] = None,
+    layout: Annotated[
+        Literal["flat", "coarse-first", "delay", "parallel"],
+        typer.Option("--layout", help="By position, by codebook, or a step of all codebooks for each position."),
+    ] = "flat",
+    offset: Annotated[int, typer.Option(min=0, metavar="ID", help="Id of the first code.")] = 0,
+    shared_vocabulary: Annotated[
+        bool, typer.Option("--shared-vocabulary", help="The codes of all codebooks have the same ids.")
+    ] = False,
+    begin_token: Annotated[str | None, typer.Option(metavar="ID", help=f"Before each item: {SPECIAL}.")] = None,
+    end_token: Annotated[str | None, typer.Option(metavar="ID", help="After each item.")] = None,
+    row_token: Annotated[str | None, typer.Option(metavar="ID", help="After each row of a grid.")] = None,
+    pad_token: Annotated[str | None, typer.Option(metavar="ID", help="Where a delayed codebook pauses.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of a code in text: <|{modality}_{id}|>; also {codebook}, {code}."),
+    ] = None,
+    model: Model = None,
+    codebooks: Codebooks = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write token files to one file for a trainer of language models."""
+    from vqtok import report
+    from vqtok.dataset import find_items, iterate_tokens
+    from vqtok.tokens.export import write_export
+    from vqtok.tokens.recipe import Recipe
+
+    if output is None and to != "text":
+        raise UsageError(f"--to {to}: give -o FILE")
+    if output is not None and output.endswith("/"):
+        raise UsageError(f"-o {output}: is a folder; give the name of a new file")
+    target = STDIO if output is None else Path(output)
+    if json and target == STDIO:
+        raise UsageError("-o -: stdout cannot take both the tokens and --json")
+    recipe = Recipe(
+        to=to,
+        layout=layout,
+        offset=offset,
+        shared_vocabulary=shared_vocabulary,
+        begin_token=begin_token,
+        end_token=end_token,
+        row_token=row_token,
+        pad_token=pad_token,
+        template=template,
+    )
+    found = find_items(inputs)
+    failed = 0
+
+    def on_error(file: Path, error: VqtokError) -> None:
+        nonlocal failed
+        failed += 1
+        _complain(str(error))
+        if json:
+            report.print_json({"file": str(file), "error": str(error), "exit_code": error.exit_code})
+
+    turns = report.with_progress(found, len(found), quiet or target == STDIO)
+    items = iterate_tokens(turns, model, codebooks, on_error if len(found) > 1 else None)
+    facts = write_export(items, target, recipe, overwrite=force) | {"failed": failed}
+    if json:
+        report.print_json(facts)
+    elif not quiet and target != STDIO:
+        report.say(report.exported_line(facts))
+    if failed:
+        raise typer.Exit(1)
 
 
 @command

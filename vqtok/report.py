@@ -66,7 +66,18 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
 def decoded_line(facts: Mapping[str, Any]) -> str:
     """Sum up one decoded file."""
     used, there = facts["decoded_codebooks"], facts["num_codebooks"]
-    return f"{facts['file']} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+    source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
+    return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+
+
+def exported_line(facts: Mapping[str, Any]) -> str:
+    """Sum up an export."""
+    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
+    failed = f", {facts['failed']} left out" if facts["failed"] else ""
+    return (
+        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
+    )
 
 
 def media_size(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,15 @@ import torch
 
 from vqtok.codec import Codec, check_model
 from vqtok.errors import MediaError, OutputError, VqtokError
-from vqtok.facts import kind_of, token_facts
-from vqtok.files import STDIO, Job, atomic_write, naming, read_bytes
+from vqtok.facts import grid_facts, kind_of, token_facts
+from vqtok.files import STDIO, Job, atomic_write, make_folder, naming, read_bytes
 from vqtok.media.audio import read_audio, write_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image, write_image
 from vqtok.media.kinds import sniff
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
+from vqtok.tokens.export import is_export, read_export
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
 from vqtok.tokens.vqt import ChosenCoder, dump, load
@@ -119,7 +121,7 @@ def encode_files(
         encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
         _write(job.target, encoded)
         header, _ = parse_header(encoded)
-        return Outcome(job, _facts(job, header))
+        return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
     for job in jobs:
         yield _attempt(job, encode)
@@ -132,20 +134,30 @@ def decode_files(
     num_codebooks: int | None = None,
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
-    """Decode token files to media files; an outcome a job, in order."""
+    """Decode token files, and items of exports, to media files; an outcome a job, in order."""
+    open_export = functools.lru_cache(maxsize=1)(read_export)
 
     def decode(job: Job) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
-        codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
-        media = codec.decode(tokens)
+        if is_export(job.source):
+            export = open_export(job.source)
+            assert job.key is not None
+            tokens = export[job.key]
+            codec = codecs.get(tokens.modality)
+            facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
+        else:
+            codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
+            facts = token_facts(job.source, header)
+        media = codec.decode(tokens, num_codebooks)
         buffer = io.BytesIO()
         buffer.name = str(job.target)
         write = write_image if media.modality == "image" else write_audio
         write(media, buffer, job.target.suffix or MEDIA_SUFFIX[media.modality])
         _write(job.target, buffer.getvalue())
-        return Outcome(job, _facts(job, header) | {"decoded_codebooks": tokens.num_codebooks})
+        used = num_codebooks or tokens.num_codebooks
+        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used})
 
     for job in jobs:
         yield _attempt(job, decode)
@@ -153,21 +165,21 @@ def decode_files(
 
 def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     try:
-        with naming(job.source):
+        with naming(job.name):
             return work(job)
     except VqtokError as raised:
         error = raised
     except (MemoryError, torch.OutOfMemoryError):
-        error = MediaError(f"{job.source}: too large for this machine's memory; scale it down or cut it up")
-    return Outcome(job, {"file": str(job.source), "error": str(error), "exit_code": error.exit_code}, error)
-
-
-def _facts(job: Job, header: Header) -> dict[str, Any]:
-    return token_facts(job.source, header) | {"output": str(job.target)}
+        error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
+    return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
 
 
 def _skipped(job: Job) -> Outcome:
-    return Outcome(job, {"file": str(job.source), "output": str(job.target), "skipped": True}, skipped=True)
+    return Outcome(job, _named(job) | {"output": str(job.target), "skipped": True}, skipped=True)
+
+
+def _named(job: Job) -> dict[str, Any]:
+    return {"file": str(job.source)} | ({} if job.key is None else {"key": job.key})
 
 
 def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> bool:
@@ -218,8 +230,5 @@ def _write(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    make_folder(target.parent)
     atomic_write(target, data)
