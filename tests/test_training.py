@@ -399,7 +399,10 @@ train(*sys.argv[1:3], preset="digits", settings=json.loads(sys.argv[3]), steps=1
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     with (tmp_path / "cut.run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3')  # As a kill in the middle of writing a line would leave it.
+    leftover = tmp_path / "cut.run" / f".{CHECKPOINT_NAME}.abc.tmp"
+    leftover.write_bytes(b"half")
     resumed = run_train(pictures, tmp_path / "cut.safetensors", steps=100, resume=True)
+    assert not leftover.exists()
     assert resumed.identity == whole.identity
     expected, found = (
         [{name: row.get(name) for name in ("step", "l2", "commitment", "usage", "perplexity")} for row in metrics(run)]

@@ -132,7 +132,7 @@ def cut_metrics(folder: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if line.endswith("\n") and json.loads(line).get("step", 0) <= step:
                 kept.append(line)
         except ValueError:
             continue

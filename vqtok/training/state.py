@@ -49,6 +49,8 @@ def save_checkpoint(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"facts": json.dumps(facts)},
     )
+    for leftover in folder.glob(f".{CHECKPOINT_NAME}.*.tmp"):  # Of a run killed while it wrote.
+        leftover.unlink()
     newest = folder / CHECKPOINT_NAME
     if newest.exists():
         newest.replace(folder / PREVIOUS_NAME)
