@@ -110,11 +110,10 @@ def test_equals_the_direct_sum(from_rate: int, to_rate: int) -> None:
 )
 def test_pieces_do_not_show(rates: tuple[int, int], cuts: list[int], num_samples: int | None) -> None:
     x = np.random.default_rng(1).uniform(-1, 1, (2, 60000)).astype(np.float32)
-    resampler = Resampler(*rates, 2)
-    pieces = [resampler.push(piece) for piece in np.split(x, sorted(cuts), axis=1)]
     if num_samples is not None:
         num_samples = num_samples * rates[1] // rates[0]
-    y = np.concatenate([*pieces, resampler.finish(num_samples)], axis=1)
+    pieces = np.split(x, sorted(cuts), axis=1)
+    y = np.concatenate(list(Resampler(*rates, 2).stream(pieces, num_samples)), axis=1)
     assert np.array_equal(y[:, :num_samples], resample(x, *rates, num_samples))
     for channel in (0, 1):
         assert np.array_equal(resample(x[channel : channel + 1], *rates, num_samples)[0], y[channel, :num_samples])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
 
@@ -117,7 +119,7 @@ def read_bytes(source: Path) -> bytes:
         raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write `data` under a temporary name in the same folder, then rename it to `path`.
 
     A device or a pipe is written to as it is.
@@ -125,14 +127,34 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OutputError: the folder is missing, read-only or full; nothing is left behind.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is renamed to `path` once it is written to the end; until then it has a temporary name.
+
+    It can seek, also where `path` is a device, a pipe or standard output: these get it in one go.
+
+    Raises:
+        OutputError: as `atomic_write`.
+    """
     temporary: str | None = None
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
+        if path == STDIO or (path.exists() and not path.is_file()):
+            with tempfile.TemporaryFile() as file:
+                file.raw.name = str(path)  # type: ignore[attr-defined]  # for messages
+                yield file
+                file.seek(0)
+                with nullcontext(sys.stdout.buffer) if path == STDIO else path.open("wb") as target:
+                    shutil.copyfileobj(file, target)
+                    target.flush()
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "wb") as file:
-            file.write(data)
+        with open(handle, "w+b") as file:
+            file.raw.name = str(path)  # type: ignore[attr-defined]
+            yield file
         # mkstemp makes files private; give the permissions that a plain open would.
         mask = os.umask(0)
         os.umask(mask)
@@ -141,6 +163,6 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -45,14 +46,22 @@ class Resampler:
         self._up, self._down = up * periods, down * periods
         self._reach = _reach(up, down)
         self._blocks = max(1, _CHUNK_VALUES // (self._down + 2 * self._reach))  # of one matrix product
-        self._seen = self._given = 0
+        self.taken = self._given = 0  # samples
         self._held = np.zeros((channels, self._reach), np.float32)  # what the next output looks at, and on
+
+    def stream(
+        self, pieces: Iterable[NDArray[np.float32]], num_samples: int | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Convert all the pieces of a sound, as `push` and `finish` do."""
+        for piece in pieces:
+            yield self.push(piece)
+        yield self.finish(num_samples)
 
     def push(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the next piece `(channels, samples)` and give what it completes, which may be nothing."""
-        self._seen += x.shape[1]
+        self.taken += x.shape[1]
         if self._rates[0] == self._rates[1]:
-            self._given = self._seen
+            self._given = self.taken
             return x
         self._held = np.concatenate([self._held, x], axis=1)
         out = [self._held[:, :0]]
@@ -68,7 +77,7 @@ class Resampler:
         """
         from_rate, to_rate = self._rates
         if num_samples is None:
-            num_samples = -(-self._seen * to_rate // from_rate)
+            num_samples = -(-self.taken * to_rate // from_rate)
         channels = len(self._held)
         if from_rate == to_rate:
             return np.zeros((channels, max(0, num_samples - self._given)), np.float32)
@@ -116,7 +125,7 @@ def resample(
         x: `(channels, samples)`; returns `(channels, num_samples)`.
     """
     resampler = Resampler(from_rate, to_rate, len(x))
-    y = np.concatenate([resampler.push(x.astype(np.float32, copy=False)), resampler.finish(num_samples)], axis=1)
+    y = np.concatenate(list(resampler.stream([x.astype(np.float32, copy=False)], num_samples)), axis=1)
     return np.ascontiguousarray(y[:, :num_samples])
 
 
