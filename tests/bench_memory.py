@@ -64,7 +64,7 @@ def main() -> None:
             path, tokens, decoded = (Path(folder, name) for name in (f"in{suffix}", "x.vqt", f"out{suffix}"))
             write(path, size)
             encoding, decoding = measure("encode", path, "-o", tokens), measure("decode", tokens, "-o", decoded)
-            numbers = " | ".join(f"{number:.{digits}f}" for number, digits in zip(encoding + decoding, (2, 0) * 2))
+            numbers = " | ".join(f"{memory:.2f} | {seconds:.0f}" for memory, seconds in (encoding, decoding))
             print(f"| {size:g} {unit} | {numbers} |", flush=True)
 
 

@@ -31,6 +31,7 @@ _FORMATS = {  # suffix: libsndfile's format and subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
+_READ_FRAMES = 1 << 22  # few enough that a false length in the header does no harm
 _WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when given minutes in one call
 _MAX_FRAMES = 1 << 40  # above all that is real: libsndfile's way to say that the length is unknown
 _STREAMED_BYTES = 0x7FFF0000  # programs that write to a pipe put such sizes into the header
@@ -96,7 +97,7 @@ def read_audio(source: Source, sample_rate: int | None = None, mono: bool = Fals
     """
     with open_audio(source, mono) as sound:
         rate = sound.sample_rate
-        data = np.concatenate(list(sound.blocks(sound.samples)), axis=1)
+        data = np.concatenate(list(sound.blocks(_READ_FRAMES)), axis=1)
     if sample_rate is not None:
         try:
             data = resample(data, rate, sample_rate)
@@ -155,12 +156,17 @@ def audio_writer(
                 frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
             sound.write(frames)
 
+    sink = _Sink(target)
     try:
-        with soundfile.SoundFile(target, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
+        with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
             yield write
     except soundfile.LibsndfileError as error:
         what = f"{channels} channels at {sample_rate} Hz"
-        raise MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+        raise sink.failure or MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+    except AssertionError as error:  # so soundfile says that less was written
+        raise sink.failure or error from None
+    if sink.failure:
+        raise sink.failure
 
 
 class _Stream:
@@ -174,6 +180,22 @@ class _Stream:
         with suppress(OSError, ValueError):
             self._file.seek(offset, whence)
         return self._file.tell()
+
+
+class _Sink:
+    """What libsndfile calls to write a file: errors, and Ctrl-C, would be lost on their way through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell, self.seek = file.read, file.tell, file.seek
+        self.failure: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.failure = error
+            return 0
 
 
 @contextmanager
@@ -190,7 +212,7 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
                 if _is_cut_short(sound, file):
                     raise MediaError(f"{name}: is truncated")
                 yield sound
-        except (soundfile.SoundFileRuntimeError, MemoryError) as error:
+        except soundfile.SoundFileRuntimeError as error:
             reason = getattr(error, "error_string", error)  # str(error) would show the stream's repr
             raise MediaError(f"{name}: not a readable sound: {reason}") from error
 
