@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from conftest import picture, wave
 from PIL import Image
 from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
+import vqtok.cli
 from vqtok.cli import main
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
 from vqtok.tokens.header import checksum, read_header
@@ -612,3 +615,10 @@ def encoded_media(path):
     if path.suffix == ".wav":
         return soundfile.read(path, dtype="int16")[0].astype(int)
     return np.asarray(Image.open(path)).astype(int)
+
+
+def test_defaults_are_those_of_the_library():
+    for verb in ("encode", "decode"):
+        defaults = inspect.signature(getattr(vqtok.cli, verb)).parameters
+        assert defaults["tile"].default == TILE_PIXELS
+        assert defaults["chunk_seconds"].default == CHUNK_SECONDS

@@ -52,7 +52,7 @@ def test_picture_sizes_are_restored(image_codec, width, height):
 
 
 @pytest.mark.parametrize("sample_rate", [8_000, 16_000, 22_050, 44_100, 96_000])
-@pytest.mark.parametrize("samples", [1, HOP - 1, HOP, 1001])
+@pytest.mark.parametrize("samples", [1, HOP - 1, HOP, HOP + 1, 1001])
 def test_sound_lengths_and_rates_are_restored(audio_codec, samples, sample_rate):
     tokens = audio_codec.encode(sound(samples, sample_rate))
     assert tokens.size == (samples, sample_rate, 1)
