@@ -41,6 +41,8 @@ Model = Annotated[
 ]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
+ChunkSeconds = Annotated[float, typer.Option(min=0.01, metavar="S", help="Seconds of sound held at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
@@ -188,6 +190,8 @@ def encode(
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
     coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
     device: Device = "cpu",
+    tile: Tile = 1024,
+    chunk_seconds: ChunkSeconds = 10.0,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
@@ -210,7 +214,7 @@ def encode(
     from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files
 
-    codecs = Codecs(model, str(choose_device(device)))
+    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = encode_files(
         jobs, codecs, num_codebooks=codebooks, mono=mono, coder=chosen_coder(coder), existing=existing
@@ -225,6 +229,8 @@ def decode(
     model: Model = None,
     codebooks: Codebooks = None,
     device: Device = "cpu",
+    tile: Tile = 1024,
+    chunk_seconds: ChunkSeconds = 10.0,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
@@ -266,7 +272,7 @@ def decode(
     from vqtok.codec import choose_device
     from vqtok.transcode import Codecs, Existing, decode_files
 
-    codecs = Codecs(model, str(choose_device(device)))
+    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
     _tell(outcomes, jobs, report.decoded_line, json=json, quiet=quiet)

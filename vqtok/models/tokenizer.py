@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
     codebook_sizes: tuple[int, ...]
     stride: int
     """Input steps per grid step: pixels each way, or samples (hop length)."""
+    encoder_context: int | None
+    """Grid steps to either side that a code depends on; None: all of the medium, which cannot be tiled."""
+    decoder_context: int | None
+    """Grid steps to either side that the media of a grid step depend on; None: all of them."""
     identity: bytes
     """SHA-256 over all that decoding depends on."""
     entropy_model: EntropyModel

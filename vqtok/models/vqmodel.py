@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
-from vqtok.networks import Decoder, Encoder
+from vqtok.networks import Decoder, Encoder, context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
 from vqtok.tokens.vqt import NO_MODEL
@@ -35,6 +35,8 @@ class VQModel(nn.Module):
         self.encoder = Encoder(config.network, axes, channels, dim)
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = Decoder(config.network, axes, channels, dim)
+        self.encoder_context: int | None = context(self.encoder)
+        self.decoder_context: int | None = context(self.decoder)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
         self.entropy_model = NO_MODEL
