@@ -156,6 +156,15 @@ def test_crops_too_small_for_the_discriminator() -> None:
         load_preset("digits", ["data.crop_pixels=16", "adversarial.weight=1"])
 
 
+def test_weights_that_cannot_be_found_are_refused() -> None:
+    balanced = ["adversarial.weight=1", "adversarial.weighting=balanced"]
+    with pytest.raises(UsageError, match=r"weighting must be fixed with train\.accumulate above 1"):
+        load_preset("image", [*balanced, "train.accumulate=2"])
+    with pytest.raises(UsageError, match=r"leave decoder out of train\.freeze"):
+        load_preset("image", ["adversarial.weight=1", "adversarial.weighting=adaptive", "train.freeze=decoder"])
+    assert load_preset("image", [*balanced, "adversarial.weighting=fixed", "train.accumulate=2"])
+
+
 @pytest.mark.parametrize("content", [b"model = [", b"\xff\xfe", b"[model]\nmodality = 'image'\n[model]\n"])
 def test_a_preset_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"

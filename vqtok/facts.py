@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import MediaError, ModelError
 from vqtok.files import naming, read_bytes
@@ -14,6 +13,9 @@ from vqtok.media.kinds import modality_of, sniff
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.header import Header, parse_header, read_header
+
+if TYPE_CHECKING:
+    from vqtok.tokens.grid import Tokens
 
 Facts = dict[str, Any]
 
@@ -54,34 +56,39 @@ def kind_of(path: Path) -> str | None:
 
 
 def token_facts(path: Path, header: Header) -> Facts:
+    """Describe a token file."""
+    rate = {"bpp": header.bpp} if header.modality == "image" else {"kbps": header.kbps}
     facts: Facts = {
         "file": str(path),
         "kind": "tokens",
         "version": header.version,
-        "modality": header.modality,
-        "model": header.model.hex(),
         "coder": header.coder,
-        "num_codebooks": header.num_codebooks,
-        "codebook_sizes": list(header.codebook_sizes),
-        "stride": header.stride,
-        "grid": list(header.grid),
-        "num_tokens": header.num_tokens,
-        "raw_bits": header.raw_bits,
+        **grid_facts(header),
         "coded_bits": header.coded_bits,
         "file_bytes": header.file_bytes,
+        **rate,
     }
-    if header.modality == "image":
-        facts |= {"bpp": header.bpp, "width": header.size[0], "height": header.size[1]}
-    else:
-        facts |= {
-            "kbps": header.kbps,
-            "duration_seconds": header.duration_seconds,
-            "sample_rate": header.size[1],
-            "channels": header.size[2],
-        }
     if header.metadata:
         facts["metadata"] = header.metadata
     return facts
+
+
+def grid_facts(tokens: Header | Tokens) -> Facts:
+    """Describe tokens, wherever they come from."""
+    facts: Facts = {
+        "modality": tokens.modality,
+        "model": tokens.model.hex(),
+        "num_codebooks": tokens.num_codebooks,
+        "codebook_sizes": list(tokens.codebook_sizes),
+        "stride": tokens.stride,
+        "grid": list(tokens.grid),
+        "num_tokens": tokens.num_tokens,
+        "raw_bits": tokens.raw_bits,
+    }
+    if tokens.modality == "image":
+        return facts | {"width": tokens.size[0], "height": tokens.size[1]}
+    samples, sample_rate, channels = tokens.size
+    return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:
@@ -160,17 +167,16 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files`, `num_tokens`, and
         `counts`: the histogram of each codebook, most frequent code first.
     """
-    from vqtok.models.tables import tables_of
+    from vqtok.models.entropy import TokenReader
     from vqtok.tokens.statistics import CodeStatistics
-    from vqtok.tokens.vqt import load
 
     statistics = CodeStatistics()
-    find_tables = functools.cache(lambda identity: tables_of(identity, model))
+    reader = TokenReader(model)
     for file in token_files(paths):
         with naming(file):
             data = read_bytes(file)
             header, _ = parse_header(data)
-            statistics.add(load(data, find_tables(header.model) if header.coder == "static" else None))
+            statistics.add(reader.read(data))
     return {
         "kind": "usage",
         "model": header.model.hex(),

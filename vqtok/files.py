@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
 
@@ -22,6 +24,14 @@ class Job:
 
     source: Path
     target: Path
+    key: str | None = None
+    """Which item of an input that holds several."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the input."""
+        name = "stdin" if self.source == STDIO else str(self.source)
+        return name if self.key is None else f"{name}: {self.key}"
 
 
 def plan_jobs(
@@ -31,29 +41,36 @@ def plan_jobs(
     suffix: Callable[[Path], str],
     accepts: Callable[[Path], bool],
     what: str,
+    items: Callable[[Path], Iterable[str] | None] = lambda path: None,
 ) -> list[Job]:
     """Decide the output of every input before any work is done.
 
     One input goes beside itself or to `output`; several go beside themselves or below the folder `output`; a folder's
-    tree is mirrored below `output`.
+    tree is mirrored below `output`, and so are the keys of an input that holds several items.
 
     Args:
         output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
         suffix: Gives the suffix of the output of an input.
         accepts: Tells which files of a folder are inputs.
         what: The files of a folder that are inputs, in messages.
+        items: Gives the keys of the items that an input holds; None for one that is an item itself.
 
     Raises:
         UsageError: a folder without an output, an input that is missing, or two inputs with the same output.
-        MediaError: a folder without inputs.
+        MediaError: a folder or an input without items.
     """
     for path in inputs:
         if path != STDIO and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-    folders = [path for path in inputs if path.is_dir()]
+    keys = {path: list(found) for path in inputs if path.is_file() and (found := items(path)) is not None}
+    for path, found in keys.items():
+        if not found:
+            raise MediaError(f"{path}: holds no items")
+    folders = [path for path in inputs if path.is_dir() or len(keys.get(path, ())) > 1]
     several = bool(folders) or len(inputs) > 1
     if folders and output is None:
-        raise UsageError(f"{folders[0]}: is a folder; give -o DIR for its outputs")
+        kind = "is a folder" if folders[0].is_dir() else "holds several items"
+        raise UsageError(f"{folders[0]}: {kind}; give -o DIR for its outputs")
     if several and output == "-":
         raise UsageError("-o -: only one input can go to standard output")
     target = None if output is None else Path(output)
@@ -70,29 +87,40 @@ def plan_jobs(
             if not sources:
                 raise MediaError(f"{path}: no {what} in this folder")
             jobs += [Job(source, below / source.relative_to(path).with_suffix(suffix(source))) for source in sources]
+        elif path in keys and below is not None:
+            jobs += [Job(path, below / _inside(key + suffix(path), path), key) for key in keys[path]]
         elif below is not None:
             name = Path("stdin") if path == STDIO else Path(path.name)
             jobs.append(Job(path, below / name.with_suffix(suffix(path))))
         else:
-            jobs.append(Job(path, target or (STDIO if path == STDIO else path.with_suffix(suffix(path)))))
+            beside = STDIO if path == STDIO else path.with_suffix(suffix(path))
+            jobs.append(Job(path, target or beside, *keys.get(path, ())))
     _refuse_collisions(jobs)
     return jobs
 
 
+def _inside(name: str, source: Path) -> Path:
+    """Refuse an item's name that leads out of the folder for outputs."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UsageError(f"{source}: the name of item {name!r} leads out of the folder for outputs")
+    return path
+
+
 def _refuse_collisions(jobs: Iterable[Job]) -> None:
-    sources: dict[str, Path] = {}
+    names: dict[str, str] = {}
     for job in jobs:
         # Names that differ in case alone are one file on many systems.
         key = os.path.normcase(os.path.abspath(job.target)).casefold()
-        if job.target != STDIO and key in sources:
-            raise UsageError(f"{sources[key]} and {job.source} would both become {job.target}; rename one")
+        if job.target != STDIO and key in names:
+            raise UsageError(f"{names[key]} and {job.name} would both become {job.target}; rename one")
         if job.target != STDIO and os.path.abspath(job.source) == os.path.abspath(job.target):
             raise UsageError(f"{job.source}: would be overwritten by its own output; give another -o")
-        sources[key] = job.source
+        names[key] = job.name
 
 
 @contextmanager
-def naming(source: Path) -> Iterator[None]:
+def naming(source: Path | str) -> Iterator[None]:
     """Put the input's name in front of the message of an error that lacks it."""
     try:
         yield
@@ -117,7 +145,7 @@ def read_bytes(source: Path) -> bytes:
         raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write `data` under a temporary name in the same folder, then rename it to `path`.
 
     A device or a pipe is written to as it is.
@@ -125,14 +153,34 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         OutputError: the folder is missing, read-only or full; nothing is left behind.
     """
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is renamed to `path` once it is written to the end; until then it has a temporary name.
+
+    It can seek, also where `path` is a device, a pipe or standard output: these get it in one go.
+
+    Raises:
+        OutputError: as `atomic_write`.
+    """
     temporary: str | None = None
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
+        if path == STDIO or (path.exists() and not path.is_file()):
+            with tempfile.TemporaryFile() as file:
+                file.raw.name = str(path)  # type: ignore[attr-defined]  # for messages
+                yield file
+                file.seek(0)
+                with nullcontext(sys.stdout.buffer) if path == STDIO else path.open("wb") as target:
+                    shutil.copyfileobj(file, target)
+                    target.flush()
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "wb") as file:
-            file.write(data)
+        with open(handle, "w+b") as file:
+            file.raw.name = str(path)  # type: ignore[attr-defined]
+            yield file
         # mkstemp makes files private; give the permissions that a plain open would.
         mask = os.umask(0)
         os.umask(mask)
@@ -141,6 +189,18 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, and those above it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import AdversarialKind
+
+Average = Callable[[Tensor], Tensor]
+"""Gives the mean of a tensor over the processes that train together."""
 
 
 def discriminator_loss(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
@@ -64,7 +67,8 @@ class LeCam(nn.Module):
 
     Source: Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", section 3.2; the
         decay of 0.99 from its code.
-    Unlike: the paper's equation punishes both directions; this is one-sided, as its code.
+    Unlike: the paper's equation punishes both directions; this is one-sided, as its code. The anchors are those of the
+        steps before, so that a step can be worked through in parts; at the first the loss is 0.
     """
 
     decay = 0.99
@@ -77,26 +81,35 @@ class LeCam(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
 
     def forward(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Take in the logits of a step and compute the loss."""
-        means = torch.stack([torch.stack([logits.detach().mean() for logits in side]) for side in (real, fake)])
+        """Compute the loss of logits."""
+        real_anchors, fake_anchors = self.anchors
+        loss = _mean(
+            F.relu(original - fake_anchor).square().mean() + F.relu(real_anchor - copy).square().mean()
+            for original, copy, real_anchor, fake_anchor in zip(real, fake, real_anchors, fake_anchors, strict=True)
+        )
+        return loss * self.updates.clamp(max=1)
+
+    def update(self, means: Tensor) -> None:
+        """Take in the mean logits of a step: `(2, discriminators)`, first those of originals."""
         if means.isfinite().all():
             # A plain mean at first, so that nothing is pulled towards where the running means started.
             self.updates += 1
             self.anchors.lerp_(means, max(1 - self.decay, 1 / self.updates.item()))
-        real_anchors, fake_anchors = self.anchors
-        return _mean(
-            F.relu(original - fake_anchor).square().mean() + F.relu(real_anchor - copy).square().mean()
-            for original, copy, real_anchor, fake_anchor in zip(real, fake, real_anchors, fake_anchors, strict=True)
-        )
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor) -> float:
+def mean_logits(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Compute what `LeCam` takes in of logits."""
+    return torch.stack([torch.stack([logits.detach().mean() for logits in side]) for side in (real, fake)])
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, average: Average) -> float:
     """Find the weight with which an adversarial loss pulls at a layer as hard as the reconstruction loss does.
 
     Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1; the limits from
         its code.
     """
-    norms = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+    gradients = [torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
+    norms = [average(gradient).norm() for gradient in gradients]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).item()
 
 
@@ -105,6 +118,7 @@ class Balancer(nn.Module):
 
     Args:
         shares: Of each loss by name; those that are there at a step share in proportion.
+        average: Over processes.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4; decay 0.999, and norms
         averaged over the items of a batch, as in its code.
@@ -112,8 +126,9 @@ class Balancer(nn.Module):
 
     decay = 0.999
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
+    def __init__(self, shares: Mapping[str, float], average: Average) -> None:
         super().__init__()
+        self.average = average
         self.shares = {name: share for name, share in shares.items() if share > 0}
         for name in self.shares:
             # The running sum of the gradient's norms, and how much is in it.
@@ -125,7 +140,7 @@ class Balancer(nn.Module):
 
     def _norm(self, name: str, loss: Tensor, x_hat: Tensor) -> float:
         (gradient,) = torch.autograd.grad(loss, x_hat, retain_graph=True)
-        norm = gradient.flatten(1).norm(dim=1).mean()
+        norm = self.average(gradient.flatten(1).norm(dim=1).mean())
         running = self.get_buffer(name)
         if norm.isfinite():
             running.mul_(self.decay).add_(torch.stack([norm, torch.ones_like(norm)]))

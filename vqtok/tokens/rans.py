@@ -13,6 +13,7 @@ Source: Duda 2013, "Asymmetric numeral systems", section 3; Giesen 2014, "Interl
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
@@ -27,6 +28,7 @@ LANES_FROM = 1 << 16
 
 _LOW = 1 << 24
 _LIMIT_SHIFT = 32 - FREQUENCY_BITS
+_FOREIGN = "codes were not coded with these frequencies: give the model that made them"
 _UNBOUNDED_ROWS = 2
 """Rows at the start of coding after which no state can have outgrown 2^28: they need no byte handed over."""
 
@@ -39,7 +41,9 @@ def encode(codes: NDArray[np.int32], frequencies: NDArray[np.integer]) -> bytes:
         frequencies: integers >= 1 that sum to 2^14, one a code.
     """
     frequency, start = _intervals(frequencies)
-    return (_encode_lanes if codes.size >= LANES_FROM else _encode_one)(codes, frequency, start)
+    if codes.size >= LANES_FROM:
+        return _encode_lanes(codes, frequency, start)
+    return encode_intervals(frequency[codes], start[codes])
 
 
 def decode(data: bytes, frequencies: NDArray[np.integer], count: int) -> NDArray[np.int32]:
@@ -55,7 +59,7 @@ def decode(data: bytes, frequencies: NDArray[np.integer], count: int) -> NDArray
     decode_slots = _decode_lanes if count >= LANES_FROM else _decode_one
     slots = decode_slots(data, frequency[code], offset, count)
     if slots is None:
-        raise CorruptFileError("codes were not coded with this entropy table: give the model that made them")
+        raise CorruptFileError(_FOREIGN)
     return code[slots]
 
 
@@ -66,11 +70,11 @@ def _intervals(frequencies: NDArray[np.integer]) -> tuple[NDArray[np.uint32], ND
     return frequency, np.cumsum(frequency, dtype=np.uint32) - frequency
 
 
-def _encode_one(codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: NDArray[np.uint32]) -> bytes:
+def encode_intervals(frequency: NDArray[np.integer], start: NDArray[np.integer]) -> bytes:
+    """Encode symbols, each by the frequency it has where it stands and the sum of those of the symbols below it."""
     state = 0
     backwards = bytearray()
-    codes = codes[::-1]
-    for f, s in zip(frequency[codes].tolist(), start[codes].tolist(), strict=True):
+    for f, s in zip(frequency[::-1].tolist(), start[::-1].tolist(), strict=True):
         limit = f << _LIMIT_SHIFT
         while state >= limit:
             backwards.append(state & 0xFF)
@@ -78,6 +82,43 @@ def _encode_one(codes: NDArray[np.int32], frequency: NDArray[np.uint32], start: 
         state += state // f * (TOTAL - f) + s
     backwards += state.to_bytes((state.bit_length() + 7) // 8, "little")
     return bytes(reversed(backwards))
+
+
+class IntervalDecoder:
+    """Decode symbols whose frequencies change from one to the next.
+
+    Raises:
+        CorruptFileError: where the stream proves not to be one of theirs.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if data.startswith(b"\0"):  # a state is never written with a leading zero
+            raise CorruptFileError(_FOREIGN)
+        self._data, self._state, self._position = data, 0, 0
+
+    def take(self, cumulative: NDArray[np.uint16]) -> NDArray[np.int64]:
+        """Decode one symbol a row of cumulative frequencies `(n, symbols + 1)`, each from 0 to 2^14."""
+        count, width = cumulative.shape
+        bounds = cumulative.ravel().data  # quicker to index than an array
+        data, state, position, end = self._data, self._state, self._position, len(self._data)
+        found = []
+        for row in range(0, count * width, width):
+            while state < _LOW and position < end:
+                state = state << 8 | data[position]
+                position += 1
+            slot = state & (TOTAL - 1)
+            above = bisect.bisect_right(bounds, slot, row, row + width)
+            start = bounds[above - 1]
+            found.append(above)
+            state = (bounds[above] - start) * (state >> FREQUENCY_BITS) + slot - start
+        self._state, self._position = state, position
+        symbols: NDArray[np.int64] = np.array(found, np.int64) - (np.arange(count) * width + 1)
+        return symbols
+
+    def finish(self) -> None:
+        """Check that the stream ends here."""
+        if self._state or self._position < len(self._data):
+            raise CorruptFileError(_FOREIGN)
 
 
 def _decode_one(
