@@ -148,7 +148,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         ("identity", facts["identity"]),
         ("codes", f"{model['modality']}{rate}"),
         ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
-        ("codebooks", _codebooks(facts["codebook_sizes"])),
+        ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
     if training:

@@ -166,7 +166,8 @@ class Prior:
         below = np.zeros((*planes.shape[1:], self.codebooks[0].embedding.shape[1]), np.float32)
         for codebook, coder, plane in zip(self.codebooks, coders, planes, strict=False):
             codes = self._code(codebook, below, coder, plane.ravel() if known else None)
-            plane[...] = codes.reshape(plane.shape)
+            if not known:
+                plane[...] = codes.reshape(plane.shape)
             below += codebook.embedding[plane]
 
     def _code(
