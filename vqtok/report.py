@@ -163,7 +163,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
         if "parent" in training:
             rows.append(("parent", training["parent"]))
-            rows.append(("kept", ", ".join(facts["config"]["train"]["freeze"]) or "nothing"))
+            rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):
