@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import ModelError, UnsupportedVersionError, UsageError
+from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, UsageError
 from vqtok.tokens import entropy, rans
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Header, checksum, pack_header, parse_header
+from vqtok.tokens.header import Coder, Header, checksum, pack_header, packed_bytes, parse_header
 
 Tables = Sequence[NDArray[np.uint16] | None]
 """A model's frequencies, one entry a codebook, coarse first; None for a codebook too large to have any."""
@@ -68,12 +68,7 @@ def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = 
         UsageError: the file has fewer codebooks than asked for.
     """
     header, offset = parse_header(data)
-    if header.coder == "prior":
-        raise UnsupportedVersionError("token file is coded with a context prior, unknown here: upgrade vqtok")
-    if num_codebooks is None:
-        num_codebooks = header.num_codebooks
-    if not 1 <= num_codebooks <= header.num_codebooks:
-        raise UsageError(f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}")
+    num_codebooks = _checked(header, num_codebooks)
     sizes, count = header.codebook_sizes[:num_codebooks], math.prod(header.grid)
     needed = _fitting(tables, sizes, header.model) if header.coder == "static" else [None] * num_codebooks
     planes = []
@@ -81,9 +76,67 @@ def load(data: bytes, tables: Tables | None = None, num_codebooks: int | None = 
         stream = data[offset : offset + length]
         offset += length
         planes.append(entropy.unpack(stream, size, count) if table is None else rans.decode(stream, table, count))
+    return _tokens(header, planes)
+
+
+def dump_joint(tokens: Tokens, tables: Tables | None = None) -> tuple[Coder, bytes]:
+    """Code tokens as one stream that needs no lengths of its codebooks, as shards do; `load_joint` reads it.
+
+    Returns:
+        The smaller of static (where every codebook has a table) and packed.
+    """
+    planes = tokens.codes.reshape(tokens.num_codebooks, -1)
+    sizes = tokens.codebook_sizes
+    packed = b"".join(entropy.pack(plane, size) for plane, size in zip(planes, sizes, strict=True))
+    if tables is None or any(table is None for table in tables[: len(sizes)]):
+        return "packed", packed
+    stream = b""
+    for plane, table in zip(planes[::-1], _fitting(tables, sizes, tokens.model)[::-1], strict=True):
+        stream = rans.push(stream, plane, table)
+    return ("static", stream) if len(stream) < len(packed) else ("packed", packed)
+
+
+def load_joint(header: Header, stream: bytes, tables: Tables | None = None, num_codebooks: int | None = None) -> Tokens:
+    """Read tokens from the one stream of all their codebooks.
+
+    Args:
+        tables, num_codebooks: as `load` takes them.
+
+    Raises:
+        As `load` does.
+    """
+    wanted = _checked(header, num_codebooks)
+    sizes, count = header.codebook_sizes[:wanted], math.prod(header.grid)
+    planes = []
+    if header.coder == "static":
+        for table in _fitting(tables, sizes, header.model):
+            plane, stream = rans.pop(stream, table, count)
+            planes.append(plane)
+    else:
+        for size in sizes:
+            length = packed_bytes(size, count)
+            planes.append(entropy.unpack(stream[:length], size, count))
+            stream = stream[length:]
+    if stream and wanted == header.num_codebooks:
+        raise CorruptFileError("codes were not coded with these entropy tables: give the model that made them")
+    return _tokens(header, planes)
+
+
+def _checked(header: Header, num_codebooks: int | None) -> int:
+    """Return how many codebooks to decode, if this reader can."""
+    if header.coder == "prior":
+        raise UnsupportedVersionError("token file is coded with a context prior, unknown here: upgrade vqtok")
+    if num_codebooks is None:
+        return header.num_codebooks
+    if not 1 <= num_codebooks <= header.num_codebooks:
+        raise UsageError(f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}")
+    return num_codebooks
+
+
+def _tokens(header: Header, planes: list[NDArray[np.int32]]) -> Tokens:
     return Tokens(
-        codes=np.stack(planes).reshape(num_codebooks, *header.grid),
-        codebook_sizes=sizes,
+        codes=np.stack(planes).reshape(len(planes), *header.grid),
+        codebook_sizes=header.codebook_sizes[: len(planes)],
         modality=header.modality,
         size=header.size,
         stride=header.stride,
