@@ -30,6 +30,7 @@ _SIGNATURES = {
         re.DOTALL,
     ),
     "tokens": re.compile(rb"\x89VQ\n"),
+    "shard": re.compile(rb"\x89VS\n"),
 }
 _MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit safetensors itself sets
 
@@ -40,11 +41,11 @@ def modality_of(path: Path) -> Literal["image", "audio"] | None:
     return "image" if suffix in IMAGE_SUFFIXES else "audio" if suffix in AUDIO_SUFFIXES else None
 
 
-def sniff(head: bytes) -> Literal["image", "audio", "tokens", "model"] | None:
+def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] | None:
     """Tell what a stream holds by its first bytes (16 are enough)."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_MODEL_HEADER_BYTES:
         return "model"
-    for kind in ("image", "audio", "tokens"):
+    for kind in ("image", "audio", "tokens", "shard"):
         if _SIGNATURES[kind].match(head):
             return kind
     return None
