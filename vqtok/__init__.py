@@ -20,7 +20,10 @@ _HOMES = {
     "encode": "vqtok.transcode",
     "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
+    "merge": "vqtok.tokens.shard_writer",
+    "open_shard": "vqtok.facts",
     "train": "vqtok.training.run",
+    "write_shard": "vqtok.tokens.shard_writer",
 }
 
 __all__ = ["__version__", *_HOMES]

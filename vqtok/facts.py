@@ -1,12 +1,13 @@
-"""What a token file, a model or a medium is; for token files and models without torch or numpy."""
+"""What a token file, a shard, a model or a medium is; but for media without torch or numpy."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import MediaError, ModelError
 from vqtok.files import naming, read_bytes
@@ -14,18 +15,25 @@ from vqtok.media.kinds import modality_of, sniff
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.index import map_file, parse_index, walk
+from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
+
+if TYPE_CHECKING:
+    from vqtok.tokens.grid import Tokens
+    from vqtok.tokens.shard import Shard
+    from vqtok.tokens.vqt import Tables
 
 Facts = dict[str, Any]
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
-    """Describe a token file, a model (by path or bundled name), a picture or a sound.
+    """Describe a token file, a shard, a model (by path or bundled name), a picture or a sound.
 
     Args:
         model: What a medium would be coded with; by default the bundled model of its modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "model", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "model", "image" or "audio").
 
     Raises:
         VqtokError: the file cannot be read, is damaged, or is none of these.
@@ -34,23 +42,29 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     kind = kind_of(path)
     if kind == "tokens":
         return token_facts(path, read_header(path))
+    if kind == "shard":
+        return shard_facts(path)
     if kind == "model":
         return model_facts(path, read_card(path))
     if kind is None:
-        raise MediaError(f"{path}: neither a token file, a model, a picture nor a sound")
+        raise MediaError(f"{path}: neither a token file, a shard, a model, a picture nor a sound")
     return media_facts(path, kind, model)
 
 
 def kind_of(path: Path) -> str | None:
-    """Tell what a file is: "tokens", "model", "image" or "audio", by its first bytes, then by its suffix."""
+    """Tell what a file is: "tokens", "shard", "model", "image" or "audio", by its first bytes, then by its suffix."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
     # The names of our own formats count too, so that a damaged file is called damaged.
-    own = {".vqt": "tokens", ".safetensors": "model"}.get(path.suffix.lower())
+    own = {".vqt": "tokens", ".vqts": "shard", ".safetensors": "model"}.get(path.suffix.lower())
     return sniff(head) or own or modality_of(path)
+
+
+def is_shard(path: Path) -> bool:
+    return path.is_file() and kind_of(path) == "shard"
 
 
 def token_facts(path: Path, header: Header) -> Facts:
@@ -82,6 +96,54 @@ def token_facts(path: Path, header: Header) -> Facts:
     if header.metadata:
         facts["metadata"] = header.metadata
     return facts
+
+
+def shard_facts(path: Path) -> Facts:
+    """Describe a shard, having read all of it and checked that each item is whole."""
+    coders: Counter[str] = Counter()
+    num_tokens = payload_bytes = 0
+    extent = 0.0  # pixels, or seconds
+    shard = None
+    for shard, record in _records(path):
+        coders[record.coder] += 1
+        num_tokens += math.prod(record.grid) * len(shard.codebook_sizes)
+        payload_bytes += record.payload_bytes
+        extent += math.prod(record.size[:2]) if shard.modality == "image" else record.size[0] / record.size[1]
+    assert shard
+    file_bytes = path.stat().st_size
+    facts: Facts = {
+        "file": str(path),
+        "kind": "shard",
+        "version": shard.version,
+        "modality": shard.modality,
+        "model": shard.model.hex(),
+        "coders": dict(coders),
+        "num_codebooks": len(shard.codebook_sizes),
+        "codebook_sizes": list(shard.codebook_sizes),
+        "stride": shard.stride,
+        "num_items": coders.total(),
+        "num_tokens": num_tokens,
+        "raw_bits": num_tokens / len(shard.codebook_sizes) * sum(map(math.log2, shard.codebook_sizes)),
+        "coded_bits": 8 * payload_bytes,
+        "file_bytes": file_bytes,
+    }
+    if shard.modality == "image":
+        return facts | {"bpp": 8 * file_bytes / extent}
+    return facts | {"kbps": 0.008 * file_bytes / extent, "duration_seconds": extent}
+
+
+def shard_items(path: str | Path) -> Iterator[Facts]:
+    """Describe each item of a shard as if it were a token file, with its `key`."""
+    for shard, record in _records(Path(path)):
+        yield {"file": str(path), "key": record.key} | token_facts(Path(path), record.header(shard))
+
+
+def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
+    with naming(path):
+        data = map_file(path)
+        shard, start = parse_shard_header(data)
+        for record in walk(shard, data, start, parse_index(data, start)):
+            yield shard, record
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:
@@ -151,29 +213,27 @@ def _audio_facts(path: Path) -> Facts:
 
 
 def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
-    """Count the codes of token files, and of those in folders, added up over all.
+    """Count the codes of token files, shards, and those in folders, added up over all.
 
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
 
     Returns:
-        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files`, `num_tokens`, and
-        `counts`: the histogram of each codebook, most frequent code first.
+        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files` (items of shards
+        count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
     """
     from vqtok.models.tables import tables_of
     from vqtok.tokens.statistics import CodeStatistics
-    from vqtok.tokens.vqt import load
 
     statistics = CodeStatistics()
-    find_tables = functools.cache(lambda identity: tables_of(identity, model))
+    find_tables = functools.cache(functools.partial(tables_of, model=model))
     for file in token_files(paths):
         with naming(file):
-            data = read_bytes(file)
-            header, _ = parse_header(data)
-            statistics.add(load(data, find_tables(header.model) if header.coder == "static" else None))
+            for _, tokens in tokens_of(file, find_tables):
+                statistics.add(tokens)
     return {
         "kind": "usage",
-        "model": header.model.hex(),
+        "model": tokens.model.hex(),
         "num_files": statistics.num_files,
         "num_tokens": statistics.num_tokens,
         "codebook_sizes": [count.size for count in statistics.counts],
@@ -185,16 +245,46 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
     }
 
 
+def open_shard(path: str | Path, model: str | None = None) -> Shard:
+    """Open a shard: a mapping of its keys to `Tokens`, each read when it is asked for.
+
+    Args:
+        model: The model that made it; by default a bundled one. Bit-packed items need none.
+
+    Raises:
+        VqtokError: as `vqtok.tokens.shard.Shard`.
+    """
+    from vqtok.models.tables import tables_of
+    from vqtok.tokens.shard import Shard
+
+    return Shard(path, functools.partial(tables_of, model=model))
+
+
+def tokens_of(file: Path, find_tables: Callable[[bytes], Tables]) -> Iterator[tuple[str | None, Tokens]]:
+    """Read the tokens of a token file, or those of each item of a shard with its key."""
+    if kind_of(file) == "shard":
+        from vqtok.tokens.shard import Shard
+
+        with Shard(file, find_tables) as shard:
+            yield from shard.items()
+        return
+    from vqtok.tokens.vqt import load
+
+    data = read_bytes(file)
+    header, _ = parse_header(data)
+    yield None, load(data, find_tables(header.model) if header.coder == "static" else None)
+
+
 def token_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Give the token files among the paths and below the folders among them.
+    """Give the token files and shards among the paths and below the folders among them.
 
     Raises:
         MediaError: a folder has none.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.rglob("*.vqt")) if path.is_dir() else [path]
+        found = sorted([*path.rglob("*.vqt"), *path.rglob("*.vqts")]) if path.is_dir() else [path]
         if not found:
-            raise MediaError(f"{path}: no .vqt files in this folder")
+            raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
         files += found
     return files

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,18 +16,22 @@ from typing import Any, BinaryIO
 import torch
 
 from vqtok.codec import Codec, check_model
-from vqtok.errors import MediaError, OutputError, VqtokError
-from vqtok.facts import kind_of, token_facts
-from vqtok.files import STDIO, Job, atomic_write, naming, read_bytes
+from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.facts import is_shard, kind_of, open_shard, token_facts
+from vqtok.files import STDIO, Job, atomic_write, make_folder, naming, read_bytes
 from vqtok.media.audio import read_audio, write_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image, write_image
-from vqtok.media.kinds import sniff
+from vqtok.media.kinds import modality_of, sniff
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.shard import Shard
+from vqtok.tokens.shard_writer import ShardWriter
 from vqtok.tokens.vqt import dump, load
+
+logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -118,10 +126,92 @@ def encode_files(
         encoded = dump(tokens, codec.tokenizer.entropy_tables or None)
         _write(job.target, encoded)
         header, _ = parse_header(encoded)
-        return Outcome(job, _facts(job, header))
+        return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
     for job in jobs:
         yield _attempt(job, encode)
+
+
+def encode_shard(
+    items: Sequence[tuple[str, Path]],
+    shard: Path,
+    codecs: Codecs,
+    *,
+    num_codebooks: int | None = None,
+    mono: bool = False,
+    existing: Existing = Existing(),
+) -> Iterator[Outcome]:
+    """Encode media files, each with its key, to one shard; an outcome an item, in order.
+
+    Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
+
+    Raises:
+        UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
+    """
+    kinds = {modality_of(source) or kind_of(source) for _, source in items}
+    if {"image", "audio"} <= kinds and codecs.model is None:
+        raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
+    codec = codecs.get("audio" if "audio" in kinds else "image")
+    codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
+
+    def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
+        medium, kind = _open_medium(job.source)
+        tokens = codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
+        header = writer.add(key, tokens, codec.tokenizer.entropy_tables or None)
+        return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
+
+    with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
+        if writer.header:
+            with naming(shard):
+                check_model(writer.header.model, codec.tokenizer.identity)
+        if writer.header and writer.header.codebook_sizes != codebook_sizes:
+            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
+        for key, source in items:
+            job = Job(source, shard)
+            if key in writer.keys:
+                yield _skipped(Job(source, shard, key))
+            else:
+                yield _attempt(job, functools.partial(add, writer, key))
+
+
+@contextmanager
+def _partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
+    """Give the writer of a shard that gets its name when all is written; what was written till then is kept."""
+    partial = shard.with_name(f"{shard.name}.part")
+    if shard.exists() and not existing.overwrite and not existing.skip:
+        raise OutputError(f"{shard}: exists; give --force to overwrite it or --skip-existing to add what it lacks")
+    if partial.exists() and not existing.overwrite and not existing.skip:
+        raise OutputError(
+            f"{partial}: left by an interrupted run; give --skip-existing to go on with it or --force to start anew"
+        )
+    make_folder(shard.parent)
+    if existing.overwrite:
+        partial.unlink(missing_ok=True)
+    there = partial.exists()
+    resume = there and partial.stat().st_size > 0
+    writer, num_kept = None, 0
+    try:
+        with partial.open("r+b" if there else "xb") as file:
+            with naming(partial):
+                writer = ShardWriter.resume(file) if resume else ShardWriter(file, model_rate)
+            if shard.is_file() and not existing.overwrite:
+                writer.copy_all(shard, skip_existing=True)
+            num_kept = len(writer.keys)
+            yield writer
+            if writer.keys:
+                writer.finish()
+        if writer.keys:
+            os.replace(partial, shard)
+        else:
+            partial.unlink()
+    except BaseException as error:
+        if writer and len(writer.keys) > num_kept:
+            logger.warning("%s keeps the %d items done; --skip-existing goes on with it", partial, len(writer.keys))
+        elif writer and not resume:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{partial}: cannot be written: {error.strerror}") from error
+        raise
 
 
 def decode_files(
@@ -131,20 +221,25 @@ def decode_files(
     num_codebooks: int | None = None,
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
-    """Decode token files to media files; an outcome a job, in order."""
+    """Decode token files, and items of shards, to media files; an outcome a job, in order."""
+    opened = functools.lru_cache(maxsize=1)(functools.partial(open_shard, model=codecs.model))
 
     def decode(job: Job) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
-        codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
+        if is_shard(job.source):
+            codec, tokens, header = _load_item(opened(job.source), job.key, codecs, num_codebooks)
+        else:
+            codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
         media = codec.decode(tokens)
         buffer = io.BytesIO()
         buffer.name = str(job.target)
         write = write_image if media.modality == "image" else write_audio
         write(media, buffer, job.target.suffix or MEDIA_SUFFIX[media.modality])
         _write(job.target, buffer.getvalue())
-        return Outcome(job, _facts(job, header) | {"decoded_codebooks": tokens.num_codebooks})
+        facts = _named(job) | token_facts(job.source, header)
+        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": tokens.num_codebooks})
 
     for job in jobs:
         yield _attempt(job, decode)
@@ -152,21 +247,21 @@ def decode_files(
 
 def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     try:
-        with naming(job.source):
+        with naming(job.name):
             return work(job)
     except VqtokError as raised:
         error = raised
     except (MemoryError, torch.OutOfMemoryError):
-        error = MediaError(f"{job.source}: too large for this machine's memory; scale it down or cut it up")
-    return Outcome(job, {"file": str(job.source), "error": str(error), "exit_code": error.exit_code}, error)
-
-
-def _facts(job: Job, header: Header) -> dict[str, Any]:
-    return token_facts(job.source, header) | {"output": str(job.target)}
+        error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
+    return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
 
 
 def _skipped(job: Job) -> Outcome:
-    return Outcome(job, {"file": str(job.source), "output": str(job.target), "skipped": True}, skipped=True)
+    return Outcome(job, _named(job) | {"output": str(job.target), "skipped": True}, skipped=True)
+
+
+def _named(job: Job) -> dict[str, Any]:
+    return {"file": str(job.source)} | ({} if job.key is None else {"key": job.key})
 
 
 def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> bool:
@@ -212,13 +307,23 @@ def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tupl
     return codec, load(data, codec.tokenizer.entropy_tables or None, num_codebooks), header
 
 
+def _load_item(
+    shard: Shard, key: str | None, codecs: Codecs, num_codebooks: int | None
+) -> tuple[Codec, Tokens, Header]:
+    codec = codecs.get(shard.header.modality)
+    check_model(shard.header.model, codec.tokenizer.identity)
+    try:
+        # Without a key the shard is one whose keys cannot be listed, and says why.
+        record = shard.find(next(reversed(list(shard))) if key is None else key)
+    except KeyError:
+        raise MediaError("the shard has no item of this key; vqtok inspect --items lists what it has") from None
+    return codec, shard.load(record, num_codebooks), record.header(shard.header)
+
+
 def _write(target: Path, data: bytes) -> None:
     if target == STDIO:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target.parent}: cannot be made: {error.strerror}") from error
+    make_folder(target.parent)
     atomic_write(target, data)
