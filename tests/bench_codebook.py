@@ -55,7 +55,7 @@ def runs(name: str) -> dict[str, Callable[[], object]]:
         model.train()
         model(media)
 
-    z = x.mT.contiguous()
+    z = x.mT  # As networks give it, channels last.
     return {
         "product": product,
         "vqtok encode": lambda: mine.eval().encode(z),

@@ -18,12 +18,12 @@ PACKAGE = Path(vqtok.__file__).parent
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
     {"files"},
-    {"config", "media", "tokens"},
+    {"config", "media", "tiling", "tokens"},
     {"quantizers", "networks", "losses"},  # torch begins
     {"metrics", "models"},
     {"codec"},
     {"facts", "training"},
-    {"transcode"},
+    {"transcode", "dataset"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, OutputError, UsageError
-from vqtok.media.audio import _FORMATS, audio_info, read_audio, write_audio
+from vqtok.media.audio import _FORMATS, audio_info, audio_writer, open_audio, read_audio, write_audio
 from vqtok.media.base import Media
 from vqtok.media.kinds import AUDIO_SUFFIXES
 
@@ -244,3 +246,49 @@ def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         write_audio(media, tmp_path / "missing" / "x.wav")
     assert not list(tmp_path.iterdir())
+
+
+class Full(BytesIO):
+    """A file on a disk that gets full, or a write that the user interrupts."""
+
+    def __init__(self, failure: BaseException, after: int) -> None:
+        super().__init__()
+        self.failure, self.after = failure, after
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.after:
+            raise self.failure
+        return super().write(data)
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("after", [10, 1000])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_failed_writes_are_heard_of(failure: BaseException, after: int, suffix: str) -> None:
+    def write_all() -> None:
+        with audio_writer(Full(failure, after), "x", suffix, RATE, 1) as write:
+            for block in np.split(chord(3 * RATE), 3, axis=1):
+                write(block)
+
+    with pytest.raises(type(failure)) as caught:
+        write_all()
+    assert caught.value is failure
+
+
+def test_blocks_do_not_show() -> None:
+    x = chord(1000, channels=2)
+    for mono in (False, True):
+        with open_audio(encoded(x, "WAV", "FLOAT"), mono) as sound:
+            assert (sound.sample_rate, sound.samples, sound.channels) == (RATE, 1000, 1 if mono else 2)
+            blocks = list(sound.blocks(300))
+        assert [block.shape[1] for block in blocks] == [300, 300, 300, 100]
+        assert np.array_equal(np.concatenate(blocks, axis=1), read_audio(encoded(x, "WAV", "FLOAT"), mono=mono).data)
+
+
+def test_pipes_are_read() -> None:
+    x = chord(1000)
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(encoded(x, "WAV", "PCM_16"))
+    with os.fdopen(reading, "rb") as pipe:
+        assert read_audio(pipe).data.shape == x.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from conftest import picture, wave
 from PIL import Image
 from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
+import vqtok.cli
 from vqtok.cli import main
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
 from vqtok.tokens.header import checksum, read_header
@@ -359,7 +362,7 @@ def test_codebooks_on_both_sides(run, photo, tmp_path, image_model):
     run("encode", photo, "-o", whole)
     run("encode", photo, "-o", few, "--codebooks", 2)
     assert read_header(few).num_codebooks == 2
-    tables = load_model(image_model).entropy_tables
+    tables = load_model(image_model).entropy_model
     codes = [load(path.read_bytes(), tables).codes for path in (whole, few)]
     assert np.array_equal(codes[0][:2], codes[1])
     run("decode", whole, "-o", cut, "--codebooks", 2)
@@ -424,7 +427,7 @@ def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch
     def fail(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode", fail)
+    monkeypatch.setattr("vqtok.codec.Codec.encode_image", fail)
     result = run("encode", photo)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr == "error: unexpected ZeroDivisionError, VQTOK_DEBUG=1 shows where: oh\n"
@@ -435,14 +438,14 @@ def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch
 def test_too_little_memory_for_one_does_not_end_the_rest(run, album, tmp_path, monkeypatch):
     from vqtok.codec import Codec
 
-    encode = Codec.encode
+    encode = Codec.encode_image
 
-    def fail(self, media, num_codebooks=None):
-        if media.data.shape[-1] == 9:
+    def fail(self, pixels, num_codebooks=None):
+        if pixels.shape[-1] == 9:
             raise MemoryError
-        return encode(self, media, num_codebooks)
+        return encode(self, pixels, num_codebooks)
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode", fail)
+    monkeypatch.setattr("vqtok.codec.Codec.encode_image", fail)
     result = run("encode", album, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "a.png: too large for this machine's memory" in result.stderr
@@ -582,7 +585,7 @@ def test_sigterm_is_treated_as_ctrl_c(photo, image_model, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode", terminate)
+    monkeypatch.setattr("vqtok.codec.Codec.encode_image", terminate)
     monkeypatch.setattr(sys, "argv", ["vqtok", "encode", str(photo), "--model", str(image_model)])
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -591,3 +594,31 @@ def test_sigterm_is_treated_as_ctrl_c(photo, image_model, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (end.value.code, capsys.readouterr().err) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["photo", "sound"])
+def test_tiles_and_chunks_give_the_same_files(run, photo, sound, tmp_path, name):
+    medium = {"photo": photo, "sound": sound}[name]
+    assert run("encode", medium, "-o", tmp_path / "a.vqt").exit_code == 0
+    assert run("encode", medium, "-o", tmp_path / "b.vqt", "--tile", 30, "--chunk-seconds", 0.05).exit_code == 0
+    assert (tmp_path / "a.vqt").read_bytes() == (tmp_path / "b.vqt").read_bytes()
+    suffix = medium.suffix
+    assert run("decode", tmp_path / "a.vqt", "-o", tmp_path / f"a{suffix}").exit_code == 0
+    cut = run("decode", tmp_path / "a.vqt", "-o", tmp_path / f"b{suffix}", "--tile", 30, "--chunk-seconds", 0.05)
+    assert cut.exit_code == 0
+    whole, cut = (encoded_media(tmp_path / f"{stem}{suffix}") for stem in "ab")
+    assert np.abs(whole - cut).max() <= 1  # rounded to integers
+
+
+def encoded_media(path):
+    """Read the integers of a picture or a sound."""
+    if path.suffix == ".wav":
+        return soundfile.read(path, dtype="int16")[0].astype(int)
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_defaults_are_those_of_the_library():
+    for verb in ("encode", "decode"):
+        defaults = inspect.signature(getattr(vqtok.cli, verb)).parameters
+        assert defaults["tile"].default == TILE_PIXELS
+        assert defaults["chunk_seconds"].default == CHUNK_SECONDS

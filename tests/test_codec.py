@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from vqtok.codec import Codec
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
+from vqtok.media.image import as_bytes, as_float
+from vqtok.media.resample import resample
 from vqtok.metrics import psnr
 from vqtok.models.weights import load_model
+from vqtok.tiling import padded
 
 HOP = 8  # of the tiny audio model, at 16 kHz
 
@@ -47,7 +52,7 @@ def test_picture_sizes_are_restored(image_codec, width, height):
 
 
 @pytest.mark.parametrize("sample_rate", [8_000, 16_000, 22_050, 44_100, 96_000])
-@pytest.mark.parametrize("samples", [1, HOP - 1, HOP, 1001])
+@pytest.mark.parametrize("samples", [1, HOP - 1, HOP, HOP + 1, 1001])
 def test_sound_lengths_and_rates_are_restored(audio_codec, samples, sample_rate):
     tokens = audio_codec.encode(sound(samples, sample_rate))
     assert tokens.size == (samples, sample_rate, 1)
@@ -83,6 +88,79 @@ def test_edges_are_mirrored(image_codec):
     assert np.array_equal(image_codec.encode(media).codes, image_codec.encode(Media("image", padded)).codes)
 
 
+def whole(codec, items):
+    """Run the network over whole items `(channels, *size)`, without a codec, for codes and for media."""
+    x = [torch.from_numpy(padded(item, codec.tokenizer.stride))[None] for item in items]
+    codes = [codec.tokenizer.encode(item) for item in x]
+    return [item[0].numpy() for item in codes], [codec.tokenizer.decode(item)[0].numpy() for item in codes]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tiles_do_not_show(image_codec, seed):
+    """Code for code, and in the pixels to float precision."""
+    rng = np.random.default_rng(seed)
+    media = picture(*rng.integers(1, 70, 2))
+    tiles = [Codec(image_codec.tokenizer, tile=int(tile)) for tile in (1, *rng.integers(4, 60, 2))]
+    (codes,), (decoded,) = whole(image_codec, [media.data])
+    for codec in (image_codec, *tiles):
+        tokens = codec.encode(media)
+        assert np.array_equal(tokens.codes, codes)
+        height, width = media.data.shape[1:]
+        np.testing.assert_allclose(codec.decode(tokens).data, decoded[:, :height, :width], atol=1e-5)
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 44_100])
+@pytest.mark.parametrize("seed", range(2))
+def test_chunks_do_not_show(audio_codec, seed, sample_rate, monkeypatch):
+    rng = np.random.default_rng(seed)
+    media = sound(int(rng.integers(1, 3000)), sample_rate, channels=2)
+    resampled = resample(media.data, sample_rate, 16_000)
+    codes, decoded = whole(audio_codec, resampled[:, None])
+    decoded = np.concatenate(decoded)[:, : resampled.shape[1]]
+    decoded = resample(decoded, 16_000, sample_rate, media.data.shape[1])
+    for seconds in (10, *rng.uniform(0.004, 0.1, 2)):
+        monkeypatch.setattr("vqtok.codec.CHUNK_SECONDS", seconds)
+        codec = Codec(audio_codec.tokenizer, chunk_seconds=seconds)
+        tokens = codec.encode(media)
+        assert np.array_equal(tokens.codes, np.stack(codes, axis=1))
+        np.testing.assert_allclose(codec.decode(tokens).data, decoded, atol=1e-5)
+        pieces = np.split(media.data, np.sort(rng.integers(0, media.data.shape[1], 5)), axis=1)
+        assert np.array_equal(codec.encode_audio(pieces, sample_rate, 2).codes, tokens.codes)
+
+
+def test_chunk_seconds_do_not_move_what_the_encoder_sees(audio_codec):
+    """So that even rounding cannot show: whatever the length of the pieces, the windows are the same."""
+    seen = []
+    encode = audio_codec.tokenizer.encode
+    for seconds in (1.0, 30.0):
+        codec = Codec(audio_codec.tokenizer, chunk_seconds=seconds)
+        media = sound(400_000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codec.tokenizer, "encode", lambda x: seen.append(x) or encode(x))
+            codec.encode_audio(np.split(media.data, 40 // int(seconds), axis=1), 16_000, 1)
+    assert len(seen) == 6
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+
+
+def test_a_model_that_sees_all_at_once_is_not_cut(image_codec, audio_codec):
+    for codec, media in ((image_codec, picture(100, 30)), (audio_codec, sound(3000))):
+        tokenizer = copy.copy(codec.tokenizer)
+        tokenizer.encoder_context = tokenizer.decoder_context = None
+        uncut = Codec(tokenizer, tile=16, chunk_seconds=0.01)
+        tokens = codec.encode(media)
+        assert np.array_equal(uncut.encode(media).codes, tokens.codes)
+        assert np.array_equal(uncut.decode(tokens).data, codec.decode(tokens).data)
+
+
+def test_pixels_are_the_rounded_picture(image_codec):
+    media = picture(70, 33)
+    pixels = as_bytes(media.data)
+    tokens = image_codec.encode_image(pixels)
+    assert np.array_equal(tokens.codes, image_codec.encode(Media("image", as_float(pixels))).codes)
+    codec = Codec(image_codec.tokenizer, tile=20)
+    assert np.array_equal(codec.decode_pixels(tokens), as_bytes(codec.decode(tokens).data))
+
+
 def test_prefixes(image_codec):
     media = picture(32, 32)
     tokens = image_codec.encode(media)
@@ -99,8 +177,6 @@ def test_prefixes(image_codec):
 
 def test_more_codebooks_are_closer(image_codec):
     """The residual levels of the k-means start bring the latents, and so the output, nearer to the unquantised one."""
-    import torch
-
     model = image_codec.tokenizer
     x = torch.from_numpy(picture(64, 64).data[None])
     codes, (whole, _) = model.encode(x), model(x, quantize=False)

@@ -76,7 +76,7 @@ def test_sound_tokens(tokens):
 
 def test_metadata_is_shown(tokens, run):
     path = tokens[0]
-    data = load(path.read_bytes(), vqtok.load_model(vqtok.models.zoo.find_model("image")).entropy_tables)
+    data = load(path.read_bytes(), vqtok.load_model(vqtok.models.zoo.find_model("image")).entropy_model)
     data.metadata["title"] = "\x1b[31mred"
     path.write_bytes(dump(data))
     assert inspect(path)["metadata"] == {"title": "\x1b[31mred"}
@@ -149,7 +149,7 @@ def test_refusals(bundled, tmp_path):
 def test_usage_counts_all_files_and_folders(tokens, image_model):
     path = tokens[0]
     model = vqtok.load_model(image_model)
-    codes = load(path.read_bytes(), model.entropy_tables).codes
+    codes = load(path.read_bytes(), model.entropy_model).codes
     (path.parent / "more").mkdir()
     (path.parent / "more/copy.vqt").write_bytes(path.read_bytes())
     tokens[1].unlink()
@@ -175,7 +175,7 @@ def test_usage_needs_the_model_of_statically_coded_files_alone(tokens, image_mod
     with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is no bundled model; give it with"):
         usage([path])
     packed = tmp_path / "packed.vqt"
-    packed.write_bytes(dump(load(path.read_bytes(), vqtok.load_model(image_model).entropy_tables)))
+    packed.write_bytes(dump(load(path.read_bytes(), vqtok.load_model(image_model).entropy_model)))
     assert usage([packed])["usage"] == usage([path], str(image_model))["usage"]
 
 

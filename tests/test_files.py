@@ -24,6 +24,10 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
+HOLDS = {"one.png": ["a", "b/c.d"], "in/b.png": ["e"], "in/a.v1.jpg": []}
+"""Keys of the items in some of these, for tests that ask for it."""
+
+
 def plan(*inputs, output=None):
     jobs = plan_jobs(
         [Path(name) for name in inputs],
@@ -82,6 +86,44 @@ def test_outputs(tree, inputs, output, expected):
 def test_refused_plans(tree, inputs, output, error, message):
     with pytest.raises(error, match=re.escape(message)):
         plan(*inputs, output=output)
+
+
+def plan_items(*inputs, output=None, holds=HOLDS):
+    jobs = plan_jobs(
+        [Path(name) for name in inputs],
+        output,
+        suffix=lambda path: ".out",
+        accepts=lambda path: True,
+        what="files",
+        items=lambda path: holds.get(str(path)),
+    )
+    return [(job.name, str(job.target)) for job in jobs]
+
+
+def test_inputs_that_hold_items(tree):
+    several = [("one.png: a", "new/a.out"), ("one.png: b/c.d", "new/b/c.d.out")]
+    assert plan_items("one.png", output="new") == several
+    assert plan_items("in/b.png") == [("in/b.png: e", "in/b.out")]
+    assert plan_items("in/b.png", output="new") == [("in/b.png: e", "new")]
+    assert plan_items("in/b.png", output="new/") == [("in/b.png: e", "new/e.out")]
+    other = ("in/notes.txt", "new/notes.out")
+    assert plan_items("in/notes.txt", "one.png", "in/b.png", output="new") == [
+        other,
+        *several,
+        ("in/b.png: e", "new/e.out"),
+    ]
+    for error, message, arguments in [
+        (UsageError, "one.png: holds several items; give -o DIR", {}),
+        (UsageError, "only one input", {"output": "-"}),
+        (UsageError, "one.png: x and one.png: X would both become new/X.out", {"output": "new", "holds": "xX"}),
+        (UsageError, "'../x.out' leads out of the folder", {"output": "new", "holds": ["../x", "y"]}),
+        (UsageError, "'/x.out' leads out of the folder", {"output": "new", "holds": ["/x", "y"]}),
+        (MediaError, "one.png: holds no items", {"output": "new", "holds": []}),
+    ]:
+        if "holds" in arguments:
+            arguments["holds"] = {"one.png": arguments["holds"]}
+        with pytest.raises(error, match=re.escape(message)):
+            plan_items("one.png", **arguments)
 
 
 @pytest.mark.parametrize("twin", ["b.jpg", "B.png"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqtok.config import ModelConfig, NetworkConfig, QuantizerConfig
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import Decoder, Encoder, scale_to_data
+from vqtok.networks import Decoder, Encoder, context, scale_to_data
 from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Snake, Upsample, dct_matrix
 
 DIM = 4
@@ -88,6 +88,40 @@ def test_a_sample_reaches_as_far_as_the_kernels_go() -> None:
     assert reach(randomised(Encoder(config, 1, 1, DIM)), x, 400, 2) == (100 - 11, 100 + 11)
     z = torch.randn(1, DIM, 200)
     assert reach(randomised(Decoder(config, 1, 1, DIM)), z, 100, 2) == (4 * (100 - 11), 4 * (100 + 11) + 3)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize(
+    ("strides", "changes"),
+    [
+        ((2, 2), {}),
+        ((4, 2), {"blocks": 2}),
+        ((2, 3), {"kernel": 5, "dilations": (1, 3), "blocks": 2}),
+        ((3,), {"kernel": 7, "dilations": (2,)}),
+        ((5, 1, 2), {"blocks": 0}),
+    ],
+)
+def test_context_is_what_a_poke_moves(axes: Axes, strides: tuple[int, ...], changes: dict[str, int]) -> None:
+    """No output beyond the context moves, and one of those at its end does."""
+    config = network(strides, **changes)
+    stride, middle = torch.Size(strides).numel(), 40
+    # In float64, as the faintest effects would be rounded away.
+    encoder = randomised(Encoder(config, axes, 3, DIM)).double()
+    decoder = randomised(Decoder(config, axes, 3, DIM)).double()
+    x = torch.randn(1, 3, *[stride] * (axes - 1), 80 * stride, dtype=torch.float64)
+    ends = [reach(encoder, x, middle * stride + i, -1) for i in range(stride)]
+    moved = max(middle - min(first for first, _ in ends), max(last for _, last in ends) - middle)
+    assert moved == context(encoder) > 0
+    z = torch.randn(1, DIM, *[1] * (axes - 1), 80, dtype=torch.float64)
+    first, last = reach(decoder, z, middle, -1)
+    assert max(middle - first // stride, last // stride - middle) == context(decoder) > 0
+
+
+def test_context_of_an_unknown_layer() -> None:
+    encoder = Encoder(network((2,)), 2, 3, DIM)
+    encoder.layers.append(nn.Flatten())
+    with pytest.raises(TypeError, match="how far a Flatten looks"):
+        context(encoder)
 
 
 @torch.no_grad()

@@ -172,7 +172,7 @@ class TestContract:
             with pytest.MonkeyPatch.context() as patch:
                 for part in committed:
                     if part is not alone:
-                        patch.setattr(part, "losses", lambda z, codes: {})
+                        patch.setattr(part, "losses", lambda z, codes, quantized: {})
                 (gradient,) = torch.autograd.grad(quantizer.train()(z).losses["commitment"], z)
             assert (gradient.norm(dim=1) > 0).all()
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
-from vqtok.media import resample as module
-from vqtok.media.resample import resample
+from vqtok.media.resample import Resampler, resample
 
 RATIOS = [
     (44100, 24000),
@@ -103,11 +102,21 @@ def test_equals_the_direct_sum(from_rate: int, to_rate: int) -> None:
     np.testing.assert_allclose(y, direct(x, from_rate, to_rate, y.shape[1]), atol=1e-6)
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(1).uniform(-1, 1, (2, 30000)).astype(np.float32)
-    whole = resample(x, 44100, 24000)
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 1)
-    np.testing.assert_allclose(resample(x, 44100, 24000), whole, atol=1e-6)
+@settings(deadline=None, max_examples=25)
+@given(
+    rates=st.sampled_from([*RATIOS, (24000, 24000)]),
+    cuts=st.lists(st.integers(0, 60000), max_size=5),
+    num_samples=st.none() | st.integers(59900, 60100),
+)
+def test_pieces_do_not_show(rates: tuple[int, int], cuts: list[int], num_samples: int | None) -> None:
+    x = np.random.default_rng(1).uniform(-1, 1, (2, 60000)).astype(np.float32)
+    if num_samples is not None:
+        num_samples = num_samples * rates[1] // rates[0]
+    pieces = np.split(x, sorted(cuts), axis=1)
+    y = np.concatenate(list(Resampler(*rates, 2).stream(pieces, num_samples)), axis=1)
+    assert np.array_equal(y[:, :num_samples], resample(x, *rates, num_samples))
+    for channel in (0, 1):
+        assert np.array_equal(resample(x[channel : channel + 1], *rates, num_samples)[0], y[channel, :num_samples])
 
 
 def test_is_linear_and_keeps_channels_apart() -> None:

@@ -40,16 +40,17 @@ from vqtok.tokens.index import GROUP, key_hash, pack_index
 from vqtok.tokens.record import MAX_KEY_BYTES, ShardHeader, pack_record, parse_record, parse_shard_header
 from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import ShardWriter, merge, write_shard
-from vqtok.tokens.vqt import dump, dump_joint
+from vqtok.tokens.vqt import NO_MODEL, EntropyModel, dump, dump_joint
 
 MODEL = bytes.fromhex("3f9a000102030405")
 SIZES = (10, 3)
 TABLES = [frequencies(np.array([9, 3, 1, 0, 0, 30, 0, 0, 0, 5])), frequencies(np.array([5, 1, 1]))]
+ENTROPY_MODEL = EntropyModel(TABLES)
 
 
-def find_tables(identity: bytes) -> list[np.ndarray]:
+def model_of(identity: bytes) -> EntropyModel:
     assert identity == MODEL
-    return TABLES
+    return ENTROPY_MODEL
 
 
 def item(number: int, **changes) -> Tokens:
@@ -63,11 +64,11 @@ def item(number: int, **changes) -> Tokens:
     return dataclasses.replace(tokens, **changes)
 
 
-def shard_bytes(items: dict[str, Tokens], tables=TABLES, **options) -> bytes:
+def shard_bytes(items: dict[str, Tokens], entropy_model=ENTROPY_MODEL, **options) -> bytes:
     file = io.BytesIO()
     writer = ShardWriter(file, **options)
     for key, tokens in items.items():
-        writer.add(key, tokens, tables)
+        writer.add(key, tokens, entropy_model)
     writer.finish()
     return file.getvalue()
 
@@ -113,11 +114,11 @@ def shards(draw: st.DrawFn) -> dict[str, Tokens]:
 @given(shards(), st.booleans(), st.sampled_from([0, 24_000]))
 def test_round_trip(tmp_path_factory, items, coded, model_rate):
     first = next(iter(items.values()))
-    tables = [frequencies(np.array([9] + [0] * (size - 1))) for size in first.codebook_sizes if size <= 50]
-    tables = tables if coded and len(tables) == first.num_codebooks else None
+    tables = [frequencies(np.array([9] + [0] * (size - 1))) if size <= 50 else None for size in first.codebook_sizes]
+    entropy_model = EntropyModel(tables) if coded else NO_MODEL
     path = tmp_path_factory.getbasetemp() / "round.vqts"
-    write_shard(path, items.items(), tables, model_rate=model_rate, overwrite=True)
-    with Shard(path, lambda _: tables) as shard:
+    write_shard(path, items.items(), entropy_model, model_rate=model_rate, overwrite=True)
+    with Shard(path, lambda _: entropy_model) as shard:
         assert list(shard) == list(items)
         assert len(shard) == len(items)
         for (key, tokens), index in zip(items.items(), range(len(items)), strict=True):
@@ -143,13 +144,13 @@ def test_golden_bytes(tmp_path):
     golden = bytes.fromhex(header + packed + static + header + index)
     assert shard_bytes({"a": first, "b": second}) == golden
     (tmp_path / "x.vqts").write_bytes(golden)
-    shard = Shard(tmp_path / "x.vqts", find_tables)
+    shard = Shard(tmp_path / "x.vqts", model_of)
     assert same(shard["a"], first)
     assert same(shard["b"], second)
 
 
 def test_mapping(path):
-    shard = Shard(path, find_tables)
+    shard = Shard(path, model_of)
     keys = list(ITEMS)
     assert dict(shard).keys() == ITEMS.keys()
     assert [key for key, tokens in shard.items() if same(tokens, ITEMS[key])] == keys
@@ -168,7 +169,7 @@ def test_mapping(path):
     shard.close()
 
 
-def test_static_items_need_tables(path):
+def test_static_items_need_their_model(path):
     shard = Shard(path)
     assert {record.coder for record in map(shard.find, shard)} == {"packed", "static"}
     for key in shard:
@@ -179,8 +180,8 @@ def test_static_items_need_tables(path):
             assert same(shard[key], ITEMS[key])
 
 
-def test_tables_of_another_model_are_refused(path):
-    shard = Shard(path, lambda _: [frequencies(np.arange(10)), TABLES[1]])
+def test_an_entropy_model_of_another_model_is_refused(path):
+    shard = Shard(path, lambda _: EntropyModel([frequencies(np.arange(10)), TABLES[1]]))
     with pytest.raises(CorruptFileError, match=r"x\.vqts: d\.png: codes were not coded"):
         shard["d.png"]
 
@@ -188,12 +189,12 @@ def test_tables_of_another_model_are_refused(path):
 # Overhead.
 
 
-def overhead(items: dict[str, Tokens], tables, **options) -> float:
+def overhead(items: dict[str, Tokens], entropy_model, **options) -> float:
     """Bytes an item that are neither key nor payload."""
-    payload = sum(len(dump_joint(tokens, tables)[1]) for tokens in items.values())
+    payload = sum(len(dump_joint(tokens, entropy_model)[1]) for tokens in items.values())
     keys = sum(len(key.encode()) for key in items)
-    once = 2 * len(parse_shard_header(shard_bytes(items, tables, **options))[0].pack()) + 24
-    return (len(shard_bytes(items, tables, **options)) - once - payload - keys) / len(items)
+    once = 2 * len(parse_shard_header(shard_bytes(items, entropy_model, **options))[0].pack()) + 24
+    return (len(shard_bytes(items, entropy_model, **options)) - once - payload - keys) / len(items)
 
 
 @pytest.mark.parametrize("coded", [False, True])
@@ -208,11 +209,11 @@ def test_overhead_of_pictures(num_codebooks, stride, coded):
         items[f"n0{number}/{number}.jpg"] = Tokens(
             codes, (1024,) * num_codebooks, "image", (width, height), stride, MODEL
         )
-    tables = [table] * num_codebooks if coded else None
-    assert overhead(items, tables) <= 16
+    entropy_model = EntropyModel([table] * num_codebooks) if coded else NO_MODEL
+    assert overhead(items, entropy_model) <= 16
     # The one stream of all codebooks is no longer than the streams in token files.
     for tokens in items.values():
-        assert 8 * len(dump_joint(tokens, tables)[1]) <= parse_header(dump(tokens, tables))[0].coded_bits
+        assert 8 * len(dump_joint(tokens, entropy_model)[1]) <= parse_header(dump(tokens, entropy_model))[0].coded_bits
 
 
 def test_overhead_of_sounds():
@@ -224,7 +225,7 @@ def test_overhead_of_sounds():
         time = math.ceil(math.ceil(samples * 24_000 / 44_100) / 320)
         codes = rng.choice(1024, (8, time), p=table / 2**14)
         items[f"{number}.flac"] = Tokens(codes, (1024,) * 8, "audio", (samples, 44_100, 1), 320, MODEL)
-    assert overhead(items, [table] * 8, model_rate=24_000) <= 16
+    assert overhead(items, EntropyModel([table] * 8), model_rate=24_000) <= 16
 
 
 # Damage.
@@ -248,7 +249,7 @@ def test_every_truncation(tmp_path):
         merged = merge([path], out, salvage=True, overwrite=True)
         assert merged.num_items == kept
         assert [loss.cut_off for loss in merged.losses] == ([] if length >= ends[-1] + header_end else [True])
-        for key, tokens in Shard(out, find_tables).items():
+        for key, tokens in Shard(out, model_of).items():
             assert same(tokens, ITEMS[key])
 
 
@@ -265,7 +266,7 @@ def test_every_flipped_byte(tmp_path):
             with pytest.raises((CorruptFileError, UnsupportedVersionError), match=r"flipped\.vqts: "):
                 Shard(path)
         else:
-            shard = Shard(path, find_tables)
+            shard = Shard(path, model_of)
             with pytest.raises(CorruptFileError) as caught:
                 shard[hit[0]]
             assert str(caught.value) == f"{path}: {hit[0]}: damaged; vqtok merge --salvage keeps the whole items"
@@ -275,7 +276,7 @@ def test_every_flipped_byte(tmp_path):
                         assert same(shard[way], tokens)
         merged = merge([path], out, salvage=True, overwrite=True)
         assert len(merged.losses) <= 1
-        with Shard(out, find_tables) as saved:
+        with Shard(out, model_of) as saved:
             assert list(saved) == [key for key in ITEMS if key not in hit]
             for key, tokens in saved.items():
                 assert same(tokens, ITEMS[key])
@@ -428,9 +429,9 @@ def test_existing_outputs_are_kept(path):
 def test_merge(path, tmp_path):
     other, out = tmp_path / "other.vqts", tmp_path / "out.vqts"
     more = {f"{number}": item(number, size=(number + 40, 99)) for number in range(5, 40)}
-    write_shard(other, more.items(), TABLES)
+    write_shard(other, more.items(), ENTROPY_MODEL)
     assert merge([other, path], out).num_items == 40
-    with Shard(out, find_tables) as shard:
+    with Shard(out, model_of) as shard:
         assert list(shard) == [*more, *ITEMS]
         for key, tokens in (more | ITEMS).items():
             assert same(shard[key], tokens)
@@ -439,7 +440,7 @@ def test_merge(path, tmp_path):
         merge([path, other], out, overwrite=True)
     assert len(Shard(out)) == 40
     assert merge([other, path], out, salvage=True, overwrite=True).num_items == 5
-    assert same(Shard(out, find_tables)["c"], item(7))
+    assert same(Shard(out, model_of)["c"], item(7))
     write_shard(other, {"x": item(7, model=bytes(8))}.items(), overwrite=True)
     with pytest.raises(WrongModelError, match=r"other\.vqts: made by model 0000"):
         merge([path, other], out, overwrite=True)
@@ -455,7 +456,7 @@ def test_resume_goes_on_behind_the_last_whole_item(tmp_path, tail):
         writer = ShardWriter.resume(file)
         assert writer.keys == set(list(ITEMS)[:3])
         for key in list(ITEMS)[3:]:
-            writer.add(key, ITEMS[key], TABLES)
+            writer.add(key, ITEMS[key], ENTROPY_MODEL)
         writer.finish()
     assert (tmp_path / "part").read_bytes() == data
 
@@ -524,6 +525,19 @@ def test_encode_reports_a_bad_item_and_does_the_rest(run, album, tmp_path):
             assert same(tokens, vqtok.encode(album / key))
 
 
+@pytest.mark.parametrize("coder", ["packed", "static"])
+def test_coder(run, album, tmp_path, coder):
+    (album / "bad.png").unlink()
+    run("encode", album, "--shard", tmp_path / "auto.vqts")
+    assert run("encode", album, "--shard", tmp_path / "x.vqts", "--coder", coder).exit_code == 0
+    (auto,), (chosen,) = (lines(run("inspect", tmp_path / f"{name}.vqts", "--json")) for name in ("auto", "x"))
+    # What would take more bytes than packed codes is packed.
+    assert chosen["coders"] == (auto["coders"] if coder == "static" else {"packed": 4})
+    result = run("encode", album, "--shard", tmp_path / "y.vqts", "--coder", "prior")
+    assert (result.exit_code, result.stderr.count("tokens coded with a prior need")) == (1, 4)
+    assert not (tmp_path / "y.vqts").exists()
+
+
 def test_nothing_to_write(run, album, tmp_path):
     result = run("encode", album / "bad.png", "--shard", tmp_path / "x.vqts")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
@@ -564,7 +578,7 @@ def test_decode_all_or_some(run, album, shard, tmp_path):
     arguments = "decode", shard, "--key", "z.png", "--key", "none", "--key", "a.png", "-o", tmp_path / "some", "--json"
     result = run(*arguments)
     assert result.exit_code == 1
-    assert f"error: {shard}: none: the shard has no item of this key" in result.stderr
+    assert f"error: {shard}: none: holds no item of this key" in result.stderr
     assert [(facts["key"], facts.get("exit_code", 0)) for facts in lines(result)] == [
         ("z.png", 0),
         ("none", 1),
@@ -722,7 +736,7 @@ def interrupted_encode(run, album, path, monkeypatch, after: int, *options):
     """Encode a folder to a shard with Ctrl-C after some items."""
     from vqtok.codec import Codec
 
-    encode, count = Codec.encode, iter(range(after))
+    encode, count = Codec.encode_image, iter(range(after))
 
     def interrupt(*arguments):
         if next(count, None) is None:
@@ -730,7 +744,7 @@ def interrupted_encode(run, album, path, monkeypatch, after: int, *options):
         return encode(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Codec, "encode", interrupt)
+        patch.setattr(Codec, "encode_image", interrupt)
         return run("encode", album, "--shard", path, *options)
 
 

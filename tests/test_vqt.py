@@ -12,7 +12,7 @@ from vqtok.tokens.entropy import frequencies
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import checksum, parse_header
 from vqtok.tokens.rans import LANES_FROM, TOTAL
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt import EntropyModel, dump, load
 
 MODEL = bytes.fromhex("3f9a000102030405")
 TOKENS = Tokens(
@@ -25,6 +25,7 @@ TOKENS = Tokens(
     metadata={"name": "é"},
 )
 TABLES = [frequencies(np.array([9, 3, 1, 0, 0, 30, 0, 0, 0, 5])), frequencies(np.array([5, 1, 1]))]
+ENTROPY = EntropyModel(TABLES)
 
 HEAD = (
     "895651 0a 10 {flags} 3f9a000102030405"
@@ -63,53 +64,54 @@ def token_files(draw: st.DrawFn) -> Tokens:
     )
 
 
-def tables_of(tokens: Tokens) -> list[np.ndarray | None]:
-    return [
+def model_of(tokens: Tokens) -> EntropyModel:
+    tables = [
         frequencies(np.bincount(plane.ravel(), minlength=size)) if size <= TOTAL else None
         for plane, size in zip(tokens.codes, tokens.codebook_sizes, strict=True)
     ]
+    return EntropyModel(tables)
 
 
 @given(token_files())
 def test_round_trip(tokens):
-    tables = tables_of(tokens)
+    model = model_of(tokens)
     assert same(load(dump(tokens)), tokens)
-    assert same(load(dump(tokens, tables), tables), tokens)
-    if all(table is not None for table in tables):
-        assert same(load(dump(tokens, tables, "static"), tables), tokens)
+    assert same(load(dump(tokens, model), model), tokens)
+    if all(table is not None for table in model.tables):
+        assert same(load(dump(tokens, model, "static"), model), tokens)
     for num_codebooks in range(1, tokens.num_codebooks + 1):
-        prefix = load(dump(tokens, tables), tables, num_codebooks)
+        prefix = load(dump(tokens, model), model, num_codebooks)
         assert same(prefix, tokens.prefix(num_codebooks))
-        assert same(load(dump(prefix, tables), tables), prefix)
+        assert same(load(dump(prefix, model), model), prefix)
 
 
 @pytest.mark.parametrize("coder", ["packed", "static"])
 def test_golden_bytes(coder):
-    assert dump(TOKENS, TABLES, coder) == bytes.fromhex(GOLDEN[coder])
-    assert same(load(bytes.fromhex(GOLDEN[coder]), TABLES), TOKENS)
+    assert dump(TOKENS, ENTROPY, coder) == bytes.fromhex(GOLDEN[coder])
+    assert same(load(bytes.fromhex(GOLDEN[coder]), ENTROPY), TOKENS)
 
 
 @pytest.mark.parametrize("coder", ["packed", "static"])
 def test_every_truncation_and_every_flipped_bit_is_refused(coder):
-    data = dump(TOKENS, TABLES, coder)
+    data = dump(TOKENS, ENTROPY, coder)
     damaged = [data[:length] for length in range(len(data))]
     for bit in range(8 * len(data)):
         number = int.from_bytes(data, "little") ^ 1 << bit
         damaged.append(number.to_bytes(len(data), "little"))
     for each in damaged:
         with pytest.raises((CorruptFileError, UnsupportedVersionError)):
-            load(each, TABLES)
+            load(each, ENTROPY)
 
 
 def test_auto_takes_the_smaller_coder():
     frequent = dataclasses.replace(TOKENS, codes=np.array([[[5] * 3] * 2, [[0] * 3] * 2]))
     rare = dataclasses.replace(TOKENS, codes=np.full((2, 2, 3), 2))
     for tokens, coder in ((frequent, "static"), (rare, "packed")):
-        data = dump(tokens, TABLES)
+        data = dump(tokens, ENTROPY)
         assert parse_header(data)[0].coder == coder
-        assert len(data) == min(len(dump(tokens, TABLES, "static")), len(dump(tokens, TABLES, "packed")))
+        assert len(data) == min(len(dump(tokens, ENTROPY, "static")), len(dump(tokens, ENTROPY, "packed")))
     assert parse_header(dump(frequent))[0].coder == "packed"
-    assert parse_header(dump(frequent, [TABLES[0], None]))[0].coder == "packed"
+    assert parse_header(dump(frequent, EntropyModel([TABLES[0], None])))[0].coder == "packed"
 
 
 def test_overhead_of_a_small_image_is_small():
@@ -121,27 +123,27 @@ def test_overhead_of_a_small_image_is_small():
 def test_long_file():
     codes = np.random.default_rng(0).binomial(999, 0.3, (2, LANES_FROM + 100))
     tokens = Tokens(codes, (1000, 1000), "audio", (10**7, 16_000, 1), 160, MODEL)
-    tables = tables_of(tokens)
-    data = dump(tokens, tables)
+    model = model_of(tokens)
+    data = dump(tokens, model)
     assert parse_header(data)[0].coder == "static"
-    assert same(load(data, tables), tokens)
+    assert same(load(data, model), tokens)
 
 
-@pytest.mark.parametrize("tables", [None, [], [TABLES[0]], [TABLES[0], None], TABLES[::-1]])
+@pytest.mark.parametrize("tables", [[], [TABLES[0]], [TABLES[0], None], TABLES[::-1]])
 def test_static_without_fitting_tables_names_the_model(tables):
     with pytest.raises(ModelError, match="3f9a000102030405"):
-        load(dump(TOKENS, TABLES, "static"), tables)
+        load(dump(TOKENS, ENTROPY, "static"), EntropyModel(tables))
     with pytest.raises(ModelError, match="3f9a000102030405"):
-        dump(TOKENS, tables, "static")
+        dump(TOKENS, EntropyModel(tables), "static")
 
 
 def test_prefix_needs_only_its_own_tables():
-    assert same(load(dump(TOKENS, TABLES, "static"), TABLES[:1], 1), TOKENS.prefix(1))
+    assert same(load(dump(TOKENS, ENTROPY, "static"), EntropyModel(TABLES[:1]), 1), TOKENS.prefix(1))
 
 
 def test_tables_of_another_model_are_refused():
-    with pytest.raises(CorruptFileError, match="entropy table"):
-        load(dump(TOKENS, TABLES, "static"), [frequencies(np.arange(10)), TABLES[1]])
+    with pytest.raises(CorruptFileError, match="these frequencies"):
+        load(dump(TOKENS, ENTROPY, "static"), EntropyModel([frequencies(np.arange(10)), TABLES[1]]))
 
 
 @pytest.mark.parametrize("num_codebooks", [0, 3, -1])
@@ -150,12 +152,12 @@ def test_codebooks_that_the_file_lacks(num_codebooks):
         load(dump(TOKENS), num_codebooks=num_codebooks)
 
 
-def test_prior_is_reserved():
+def test_prior_needs_its_model():
     body = bytearray(dump(TOKENS))[:-4]
     body[5] |= 2
     data = bytes(body) + checksum(bytes(body))
     assert parse_header(data)[0].coder == "prior"
-    with pytest.raises(UnsupportedVersionError, match="prior"):
+    with pytest.raises(ModelError, match="3f9a000102030405"):
         load(data)
 
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, VqtokError, WrongModelError
 from vqtok.models.card import METADATA_KEY, read_card
-from vqtok.models.tables import read_tables, tables_of
+from vqtok.models.entropy import entropy_model_of, read_entropy_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import compute_identity, decoding_state, load_model, save_model
 from vqtok.models.zoo import bundled_models, find_model
+from vqtok.tokens.entropy import frequencies
 
 
 def contents(path):
@@ -39,7 +40,7 @@ def saved(image_model, tmp_path):
     """Give a model in memory, its config and its tables, and a function that saves it."""
     model, card = load_model(image_model), read_card(image_model)
     config = from_dict(Config, card.config)
-    tables = dict(enumerate(read_tables(image_model)))
+    tables = dict(enumerate(read_entropy_model(image_model).tables))
 
     def save(model=model, config=config, tables=tables):
         return save_model(tmp_path / "m.safetensors", model, config, entropy_tables=tables, training={})
@@ -51,15 +52,15 @@ def test_round_trip(image_model, tmp_path):
     torch.manual_seed(0)
     config = from_dict(Config, {"model": read_card(image_model).config["model"]})
     model = VQModel(config.model)
-    tables = {0: np.arange(16, dtype=np.uint16), 2: np.full(16, 1024, np.uint16)}
+    tables = {0: frequencies(np.arange(16)), 2: np.full(16, 1024, np.uint16)}
     path = tmp_path / "model.safetensors"
     training = {"steps": 3, "note": "é"}
     identity = save_model(path, model, config, entropy_tables=tables, training=training, dtype=torch.float32)
     loaded = load_model(path)
     assert (loaded.identity, len(identity)) == (identity, 32)
     assert not loaded.training
-    assert [None if table is None else table.tolist() for table in loaded.entropy_tables] == [
-        list(range(16)),
+    assert [None if table is None else table.tolist() for table in loaded.entropy_model.tables] == [
+        frequencies(np.arange(16)).tolist(),
         None,
         [1024] * 16,
         None,
@@ -136,7 +137,7 @@ def test_altered_tables_are_refused_without_the_weights(image_model, tmp_path):
     tensors["entropy.1"][0] += 1
     path = write(tmp_path / "altered.safetensors", tensors, values, sign=False)
     with pytest.raises(CorruptFileError, match="damaged entropy tables"):
-        read_tables(path)
+        read_entropy_model(path)
 
 
 def test_every_truncation_of_the_header_and_some_of_the_weights_is_refused(image_model, tmp_path):
@@ -238,7 +239,9 @@ def test_tables_follow_the_file(make_model, tmp_path):
     seen = []
     for source in (first, second):
         path.write_bytes(source.read_bytes())
-        seen.append([np.concatenate(load_model(path).entropy_tables), np.concatenate(read_tables(path))])
+        seen.append(
+            [np.concatenate(load_model(path).entropy_model.tables), np.concatenate(read_entropy_model(path).tables)]
+        )
         assert np.array_equal(*seen[-1])
     assert not np.array_equal(seen[0][0], seen[1][0])
 
@@ -246,12 +249,12 @@ def test_tables_follow_the_file(make_model, tmp_path):
 def test_tables_of_the_model_that_is_named(bundled, image_model, audio_model, make_model):
     identity = load_model(image_model).identity[:8]
     for model in (None, "image", str(image_model)):
-        tables = tables_of(identity, model)
+        tables = entropy_model_of(identity, model).tables
         assert [table.sum() for table in tables] == [2**14] * 4
     with pytest.raises(WrongModelError, match=f"made by model {identity.hex()}, you gave [0-9a-f]{{16}}; give"):
-        tables_of(identity, "audio")
+        entropy_model_of(identity, "audio")
     with pytest.raises(ModelError, match="made by model 7878787878787878, which is no bundled model"):
-        tables_of(b"xxxxxxxx", None)
+        entropy_model_of(b"xxxxxxxx", None)
 
 
 def test_models_by_name_and_path(bundled, image_model, tmp_path, monkeypatch):

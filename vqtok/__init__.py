@@ -3,6 +3,7 @@
 tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
 media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
 facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
+vqtok.export("tokens", "train.bin", "megatron")    # for a trainer of language models; vqtok.read_export reads it
 vqtok.train("photos", "model.safetensors", minutes=30)
 """
 
@@ -18,10 +19,12 @@ _HOMES = {
     "Tokens": "vqtok.tokens.grid",
     "decode": "vqtok.transcode",
     "encode": "vqtok.transcode",
+    "export": "vqtok.dataset",
     "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
     "merge": "vqtok.tokens.shard_writer",
-    "open_shard": "vqtok.facts",
+    "open_shard": "vqtok.models.reader",
+    "read_export": "vqtok.tokens.export",
     "train": "vqtok.training.run",
     "write_shard": "vqtok.tokens.shard_writer",
 }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,9 +19,12 @@ from vqtok.errors import UsageError, VqtokError
 from vqtok.files import STDIO, Job, plan_items, plan_jobs
 
 if TYPE_CHECKING:
+    from vqtok.dataset import Item
     from vqtok.transcode import Outcome
 
 INTERRUPTED = 130
+FOLLOWER = os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this process to train with another, which does the talking."""
 ITEMS_SHOWN = 10
 """Of a shard, unless all are asked for."""
 
@@ -42,6 +45,8 @@ Model = Annotated[
 ]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
+ChunkSeconds = Annotated[float, typer.Option(min=0.01, metavar="S", help="Seconds of sound held at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
@@ -56,6 +61,7 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+        quiet = quiet or FOLLOWER
         try:
             _start_logging(quiet, verbose)
             function(*args, quiet=quiet, verbose=verbose, **options)
@@ -112,7 +118,16 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start from this model: its architecture, weights, codebooks.")
+    ] = None,
+    prior_only: Annotated[
+        bool, typer.Option("--prior-only", help="Only fit the prior of --init MODEL anew; its codes stay the same.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard files to the run folder, too.")
+    ] = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and prefixes.")] = 0,
     force: Force = False,
@@ -124,29 +139,47 @@ def train(
     from vqtok import report
     from vqtok.facts import inspect as inspect_model
     from vqtok.training.run import train as run_training
+    from vqtok.training.run import train_prior
 
+    if prior_only and (init is None or resume or preset or steps or minutes):
+        raise UsageError("--prior-only needs --init, and no --preset, --steps, --minutes or --resume")
     try:
         with report.TrainingDisplay(quiet) as display:
-            result = run_training(
-                folder,
-                output,
-                preset=preset,
-                settings=settings or (),
-                steps=steps,
-                minutes=minutes,
-                resume=resume,
-                force=force,
-                device=device,
-                seed=seed,
-                on_start=display.start,
-                on_progress=display.progress,
-                on_evaluate=display.evaluate,
-            )
+            if prior_only:
+                assert init
+                result = train_prior(
+                    folder,
+                    output,
+                    init,
+                    settings=settings or (),
+                    force=force,
+                    seed=seed,
+                    on_prior=display.prior,
+                )
+            else:
+                result = run_training(
+                    folder,
+                    output,
+                    preset=preset,
+                    settings=settings or (),
+                    init=init,
+                    steps=steps,
+                    minutes=minutes,
+                    resume=resume,
+                    force=force,
+                    tensorboard=tensorboard,
+                    device=device,
+                    seed=seed,
+                    on_start=display.start,
+                    on_progress=display.progress,
+                    on_evaluate=display.evaluate,
+                    on_prior=display.prior,
+                )
     except KeyboardInterrupt:
         _complain(f"stopped; go on with the same command and --resume (or --force to start anew): {folder} -> {output}")
         raise
     facts = inspect_model(result.model)
-    if json:
+    if json and not FOLLOWER:
         report.print_json(facts)
     elif not quiet:
         report.show_facts(facts)
@@ -162,7 +195,10 @@ def encode(
         Path | None, typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead.")
     ] = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
+    coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
     device: Device = "cpu",
+    tile: Tile = 1024,
+    chunk_seconds: ChunkSeconds = 10.0,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
@@ -188,14 +224,17 @@ def encode(
         raise UsageError(f"-o {output}: to write a shard give --shard {output}")
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
 
-    codecs = Codecs(model, str(choose_device(device)))
-    existing = Existing(overwrite=force, skip=skip_existing)
-    if shard is None:
-        outcomes = encode_files(jobs, codecs, num_codebooks=codebooks, mono=mono, existing=existing)
-    else:
-        outcomes = encode_shard(items, shard, codecs, num_codebooks=codebooks, mono=mono, existing=existing)
+    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
+    how: dict[str, Any] = {
+        "num_codebooks": codebooks,
+        "mono": mono,
+        "coder": chosen_coder(coder),
+        "existing": Existing(overwrite=force, skip=skip_existing),
+    }
+    outcomes = encode_files(jobs, codecs, **how) if shard is None else encode_shard(items, shard, codecs, **how)
     _tell(outcomes, len(items or jobs), report.encoded_line, json=json, quiet=quiet)
 
 
@@ -204,26 +243,31 @@ def decode(
     inputs: Inputs,
     output: Output = None,
     keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard.")
+        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
     ] = None,
     model: Model = None,
     codebooks: Codebooks = None,
     device: Device = "cpu",
+    tile: Tile = 1024,
+    chunk_seconds: ChunkSeconds = 10.0,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn token files, or the items of shards, back into images and sounds."""
-    from vqtok.facts import is_shard, open_shard
-    from vqtok.media.kinds import modality_of
+    """Turn token files, or the items of shards and of what was exported, back into images and sounds."""
+    from vqtok.media.kinds import stem
+    from vqtok.models.reader import open_items
     from vqtok.tokens.header import read_header
+
+    opened = functools.lru_cache(maxsize=1)(open_items)
 
     # What is wrong with an input, its own job will say.
     def items(path: Path) -> Iterable[str] | None:
         try:
-            return keys or list(open_shard(path)) if is_shard(path) else None
+            found = opened(path)
+            return found and (keys or list(found))
         except VqtokError:
             return None
 
@@ -231,16 +275,13 @@ def decode(
         if path == STDIO:
             raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            header = open_shard(path).header if is_shard(path) else read_header(path)
-            return ".wav" if header.modality == "audio" else ".png"
+            made_of = opened(path) or read_header(path)
+            return ".wav" if made_of.modality == "audio" else ".png"
         except (VqtokError, OSError):
             return ".png"
 
-    def stem(key: str) -> str:
-        return key.removesuffix(Path(key).suffix) if modality_of(Path(key)) else key
-
-    if keys and not (len(inputs) == 1 and is_shard(inputs[0])):
-        raise UsageError("--key chooses items of a shard; give one shard")
+    if keys and not (len(inputs) == 1 and items(inputs[0])):
+        raise UsageError("--key chooses items of a shard or export; give one shard or export")
     if keys and len(keys) == 1 and output is None:
         output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
     jobs = plan_jobs(
@@ -257,7 +298,7 @@ def decode(
     from vqtok.codec import choose_device
     from vqtok.transcode import Codecs, Existing, decode_files
 
-    codecs = Codecs(model, str(choose_device(device)))
+    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
     _tell(outcomes, len(jobs), report.decoded_line, json=json, quiet=quiet)
@@ -288,6 +329,86 @@ def merge(
     elif not quiet:
         report.say(report.merged_line(output, merged))
     if merged.losses:
+        raise typer.Exit(1)
+
+
+SPECIAL = "ID, auto (the next behind the codes) or none"
+
+
+@command
+def export(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Token files, shards or folders; - is stdin.")],
+    to: Annotated[
+        Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], typer.Option("--to", help="The kind of file.")
+    ],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="OUT", help="File; - is stdout, for text and jsonl.")
+    ] = None,
+    layout: Annotated[
+        Literal["flat", "coarse-first", "delay", "parallel"],
+        typer.Option("--layout", help="By position, by codebook, or a step of all codebooks for each position."),
+    ] = "flat",
+    offset: Annotated[int, typer.Option(min=0, metavar="ID", help="Id of the first code.")] = 0,
+    shared_vocabulary: Annotated[
+        bool, typer.Option("--shared-vocabulary", help="The codes of all codebooks have the same ids.")
+    ] = False,
+    begin_token: Annotated[str | None, typer.Option(metavar="ID", help=f"Before each item: {SPECIAL}.")] = None,
+    end_token: Annotated[str | None, typer.Option(metavar="ID", help="After each item.")] = None,
+    row_token: Annotated[str | None, typer.Option(metavar="ID", help="After each row of a grid.")] = None,
+    pad_token: Annotated[str | None, typer.Option(metavar="ID", help="Where a delayed codebook pauses.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Of a code in text: <|{modality}_{id}|>; also {codebook}, {code}."),
+    ] = None,
+    model: Model = None,
+    codebooks: Codebooks = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write token files and shards to one file for a trainer of language models."""
+    from vqtok import report
+    from vqtok.dataset import find_items, iterate_tokens
+    from vqtok.tokens.export import write_export
+    from vqtok.tokens.recipe import Recipe
+
+    if output is None and to != "text":
+        raise UsageError(f"--to {to}: give -o FILE")
+    if output is not None and output.endswith("/"):
+        raise UsageError(f"-o {output}: is a folder; give the name of a new file")
+    target = STDIO if output is None else Path(output)
+    if json and target == STDIO:
+        raise UsageError("-o -: stdout cannot take both the tokens and --json")
+    recipe = Recipe(
+        to=to,
+        layout=layout,
+        offset=offset,
+        shared_vocabulary=shared_vocabulary,
+        begin_token=begin_token,
+        end_token=end_token,
+        row_token=row_token,
+        pad_token=pad_token,
+        template=template,
+    )
+    found = find_items(inputs)
+    failed = 0
+
+    def on_error(item: Item, error: VqtokError) -> None:
+        nonlocal failed
+        failed += 1
+        _complain(str(error))
+        if json:
+            report.print_json(item.facts() | {"error": str(error), "exit_code": error.exit_code})
+
+    turns = report.with_progress(found, len(found), quiet or target == STDIO)
+    items = iterate_tokens(turns, model, codebooks, on_error if len(found) > 1 else None)
+    facts = write_export(items, target, recipe, overwrite=force) | {"failed": failed}
+    if json:
+        report.print_json(facts)
+    elif not quiet and target != STDIO:
+        report.say(report.exported_line(facts))
+    if failed:
         raise typer.Exit(1)
 
 

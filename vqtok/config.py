@@ -19,7 +19,7 @@ Kind = Literal["vq", "fsq", "lfq", "bsq"]
 # fmt: off
 AT_LEAST_ONE = frozenset({
     "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
-    "batch_size", "validations", "validation_items",
+    "batch_size", "accumulate", "validations", "validation_items", "hidden", "positions",
 })
 # fmt: on
 BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction"})
@@ -119,6 +119,11 @@ class TrainConfig:
     steps: int = 20_000
     """Used when neither --steps nor --minutes is given."""
     batch_size: int = 16
+    """Items a step takes, in each process."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute the residual blocks again for the backward pass instead of keeping them: less memory, more time."""
     learning_rate: float = 1e-3
     resampling_scale: float = 0.4
     """Learning rate of the convolutions between blocks, relative to that of the blocks."""
@@ -138,6 +143,24 @@ class TrainConfig:
     """auto: bfloat16 autocast where the processor has it in hardware."""
     stored_precision: Literal["float16", "float32"] = "float16"
     """Of the weights in the model file."""
+    freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = ()
+    """What --init leaves as it is."""
+    restart_codebook: bool = False
+    """Let --init keep the networks only; the codebooks start by k-means."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The context prior that makes token files smaller, fitted when training ends."""
+
+    fit_steps: int = 1000
+    """At most, and at most a quarter of the run's own steps; 0 leaves the prior out."""
+    learning_rate: float = 4e-3
+    dim: int = 32
+    """Channels of the embeddings of known codes."""
+    hidden: int = 48
+    positions: int = 600_000
+    """Grid positions of training media that it learns from, at most."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     def __post_init__(self) -> None:
         for complaint in self._complaints():
@@ -178,6 +202,12 @@ class Config:
             yield "model.quantizer.codebook_size must be at least 2"
         if quantizer.kind == "fsq" and not quantizer.levels:
             yield "model.quantizer.levels must be set for fsq, for example [8, 5, 5, 5]"
+        if self.train.batch_size % self.train.accumulate:
+            yield "train.batch_size must be a multiple of train.accumulate"
+        if {"encoder", "decoder"} <= set(self.train.freeze):
+            yield "train.freeze must leave the encoder or the decoder to train"
+        if self.train.restart_codebook and "codebook" in self.train.freeze:
+            yield "train.restart_codebook and a frozen codebook exclude each other"
         if quantizer.dim % quantizer.groups:
             yield "model.quantizer.dim must be a multiple of groups"
 
@@ -211,18 +241,27 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
     Raises:
         UsageError: an unknown preset, key or value.
     """
+    values = read_preset(name)
+    for setting in settings:
+        apply_setting(values, setting)
+    return from_dict(Config, values)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Read what a preset or TOML file says, unchecked.
+
+    Raises:
+        UsageError: there is none of that name, or it is no TOML.
+    """
     source = Path(name) if name.endswith(".toml") else resources.files("vqtok") / "presets" / f"{name}.toml"
     try:
-        values = tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no preset {name!r}; there are {', '.join(preset_names())}, or a .toml file") from None
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{name}: not valid TOML: {error}") from None
-    for setting in settings:
-        apply_setting(values, setting)
-    return from_dict(Config, values)
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
@@ -273,6 +312,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal and value in args:
         return value
     if origin is tuple:
+        if isinstance(value, str) and typing.get_origin(args[0]) is Literal:
+            value = [item.strip() for item in value.split(",") if item.strip()]
         items = value if isinstance(value, (list, tuple)) else [value]
         if args[-1] is not Ellipsis and len(items) != len(args):
             raise UsageError(f"{path} needs {len(args)} values, not {len(items)}")

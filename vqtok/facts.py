@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import MediaError, ModelError
-from vqtok.files import naming, read_bytes
-from vqtok.media.kinds import modality_of, sniff
+from vqtok.files import naming
+from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
-from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.header import Header, read_header
 from vqtok.tokens.index import map_file, parse_index, walk
 from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
 
 if TYPE_CHECKING:
     from vqtok.tokens.grid import Tokens
-    from vqtok.tokens.shard import Shard
-    from vqtok.tokens.vqt import Tables
 
 Facts = dict[str, Any]
 
@@ -51,51 +48,40 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     return media_facts(path, kind, model)
 
 
-def kind_of(path: Path) -> str | None:
-    """Tell what a file is: "tokens", "shard", "model", "image" or "audio", by its first bytes, then by its suffix."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
-    # The names of our own formats count too, so that a damaged file is called damaged.
-    own = {".vqt": "tokens", ".vqts": "shard", ".safetensors": "model"}.get(path.suffix.lower())
-    return sniff(head) or own or modality_of(path)
-
-
-def is_shard(path: Path) -> bool:
-    return path.is_file() and kind_of(path) == "shard"
-
-
 def token_facts(path: Path, header: Header) -> Facts:
+    """Describe a token file."""
+    rate = {"bpp": header.bpp} if header.modality == "image" else {"kbps": header.kbps}
     facts: Facts = {
         "file": str(path),
         "kind": "tokens",
         "version": header.version,
-        "modality": header.modality,
-        "model": header.model.hex(),
         "coder": header.coder,
-        "num_codebooks": header.num_codebooks,
-        "codebook_sizes": list(header.codebook_sizes),
-        "stride": header.stride,
-        "grid": list(header.grid),
-        "num_tokens": header.num_tokens,
-        "raw_bits": header.raw_bits,
+        **grid_facts(header),
         "coded_bits": header.coded_bits,
         "file_bytes": header.file_bytes,
+        **rate,
     }
-    if header.modality == "image":
-        facts |= {"bpp": header.bpp, "width": header.size[0], "height": header.size[1]}
-    else:
-        facts |= {
-            "kbps": header.kbps,
-            "duration_seconds": header.duration_seconds,
-            "sample_rate": header.size[1],
-            "channels": header.size[2],
-        }
     if header.metadata:
         facts["metadata"] = header.metadata
     return facts
+
+
+def grid_facts(tokens: Header | Tokens) -> Facts:
+    """Describe tokens, wherever they come from."""
+    facts: Facts = {
+        "modality": tokens.modality,
+        "model": tokens.model.hex(),
+        "num_codebooks": tokens.num_codebooks,
+        "codebook_sizes": list(tokens.codebook_sizes),
+        "stride": tokens.stride,
+        "grid": list(tokens.grid),
+        "num_tokens": tokens.num_tokens,
+        "raw_bits": tokens.raw_bits,
+    }
+    if tokens.modality == "image":
+        return facts | {"width": tokens.size[0], "height": tokens.size[1]}
+    samples, sample_rate, channels = tokens.size
+    return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
 
 
 def shard_facts(path: Path) -> Facts:
@@ -222,14 +208,15 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files` (items of shards
         count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
     """
-    from vqtok.models.tables import tables_of
+    from vqtok.models.reader import TokenReader
     from vqtok.tokens.statistics import CodeStatistics
 
     statistics = CodeStatistics()
-    find_tables = functools.cache(functools.partial(tables_of, model=model))
+    reader = TokenReader(model)
     for file in token_files(paths):
         with naming(file):
-            for _, tokens in tokens_of(file, find_tables):
+            for key in reader.keys(file):
+                tokens = reader.read(file, key)
                 statistics.add(tokens)
     return {
         "kind": "usage",
@@ -243,36 +230,6 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         "dead_codes": statistics.dead_codes,
         "counts": [sorted(count.tolist(), reverse=True) for count in statistics.counts],
     }
-
-
-def open_shard(path: str | Path, model: str | None = None) -> Shard:
-    """Open a shard: a mapping of its keys to `Tokens`, each read when it is asked for.
-
-    Args:
-        model: The model that made it; by default a bundled one. Bit-packed items need none.
-
-    Raises:
-        VqtokError: as `vqtok.tokens.shard.Shard`.
-    """
-    from vqtok.models.tables import tables_of
-    from vqtok.tokens.shard import Shard
-
-    return Shard(path, functools.partial(tables_of, model=model))
-
-
-def tokens_of(file: Path, find_tables: Callable[[bytes], Tables]) -> Iterator[tuple[str | None, Tokens]]:
-    """Read the tokens of a token file, or those of each item of a shard with its key."""
-    if kind_of(file) == "shard":
-        from vqtok.tokens.shard import Shard
-
-        with Shard(file, find_tables) as shard:
-            yield from shard.items()
-        return
-    from vqtok.tokens.vqt import load
-
-    data = read_bytes(file)
-    header, _ = parse_header(data)
-    yield None, load(data, find_tables(header.model) if header.coder == "static" else None)
 
 
 def token_files(paths: Sequence[str | Path]) -> list[Path]:

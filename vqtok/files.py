@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -173,23 +174,41 @@ def read_bytes(source: Path) -> bytes:
         raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-@contextmanager
-def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name in the folder of `path`, and rename it to `path` when all is written.
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` under a temporary name in the same folder, then rename it to `path`.
 
     A device or a pipe is written to as it is.
 
     Raises:
         OutputError: the folder is missing, read-only or full; nothing is left behind.
     """
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is renamed to `path` once it is written to the end; until then it has a temporary name.
+
+    It can seek, also where `path` is a device, a pipe or standard output: these get it in one go.
+
+    Raises:
+        OutputError: as `atomic_write`.
+    """
     temporary: str | None = None
     try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as file:
+        if path == STDIO or (path.exists() and not path.is_file()):
+            with tempfile.TemporaryFile() as file:
+                file.raw.name = str(path)  # type: ignore[attr-defined]  # for messages
                 yield file
+                file.seek(0)
+                with nullcontext(sys.stdout.buffer) if path == STDIO else path.open("wb") as target:
+                    shutil.copyfileobj(file, target)
+                    target.flush()
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "wb") as file:
+        with open(handle, "w+b") as file:
+            file.raw.name = str(path)  # type: ignore[attr-defined]
             yield file
         # mkstemp makes files private; give the permissions that a plain open would.
         mask = os.umask(0)
@@ -199,19 +218,9 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to a file that bears the name `path` only once it is whole.
-
-    Raises:
-        OutputError: as `atomic_open`.
-    """
-    with atomic_open(path) as file:
-        file.write(data)
 
 
 def make_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vqtok.config import Config
     from vqtok.tokens.shard_writer import Merged
-    from vqtok.training.loop import Progress as TrainingProgress
+    from vqtok.training.monitor import Progress as TrainingProgress
 
 out = Console(soft_wrap=False, highlight=False)
 """Results that were asked for: tables of `inspect`."""
@@ -69,6 +69,16 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
     used, there = facts["decoded_codebooks"], facts["num_codebooks"]
     source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
     return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+
+
+def exported_line(facts: Mapping[str, Any]) -> str:
+    """Sum up an export."""
+    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
+    failed = f", {facts['failed']} left out" if facts["failed"] else ""
+    return (
+        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
+    )
 
 
 def media_size(facts: Mapping[str, Any]) -> str:
@@ -182,6 +192,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
             )
         )
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
+        if "parent" in training:
+            rows.append(("parent", training["parent"]))
+            rows.append(("kept", ", ".join(facts["config"]["train"]["freeze"]) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):
@@ -334,7 +347,10 @@ class TrainingDisplay:
             name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
             self.quality = f"{name}{unit} {figures}"
             if not self.quiet:
-                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}")
+                say(
+                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
+                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
+                )
         if self.live:
             self.live.update(self._panel(progress))
 
@@ -354,8 +370,7 @@ class TrainingDisplay:
         )
         panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
         for name, values in progress.codebooks.items():
-            style = ".0%" if name == "usage" else ".0f"
-            panel.add_row(name, " ".join(f"{value:{style}}" for value in values))
+            panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
         if self.quality:
             panel.add_row("validation", self.quality)
         return panel
@@ -363,6 +378,15 @@ class TrainingDisplay:
     def evaluate(self, done: int, total: int) -> None:
         if self.live:
             self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
+
+    def prior(self, steps: int, step: int, bits: float) -> None:
+        if self.live:
+            now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
+            self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
+
+
+def _each(values: Sequence[float], style: str) -> str:
+    return " ".join(f"{value:{style}}" for value in values)
 
 
 def _clock(seconds: float) -> str:

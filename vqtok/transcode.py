@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from vqtok.codec import Codec, check_model
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
 from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
-from vqtok.facts import is_shard, kind_of, open_shard, token_facts
-from vqtok.files import STDIO, Job, atomic_write, make_folder, naming, read_bytes
-from vqtok.media.audio import read_audio, write_audio
-from vqtok.media.base import Media
-from vqtok.media.image import read_image, write_image
-from vqtok.media.kinds import modality_of, sniff
+from vqtok.facts import grid_facts, token_facts
+from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
+from vqtok.media.audio import audio_writer, open_audio
+from vqtok.media.base import Media, spool
+from vqtok.media.image import read_pixels, write_pixels
+from vqtok.media.kinds import kind_of, modality_of, sniff
+from vqtok.models.reader import open_items
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
-from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import ShardWriter
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt import ChosenCoder, dump, load
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +59,26 @@ class Codecs:
 
     Args:
         model: Name or path of the model for everything; by default the bundled model of each modality.
+        tile, chunk_seconds: As for `Codec`; as much of a sound is also read at once.
     """
 
-    def __init__(self, model: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str = "cpu",
+        *,
+        tile: int = TILE_PIXELS,
+        chunk_seconds: float = CHUNK_SECONDS,
+    ) -> None:
         self.model, self.device = model, device
+        self.tile, self.chunk_seconds = tile, chunk_seconds
         self._loaded: dict[Path, Codec] = {}
 
     def get(self, modality: str) -> Codec:
         path = find_model(self.model or modality)
         if path not in self._loaded:
-            self._loaded[path] = Codec(load_model(path).to(self.device), self.device)
+            model = load_model(path).to(self.device)
+            self._loaded[path] = Codec(model, self.device, tile=self.tile, chunk_seconds=self.chunk_seconds)
         return self._loaded[path]
 
 
@@ -87,10 +96,8 @@ def encode(
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
-    with naming(Path(source)):
-        medium, kind = _open_medium(Path(source))
-        codec = Codecs(model).get(kind)
-        return codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
+    with naming(Path(source)), _open_medium(Path(source)) as (medium, kind):
+        return _encode_medium(medium, kind, Codecs(model).get(kind), mono, num_codebooks)
 
 
 def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codebooks: int | None = None) -> Media:
@@ -112,19 +119,21 @@ def encode_files(
     *,
     num_codebooks: int | None = None,
     mono: bool = False,
+    coder: ChosenCoder = "auto",
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
     """Encode media files to token files; an outcome a job, in order."""
 
     def encode(job: Job) -> Outcome:
-        medium, kind = _open_medium(job.source)
-        codec = codecs.get(kind)
-        identity = codec.tokenizer.identity[:8]
-        if _settled(job, existing, lambda target: read_header(target).model == identity):
-            return _skipped(job)
-        tokens = codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
-        encoded = dump(tokens, codec.tokenizer.entropy_tables or None)
-        _write(job.target, encoded)
+        with _open_medium(job.source) as (medium, kind):
+            codec = codecs.get(kind)
+            identity = codec.tokenizer.identity[:8]
+            if _settled(job, existing, lambda target: read_header(target).model == identity):
+                return _skipped(job)
+            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
+        with _output(job.target) as file:
+            file.write(encoded)
         header, _ = parse_header(encoded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
@@ -139,6 +148,7 @@ def encode_shard(
     *,
     num_codebooks: int | None = None,
     mono: bool = False,
+    coder: ChosenCoder = "auto",
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
     """Encode media files, each with its key, to one shard; an outcome an item, in order.
@@ -155,9 +165,9 @@ def encode_shard(
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
     def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
-        medium, kind = _open_medium(job.source)
-        tokens = codec.encode(_read_medium(medium, kind, codec, mono), num_codebooks)
-        header = writer.add(key, tokens, codec.tokenizer.entropy_tables or None)
+        with _open_medium(job.source) as (medium, kind):
+            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
     with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
@@ -221,25 +231,25 @@ def decode_files(
     num_codebooks: int | None = None,
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
-    """Decode token files, and items of shards, to media files; an outcome a job, in order."""
-    opened = functools.lru_cache(maxsize=1)(functools.partial(open_shard, model=codecs.model))
+    """Decode token files, and items of shards and exports, to media files; an outcome a job, in order."""
+    opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
     def decode(job: Job) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
-        if is_shard(job.source):
-            codec, tokens, header = _load_item(opened(job.source), job.key, codecs, num_codebooks)
-        else:
+        items = opened(job.source)
+        if items is None:
             codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
-        media = codec.decode(tokens)
-        buffer = io.BytesIO()
-        buffer.name = str(job.target)
-        write = write_image if media.modality == "image" else write_audio
-        write(media, buffer, job.target.suffix or MEDIA_SUFFIX[media.modality])
-        _write(job.target, buffer.getvalue())
-        facts = _named(job) | token_facts(job.source, header)
-        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": tokens.num_codebooks})
+            facts = token_facts(job.source, header)
+        else:
+            tokens = _item(items, job.key)
+            codec = codecs.get(tokens.modality)
+            facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
+        with _output(job.target) as file:
+            _decode_tokens(tokens, codec, num_codebooks, file, job.target)
+        used = num_codebooks or tokens.num_codebooks
+        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used})
 
     for job in jobs:
         yield _attempt(job, decode)
@@ -280,50 +290,63 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
         return False
 
 
-def _open_medium(source: Path) -> tuple[Path | BinaryIO, str]:
+@contextmanager
+def _open_medium(source: Path) -> Iterator[tuple[Path | BinaryIO, str]]:
     """Give what the media readers take, and the modality."""
-    medium: Path | BinaryIO = source
-    if source != STDIO and source.is_file():
-        kind = kind_of(source)
-    else:  # Standard input or a pipe, which can be read but once.
-        data = read_bytes(source)
-        medium, kind = io.BytesIO(data), sniff(data[:64])
-        medium.name = "stdin" if source == STDIO else str(source)
-    if kind not in MEDIA_SUFFIX:
-        raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
-    return medium, kind
+    with ExitStack() as opened:
+        medium: Path | BinaryIO = source
+        if source != STDIO and source.is_file():
+            kind = kind_of(source)
+        else:  # Standard input or a pipe, which can be read but once.
+            name = "stdin" if source == STDIO else str(source)
+            pipe = sys.stdin.buffer if source == STDIO else opened.enter_context(source.open("rb"))
+            medium = opened.enter_context(spool(pipe, name))
+            kind = sniff(medium.read(64))
+            medium.seek(0)
+        if kind not in MEDIA_SUFFIX:
+            raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
+        yield medium, kind
 
 
-def _read_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool) -> Media:
+def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
     if kind == "image":
-        return read_image(source, channels=codec.tokenizer.channels)
-    return read_audio(source, mono=mono)
+        return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
+    with open_audio(source, mono) as sound:
+        blocks = sound.blocks(max(1, round(codec.chunk_seconds * sound.sample_rate)))
+        return codec.encode_audio(blocks, sound.sample_rate, sound.channels, num_codebooks)
+
+
+def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
+    """Write the media of tokens to a file that can seek, in the format of the target's suffix."""
+    name, suffix = str(target), target.suffix.lower() or MEDIA_SUFFIX[tokens.modality]
+    if tokens.modality == "image":
+        write_pixels(codec.decode_pixels(tokens, num_codebooks), file, suffix)
+        return
+    _, sample_rate, channels = tokens.size
+    with audio_writer(file, name, suffix, sample_rate, channels) as write:
+        for piece in codec.decode_audio(tokens, num_codebooks):
+            write(piece)
 
 
 def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tuple[Codec, Tokens, Header]:
     header, _ = parse_header(data)
     codec = codecs.get(header.modality)
     check_model(header.model, codec.tokenizer.identity)
-    return codec, load(data, codec.tokenizer.entropy_tables or None, num_codebooks), header
+    return codec, load(data, codec.tokenizer.entropy_model, num_codebooks), header
 
 
-def _load_item(
-    shard: Shard, key: str | None, codecs: Codecs, num_codebooks: int | None
-) -> tuple[Codec, Tokens, Header]:
-    codec = codecs.get(shard.header.modality)
-    check_model(shard.header.model, codec.tokenizer.identity)
+def _item(items: Mapping[str, Tokens], key: str | None) -> Tokens:
     try:
-        # Without a key the shard is one whose keys cannot be listed, and says why.
-        record = shard.find(next(reversed(list(shard))) if key is None else key)
+        # Without a key its keys could not be listed before, and listing them says why.
+        return items[list(items)[-1] if key is None else key]
     except KeyError:
-        raise MediaError("the shard has no item of this key; vqtok inspect --items lists what it has") from None
-    return codec, shard.load(record, num_codebooks), record.header(shard.header)
+        raise MediaError("holds no item of this key; of a shard, vqtok inspect --items lists all") from None
 
 
-def _write(target: Path, data: bytes) -> None:
-    if target == STDIO:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    make_folder(target.parent)
-    atomic_write(target, data)
+@contextmanager
+def _output(target: Path) -> Iterator[BinaryIO]:
+    """Open an output for writing, atomically, and make the folder it goes to."""
+    if target != STDIO:
+        make_folder(target.parent)
+    with atomic_open(target) as file:
+        yield file

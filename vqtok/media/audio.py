@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, UsageError
 from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
@@ -30,37 +31,78 @@ _FORMATS = {  # suffix: libsndfile's format and subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
+_READ_FRAMES = 1 << 22  # few enough that a false length in the header does no harm
 _WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when given minutes in one call
 _MAX_FRAMES = 1 << 40  # above all that is real: libsndfile's way to say that the length is unknown
 _STREAMED_BYTES = 0x7FFF0000  # programs that write to a pipe put such sizes into the header
 _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
-def read_audio(source: Source, sample_rate: int | None = None, mono: bool = False) -> Media:
-    """Read a sound whole; values beyond full scale in float files are kept.
+class Sound:
+    """A sound that is open for reading, block by block.
+
+    Args:
+        mono: take the mean of the channels.
+    """
+
+    def __init__(self, file: soundfile.SoundFile, name: str, mono: bool) -> None:
+        self._file, self._name, self._mono = file, name, mono
+        self.sample_rate: int = file.samplerate
+        self.samples: int = file.frames
+        """As the header says."""
+        self.channels: int = 1 if mono else file.channels
+
+    def blocks(self, samples: int) -> Iterator[NDArray[np.float32]]:
+        """Read to the end in blocks `(channels, samples)`; values beyond full scale in float files are kept.
+
+        Raises:
+            MediaError: truncated or damaged, or with NaN or infinity in it.
+        """
+        found = 0
+        while found < self.samples:
+            frames = self._file.read(min(samples, self.samples - found), dtype="float32", always_2d=True)
+            found += len(frames)
+            if not len(frames):
+                raise MediaError(f"{self._name}: is truncated: {found} of {self.samples} samples are there")
+            if not np.isfinite(frames).all():
+                raise MediaError(f"{self._name}: has samples that are NaN or infinite")
+            yield frames.mean(axis=1, dtype=np.float32)[None] if self._mono else np.ascontiguousarray(frames.T)
+
+
+@contextmanager
+def open_audio(source: Source, mono: bool = False) -> Iterator[Sound]:
+    """Open a sound for reading.
 
     Args:
         source: a path, the bytes of a file, or a stream; a stream's `name` stands in messages.
+        mono: take the mean of the channels.
+
+    Raises:
+        MediaError: not a sound, empty, truncated or damaged.
+    """
+    with _opened(source) as file:
+        yield Sound(file, source_name(source), mono)
+
+
+def read_audio(source: Source, sample_rate: int | None = None, mono: bool = False) -> Media:
+    """Read a sound whole.
+
+    Args:
+        source: as for `open_audio`.
         sample_rate: resample to this many Hz.
         mono: take the mean of the channels.
 
     Raises:
-        MediaError: not a sound, empty, truncated or damaged, or with NaN or infinity in it.
+        MediaError: as `open_audio` and `Sound.blocks`, or a sample rate that is too far off.
     """
-    name = source_name(source)
-    with _opened(source) as sound:
-        rate = sound.samplerate
-        frames = sound.read(sound.frames, dtype="float32", always_2d=True)
-        if len(frames) < sound.frames:
-            raise MediaError(f"{name}: is truncated: {len(frames)} of {sound.frames} samples are there")
-    if not np.isfinite(frames).all():
-        raise MediaError(f"{name}: has samples that are NaN or infinite")
-    data = frames.mean(axis=1, dtype=np.float32)[None] if mono else np.ascontiguousarray(frames.T)
+    with open_audio(source, mono) as sound:
+        rate = sound.sample_rate
+        data = np.concatenate(list(sound.blocks(_READ_FRAMES)), axis=1)
     if sample_rate is not None:
         try:
             data = resample(data, rate, sample_rate)
         except MediaError as error:
-            raise MediaError(f"{name}: {error}") from error
+            raise MediaError(f"{source_name(source)}: {error}") from error
     return Media("audio", data, sample_rate or rate)
 
 
@@ -85,24 +127,46 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
         MediaError: the format cannot hold this sample rate or number of channels.
         OutputError: the path cannot be written.
     """
-    name = source_name(target)
-    suffix = target_suffix(target, format, default=".wav")
+    assert media.sample_rate
+    buffer, suffix = BytesIO(), target_suffix(target, format, default=".wav")
+    with audio_writer(buffer, source_name(target), suffix, media.sample_rate, len(media.data)) as write:
+        write(media.data)
+    save_target(buffer.getbuffer(), target)
+
+
+@contextmanager
+def audio_writer(
+    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int
+) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+    """Write a sound block by block `(channels, samples)`, as `write_audio` does.
+
+    Args:
+        target: a file that can seek.
+        name: what to call it in messages.
+        suffix: such as ".flac".
+    """
     if suffix not in _FORMATS:
         raise UsageError(f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
     container, subtype = _FORMATS[suffix]
-    channels, samples = media.data.shape
-    buffer = BytesIO()
+
+    def write(block: NDArray[np.float32]) -> None:
+        for start in range(0, block.shape[1], _WRITE_FRAMES):
+            frames = block[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
+            if subtype == "PCM_16":  # libsndfile would round down
+                frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
+            sound.write(frames)
+
+    sink = _Sink(target)
     try:
-        with soundfile.SoundFile(buffer, "w", media.sample_rate, channels, format=container, subtype=subtype) as sound:
-            for start in range(0, samples, _WRITE_FRAMES):
-                frames = media.data[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
-                if subtype == "PCM_16":  # libsndfile would round down
-                    frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
-                sound.write(frames)
+        with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
+            yield write
     except soundfile.LibsndfileError as error:
-        what = f"{channels} channels at {media.sample_rate} Hz"
-        raise MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
-    save_target(buffer.getvalue(), target)
+        what = f"{channels} channels at {sample_rate} Hz"
+        raise sink.failure or MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+    except AssertionError as error:  # so soundfile says that less was written
+        raise sink.failure or error from None
+    if sink.failure:
+        raise sink.failure
 
 
 class _Stream:
@@ -116,6 +180,22 @@ class _Stream:
         with suppress(OSError, ValueError):
             self._file.seek(offset, whence)
         return self._file.tell()
+
+
+class _Sink:
+    """What libsndfile calls to write a file: errors, and Ctrl-C, would be lost on their way through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell, self.seek = file.read, file.tell, file.seek
+        self.failure: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.failure = error
+            return 0
 
 
 @contextmanager
@@ -132,7 +212,7 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
                 if _is_cut_short(sound, file):
                     raise MediaError(f"{name}: is truncated")
                 yield sound
-        except (soundfile.SoundFileRuntimeError, MemoryError) as error:
+        except soundfile.SoundFileRuntimeError as error:
             reason = getattr(error, "error_string", error)  # str(error) would show the stream's repr
             raise MediaError(f"{name}: not a readable sound: {reason}") from error
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,28 +41,44 @@ def source_name(source: Source) -> str:
     return str(getattr(source, "name", "input"))
 
 
-def open_source(source: Source) -> BinaryIO:
-    """Open a source for reading and seeking; a stream is read to its end, as a pipe cannot seek.
+@contextmanager
+def open_source(source: Source) -> Iterator[BinaryIO]:
+    """Open a source for reading and seeking; what a pipe holds goes through a temporary file.
 
     Raises:
         MediaError: the file cannot be opened, or holds nothing.
     """
     name = source_name(source)
-    try:
-        if isinstance(source, Path):
-            file: BinaryIO = source.open("rb")
-        else:
-            file = BytesIO(source if isinstance(source, bytes) else source.read())
-    except OSError as error:
-        raise MediaError(f"{name}: cannot be read: {error.strerror or error}") from error
-    if not file.read(1):
-        file.close()
-        raise MediaError(f"{name}: is empty")
-    file.seek(0)
-    return file
+    with ExitStack() as opened:
+        try:
+            if isinstance(source, Path):
+                file: BinaryIO = opened.enter_context(source.open("rb"))
+            elif isinstance(source, bytes):
+                file = BytesIO(source)
+            elif source.seekable():
+                file = source
+            else:
+                file = opened.enter_context(spool(source, name))
+            start = file.tell()
+            if not file.read(1):
+                raise MediaError(f"{name}: is empty")
+            file.seek(start)
+        except OSError as error:
+            raise MediaError(f"{name}: cannot be read: {error.strerror or error}") from error
+        yield file
 
 
-def save_target(data: bytes, target: Path | BinaryIO) -> None:
+@contextmanager
+def spool(pipe: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """Copy what a pipe holds to a temporary file, which can seek and may be larger than memory."""
+    with tempfile.TemporaryFile() as file:
+        file.raw.name = name  # type: ignore[attr-defined]
+        shutil.copyfileobj(pipe, file)
+        file.seek(0)
+        yield file
+
+
+def save_target(data: bytes | memoryview, target: Path | BinaryIO) -> None:
     """Write an encoded file at once: encoders seek, which a pipe cannot.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import SEEK_CUR, BytesIO
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from vqtok.errors import MediaError, UsageError
 from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
 
 logger = logging.getLogger(__name__)
+
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+"""0 to 255 as files have it, or [-1, 1]."""
 
 _MODES = {1: "L", 3: "RGB"}
 _FULL_SCALE = 65535  # white in the modes that hold more than 8 bits
@@ -36,6 +39,11 @@ _warnings_lock = threading.RLock()
 
 
 def read_image(source: Source, channels: int = 3) -> Media:
+    """Read a picture as `read_pixels` does, all of it as float32."""
+    return Media("image", as_float(read_pixels(source, channels)))
+
+
+def read_pixels(source: Source, channels: int = 3) -> Pixels:
     """Read a picture as sRGB (3 channels) or grey (1), upright; what gets lost is logged as a warning.
 
     Transparency is set on white, and of an animation the first frame is taken. Grey of more than 8 bits keeps
@@ -46,6 +54,9 @@ def read_image(source: Source, channels: int = 3) -> Media:
 
     Raises:
         MediaError: not a picture, empty, truncated or damaged, or larger than Pillow's `MAX_IMAGE_PIXELS`.
+
+    Shapes:
+        `(channels, height, width)`; float32 where the file has more than 8 bits.
     """
     name = source_name(source)
     with _opened(source) as image:
@@ -57,14 +68,26 @@ def read_image(source: Source, channels: int = 3) -> Media:
     upright = image if turn is None else image.transpose(turn)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _deep_pixels(upright, name)
-        return Media("image", np.repeat(grey[None], channels, axis=0))
+        return np.repeat(grey[None], channels, axis=0)
     if has_16_bits:
         logger.warning("%s: 16-bit colours are rounded to 8 bits", name)
-    pixels = np.asarray(_flattened(upright, name).convert(_MODES[channels]))
-    data = np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32, order="C")
-    data /= 127.5
-    data -= 1
-    return Media("image", data)
+    pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, name).convert(_MODES[channels]))
+    return np.atleast_3d(pixels).transpose(2, 0, 1)
+
+
+def as_float(pixels: Pixels) -> NDArray[np.float32]:
+    """Bring 0..255 to [-1, 1]; what is float32 stays."""
+    data = pixels.astype(np.float32, order="C")
+    if pixels.dtype == np.uint8:
+        data /= 127.5
+        data -= 1
+    return data
+
+
+def as_bytes(data: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round [-1, 1] to 0..255 and clip what lies beyond."""
+    pixels: NDArray[np.uint8] = np.rint((data + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    return pixels
 
 
 def image_size(source: Source) -> tuple[int, int]:
@@ -95,21 +118,26 @@ def write_image(media: Media, target: Path | BinaryIO, format: str | None = None
         MediaError: the format cannot hold this picture.
         OutputError: the path cannot be written.
     """
+    write_pixels(as_bytes(media.data), target, format)
+
+
+def write_pixels(pixels: NDArray[np.uint8], target: Path | BinaryIO, format: str | None = None) -> None:
+    """Write pixels `(channels, height, width)` as `write_image` does."""
     name = source_name(target)
     suffix = target_suffix(target, format, default=".png")
     encoder = Image.registered_extensions().get(suffix)
     if encoder not in Image.SAVE:
         raise UsageError(f"{name}: cannot write pictures as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff")
-    if len(media.data) not in _MODES:
-        raise MediaError(f"{name}: cannot write a picture with {len(media.data)} channels, only with 1 or 3")
-    pixels = np.rint((media.data + 1) * 127.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    if len(pixels) not in _MODES:
+        raise MediaError(f"{name}: cannot write a picture with {len(pixels)} channels, only with 1 or 3")
+    rows = pixels.transpose(1, 2, 0)
     options = {"quality": 95} if encoder in ("JPEG", "WEBP", "AVIF") else {}
     buffer = BytesIO()
     try:
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, encoder, **options)
+        Image.fromarray(rows.squeeze(2) if rows.shape[2] == 1 else rows).save(buffer, encoder, **options)
     except (OSError, ValueError) as error:
         raise MediaError(f"{name}: cannot be written as {suffix}: {error}") from error
-    save_target(buffer.getvalue(), target)
+    save_target(buffer.getbuffer(), target)
 
 
 @contextmanager

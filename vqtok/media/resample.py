@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,14 +19,100 @@ _BETA = 10.0
 _CUTOFF = 0.95
 
 _ROWS = 64  # outputs a matrix product yields per block: enough to fill BLAS, few enough to keep the band narrow
-_CHUNK_VALUES = 1 << 18  # input values gathered at a time: 1 MB, which stays in cache
+_CHUNK_VALUES = 1 << 18  # input values of a matrix product: 1 MB, which stays in cache
 _MAX_RATIO = 256
+
+
+class Resampler:
+    """Change the rate of a sound that comes in pieces, by a zero-phase windowed sinc.
+
+    The sinc is evaluated exactly for each phase of the rational ratio. How the sound is cut does not show, to the last
+    bit: matrix products round by their shape and by the place in it, so all have one shape and begin at fixed times.
+
+    Raises:
+        MediaError: rates that are not positive or more than 256 times apart.
+
+    Source:
+        J. O. Smith, "Digital Audio Resampling Home Page" (the sinc and its Kaiser window);
+        Crochiere and Rabiner, "Multirate Digital Signal Processing", 1983, section 3.3 (polyphase form).
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        if min(from_rate, to_rate) < 1 or max(from_rate, to_rate) > _MAX_RATIO * min(from_rate, to_rate):
+            raise MediaError(f"cannot resample from {from_rate} Hz to {to_rate} Hz: too far apart")
+        self._rates = from_rate, to_rate
+        up, down = to_rate // math.gcd(from_rate, to_rate), from_rate // math.gcd(from_rate, to_rate)
+        periods = -(-_ROWS // up)  # where there are few phases, several periods of them make one block
+        self._up, self._down = up * periods, down * periods
+        self._reach = _reach(up, down)
+        self._blocks = max(1, _CHUNK_VALUES // (self._down + 2 * self._reach))  # of one matrix product
+        self.taken = self._given = 0  # samples
+        self._held = np.zeros((channels, self._reach), np.float32)  # what the next output looks at, and on
+
+    def stream(
+        self, pieces: Iterable[NDArray[np.float32]], num_samples: int | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Convert all the pieces of a sound, as `push` and `finish` do."""
+        for piece in pieces:
+            yield self.push(piece)
+        yield self.finish(num_samples)
+
+    def push(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the next piece `(channels, samples)` and give what it completes, which may be nothing."""
+        self.taken += x.shape[1]
+        if self._rates[0] == self._rates[1]:
+            self._given = self.taken
+            return x
+        self._held = np.concatenate([self._held, x], axis=1)
+        out = [self._held[:, :0]]
+        while self._held.shape[1] >= self._needed:
+            out.append(self._convert(self._up * self._blocks))
+        return np.concatenate(out, axis=1)
+
+    def finish(self, num_samples: int | None = None) -> NDArray[np.float32]:
+        """Give the rest, with silence beyond the end.
+
+        Args:
+            num_samples: length of the whole result; by default `samples * to_rate / from_rate`, rounded up.
+        """
+        from_rate, to_rate = self._rates
+        if num_samples is None:
+            num_samples = -(-self.taken * to_rate // from_rate)
+        channels = len(self._held)
+        if from_rate == to_rate:
+            return np.zeros((channels, max(0, num_samples - self._given)), np.float32)
+        out = [self._held[:, :0]]
+        while (missing := num_samples - self._given) > 0:
+            silence = np.zeros((channels, max(0, self._needed - self._held.shape[1])), np.float32)
+            self._held = np.concatenate([self._held, silence], axis=1)
+            out.append(self._convert(missing))
+        return np.concatenate(out, axis=1)
+
+    @property
+    def _needed(self) -> int:
+        """Input samples that one matrix product looks at."""
+        return self._blocks * self._down + 2 * self._reach + 1
+
+    def _convert(self, wanted: int) -> NDArray[np.float32]:
+        """Give the next outputs, at most those of one matrix product, and let go of what none later looks at."""
+        out = np.zeros((len(self._held), self._blocks, self._up), np.float32)
+        for first in range(0, min(self._up, wanted), _ROWS):
+            last = min(first + _ROWS, self._up)
+            weights = _weights(self._up, self._down, first, last)
+            begin = first * self._down // self._up + 1
+            frames = sliding_window_view(self._held[:, begin : self._needed], len(weights), axis=1)[:, :: self._down]
+            for plane, channel in zip(out, frames, strict=True):
+                plane[:, first:last] = np.ascontiguousarray(channel[: self._blocks]) @ weights
+        self._held = self._held[:, self._blocks * self._down :]
+        converted = out.reshape(len(out), -1)[:, :wanted]
+        self._given += converted.shape[1]
+        return converted
 
 
 def resample(
     x: NDArray[np.float32], from_rate: int, to_rate: int, num_samples: int | None = None
 ) -> NDArray[np.float32]:
-    """Resample by a zero-phase windowed sinc, evaluated exactly for each phase of the rational ratio.
+    """Resample a sound in memory with a `Resampler`.
 
     Args:
         x: silence is assumed on both sides of it.
@@ -36,41 +123,10 @@ def resample(
 
     Shapes:
         x: `(channels, samples)`; returns `(channels, num_samples)`.
-
-    Source:
-        J. O. Smith, "Digital Audio Resampling Home Page" (the sinc and its Kaiser window);
-        Crochiere and Rabiner, "Multirate Digital Signal Processing", 1983, section 3.3 (polyphase form).
     """
-    if min(from_rate, to_rate) < 1 or max(from_rate, to_rate) > _MAX_RATIO * min(from_rate, to_rate):
-        raise MediaError(f"cannot resample from {from_rate} Hz to {to_rate} Hz: too far apart")
-    channels, samples = x.shape
-    if num_samples is None:
-        num_samples = -(-samples * to_rate // from_rate)
-    if from_rate == to_rate:
-        kept = x[:, :num_samples].astype(np.float32)
-        return np.pad(kept, ((0, 0), (0, num_samples - kept.shape[1])))
-
-    up, down = to_rate // math.gcd(from_rate, to_rate), from_rate // math.gcd(from_rate, to_rate)
-    periods = -(-_ROWS // up)  # where there are few phases, several periods of them make one block
-    up, down = up * periods, down * periods
-    blocks = -(-num_samples // up)
-    phases = min(up, num_samples)
-    reach = _reach(up, down)
-    padded = np.zeros((channels, blocks * down + 2 * reach + 1), np.float32)
-    used = min(samples, padded.shape[1] - reach)
-    padded[:, reach : reach + used] = x[:, :used]
-
-    out = np.empty((channels, blocks, phases), np.float32)
-    for first in range(0, phases, _ROWS):
-        last = min(first + _ROWS, phases)
-        weights = _weights(up, down, first, last)
-        begin = first * down // up + 1
-        frames = sliding_window_view(padded[:, begin:], len(weights), axis=1)[:, ::down]
-        step = max(1, _CHUNK_VALUES // (channels * len(weights)))
-        for block in range(0, blocks, step):
-            chunk = np.ascontiguousarray(frames[:, block : min(block + step, blocks)])
-            out[:, block : block + step, first:last] = chunk @ weights
-    return np.ascontiguousarray(out.reshape(channels, -1)[:, :num_samples])
+    resampler = Resampler(from_rate, to_rate, len(x))
+    y = np.concatenate(list(resampler.stream([x.astype(np.float32, copy=False)], num_samples)), axis=1)
+    return np.ascontiguousarray(y[:, :num_samples])
 
 
 def _reach(up: int, down: int) -> int:
@@ -78,7 +134,7 @@ def _reach(up: int, down: int) -> int:
     return -(-_ZERO_CROSSINGS * max(up, down) // up)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _weights(up: int, down: int, first: int, last: int) -> NDArray[np.float32]:
     """Compute the banded matrix that takes a frame of input to the outputs `first` to `last` of a block.
 

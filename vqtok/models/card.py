@@ -29,6 +29,8 @@ class ModelCard:
     codebook_sizes: tuple[int, ...]
     stride: int
     num_parameters: int
+    """Of encoder, quantiser and decoder."""
+    has_prior: bool
     file_bytes: int
 
 
@@ -52,7 +54,10 @@ def read_card(path: Path) -> ModelCard:
             training=values["training"],
             codebook_sizes=tuple(values["codebook_sizes"]),
             stride=values["stride"],
-            num_parameters=sum(math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith("entropy.")),
+            num_parameters=sum(
+                math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith(("entropy.", "prior."))
+            ),
+            has_prior=any(name.startswith("prior.") for name in tensors),
             file_bytes=file_bytes,
         )
     except (ValueError, LookupError, TypeError):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-EntropyTables = Sequence[NDArray[np.uint16] | None]
-"""Integer frequencies `(codebook_size,)` of each codebook; None where it is too large for a table."""
+from vqtok.tokens.vqt import EntropyModel
 
 
 class Tokenizer(Protocol):
@@ -29,9 +25,14 @@ class Tokenizer(Protocol):
     codebook_sizes: tuple[int, ...]
     stride: int
     """Input steps per grid step: pixels each way, or samples (hop length)."""
+    encoder_context: int | None
+    """Grid steps to either side that a code depends on; None: all of the medium, which cannot be tiled."""
+    decoder_context: int | None
+    """Grid steps to either side that the media of a grid step depend on; None: all of them."""
     identity: bytes
     """SHA-256 over all that decoding depends on."""
-    entropy_tables: EntropyTables
+    entropy_model: EntropyModel
+    """How often codes occur, for token files."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Give the codes of media."""

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
-from vqtok.models.tokenizer import EntropyTables
-from vqtok.networks import Decoder, Encoder
+from vqtok.networks import Decoder, Encoder, context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
+from vqtok.tokens.vqt import NO_MODEL
 
 
 class VQModel(nn.Module):
     """A vector-quantised autoencoder: a `Tokenizer` that can be trained.
 
-    `identity` and `entropy_tables` are those of the file it was loaded from; a model in training has none.
+    `identity` and `entropy_model` are those of the file it was loaded from; a model in training has none.
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
@@ -35,9 +35,11 @@ class VQModel(nn.Module):
         self.encoder = Encoder(config.network, axes, channels, dim)
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = Decoder(config.network, axes, channels, dim)
+        self.encoder_context: int | None = context(self.encoder)
+        self.decoder_context: int | None = context(self.decoder)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
-        self.entropy_tables: EntropyTables = ()
+        self.entropy_model = NO_MODEL
 
     def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
         """Reconstruct media, through the codebooks or (to warm up) around them.
@@ -47,7 +49,7 @@ class VQModel(nn.Module):
         """
         z = self.encoder(x)
         if not quantize:
-            return self.decoder(self.quantizer.relax(z)), None
+            return self.decoder(self.quantizer.bypass(z)), None
         output = self.quantizer(z)
         return self.decoder(output.quantized), output
 

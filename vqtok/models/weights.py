@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UsageError
-from vqtok.files import atomic_write
+from vqtok.files import atomic_write, naming
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
-from vqtok.models.tables import TABLE_PREFIX
+from vqtok.models.entropy import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
 
@@ -30,6 +31,7 @@ def save_model(
     config: Config,
     *,
     entropy_tables: Mapping[int, NDArray[np.integer]],
+    prior: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> bytes:
@@ -37,10 +39,12 @@ def save_model(
 
     Args:
         entropy_tables: Integer frequencies by codebook; a codebook without is stored bit-packed.
+        prior: Arrays of a context prior, by name.
     """
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
+    tensors |= {name: torch.from_numpy(array) for name, array in prior.items()}
     identity = compute_identity(config.to_dict()["model"], tensors)
     metadata = {
         "format": FORMAT_VERSION,
@@ -69,9 +73,7 @@ def load_model(path: Path) -> VQModel:
     identity = compute_identity(card.config["model"], tensors)
     if identity.hex() != card.identity:
         raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
-    tables = {
-        name: tensors.pop(name).numpy().astype(np.uint16) for name in list(tensors) if name.startswith(TABLE_PREFIX)
-    }
+    arrays = {name: tensors.pop(name).numpy() for name in list(tensors) if name.startswith(PREFIXES)}
     try:
         model = VQModel(from_dict(Config, card.config).model)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -85,7 +87,8 @@ def load_model(path: Path) -> VQModel:
         if isinstance(module, VQ):
             module.reset_statistics()
     model.identity = identity
-    model.entropy_tables = [tables.get(f"{TABLE_PREFIX}{index}") for index in range(len(model.codebook_sizes))]
+    with naming(path):
+        model.entropy_model = entropy_model(arrays, len(model.codebook_sizes))
     return model.eval().requires_grad_(False)
 
 
@@ -101,7 +104,7 @@ def decoding_state(model: VQModel) -> dict[str, Tensor]:
 
 
 def compute_identity(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Hash all that decoding depends on: quantiser, decoder, entropy tables and model config, as they are stored.
+    """Hash all that decoding depends on: quantiser, decoder, tables, prior and model config, as they are stored.
 
     A setting that a later version adds is not in older files, so that their identities stay.
     """

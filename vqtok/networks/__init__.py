@@ -1,5 +1,6 @@
 """Encoders and decoders."""
 
 from vqtok.networks.autoencoder import Decoder, Encoder, scale_to_data
+from vqtok.networks.receptive_field import context
 
-__all__ = ["Decoder", "Encoder", "scale_to_data"]
+__all__ = ["Decoder", "Encoder", "context", "scale_to_data"]

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vqtok.config import NetworkConfig
 
@@ -118,6 +119,9 @@ class ResBlock(nn.Module):
     zero, so that a deep network starts as a shallow one.
     """
 
+    recompute = False
+    """Whether the backward pass computes the block again, so that its insides need not be kept."""
+
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dilation: int) -> None:
         super().__init__()
         kernel = config.kernel
@@ -129,6 +133,11 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.activation2(self.conv1(self.activation1(self.norm(x)))))
 
 

@@ -5,7 +5,7 @@ from vqtok.quantizers.build import build_quantizer
 from vqtok.quantizers.compose import Grouped, Projected, Residual
 from vqtok.quantizers.fsq import FSQ
 from vqtok.quantizers.lfq import BSQ, LFQ
-from vqtok.quantizers.vq import VQ
+from vqtok.quantizers.vq import VQ, one_update
 
 __all__ = [
     "BSQ",
@@ -18,4 +18,5 @@ __all__ = [
     "QuantizerOutput",
     "Residual",
     "build_quantizer",
+    "one_update",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Quantizer(nn.Module):
 
     A kind works on vectors `(batch, positions, dim)` in float32 and supplies `bound`, `assign`, `lookup` and,
     where it learns, `losses`, `prepare` and `update`. This base owns the grid, the precision and the
-    straight-through estimator; a composition routes the same methods to its parts.
+    straight-through estimator; a composition supplies `quantize` and `relax` from those of its parts.
     """
 
     dim: int
@@ -47,8 +47,8 @@ class Quantizer(nn.Module):
         """Give the vectors `(batch, positions, dim)` of codes, or of a prefix of their codebooks."""
         raise NotImplementedError
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        """Give this kind's unweighted training losses."""
+    def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
+        """Give this kind's unweighted training losses; `quantized` are the looked-up vectors, without gradient."""
         return {}
 
     @property
@@ -62,19 +62,32 @@ class Quantizer(nn.Module):
     def update(self, z: Tensor, codes: Tensor) -> None:
         """Move codebooks that learn by statistics rather than by gradient."""
 
+    def codebooks(self) -> list[Tensor]:
+        """Give the vectors `(size, dim)` of each codebook, in the space that it quantises."""
+        (size,) = self.codebook_sizes
+        return [self.lookup(torch.arange(size)[None, :, None])[0]]
+
     # What every kind shares.
 
-    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
-        """Give the vectors of `codes`, with the gradient of `bound(z)`; without codes, `bound(z)` itself.
+    def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
+        """Quantise vectors and, in training, learn from them.
 
-        Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
-        Unlike: written as sg(q) + (b - sg(b)), not b + sg(q - b), so that the value is q to the last bit.
+        Args:
+            source: The same vectors; they get the gradient of what comes out, `z` that of the losses.
         """
-        bounded = self.bound(z)
-        if codes is None:
-            return bounded
-        # Detached: a codebook learns from its own loss or running means, never from the reconstruction.
-        return self.lookup(codes).detach() + (bounded - bounded.detach())
+        with torch.no_grad():
+            codes = self.assign(z)
+            quantized = self.lookup(codes)
+        losses: Losses = {}
+        if self.training:
+            losses = self.losses(z, codes, quantized)
+            with torch.no_grad():
+                self.update(z.detach(), codes)
+        return QuantizerOutput(straight_through(quantized, self.bound(source)), codes, losses)
+
+    def relax(self, z: Tensor) -> Tensor:
+        """Pass vectors through all but the rounding, as if codebooks were infinitely fine."""
+        return self.bound(z)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Quantise latents; in training also learn from them.
@@ -84,22 +97,17 @@ class Quantizer(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             vectors = to_vectors(z.float())
-            with torch.no_grad():
-                if self.training and not self.ready:
-                    self.prepare(vectors)
-                codes = self.assign(vectors)
-            quantized = self.straight_through(vectors, codes)
-            losses = self.losses(vectors, codes) if self.training else {}
-            if self.training:
+            if self.training and not self.ready:
                 with torch.no_grad():
-                    self.update(vectors.detach(), codes)
+                    self.prepare(vectors)
+            quantized, codes, losses = self.quantize(vectors, vectors)
         grid = z.shape[2:]
         return QuantizerOutput(to_grid(quantized, grid).to(z.dtype), to_grid(codes, grid), losses)
 
-    def relax(self, z: Tensor) -> Tensor:
-        """Pass latents through all but the rounding, as if codebooks were infinitely fine; to warm up with."""
+    def bypass(self, z: Tensor) -> Tensor:
+        """Give latents `(batch, dim, *grid)` as `forward` would without codebooks; to warm up with."""
         with torch.autocast(z.device.type, enabled=False):
-            return to_grid(self.straight_through(to_vectors(z.float()), None), z.shape[2:]).to(z.dtype)
+            return to_grid(self.relax(to_vectors(z.float())), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -111,6 +119,25 @@ class Quantizer(nn.Module):
         """Give the float32 latents of codes; fewer codebooks than `num_codebooks` decode as a prefix."""
         with torch.autocast(codes.device.type, enabled=False):
             return to_grid(self.lookup(to_vectors(codes)), codes.shape[2:])
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, source: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
+
+
+def straight_through(values: Tensor, source: Tensor) -> Tensor:
+    """Give `values`, to the last bit, whose gradient goes to `source` of the same shape instead.
+
+    Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
+    """
+    result: Tensor = _StraightThrough.apply(values, source)
+    return result
 
 
 def to_vectors(x: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast, overload
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.quantizers.base import Losses, Quantizer
+from vqtok.quantizers.base import Losses, Quantizer, QuantizerOutput, straight_through
 
 
 class _Composition(Quantizer):
@@ -25,18 +25,12 @@ class _Composition(Quantizer):
     def ready(self) -> bool:
         return all(part.ready for part in self.parts)
 
-    @overload
-    def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]: ...
+    def codebooks(self) -> list[Tensor]:
+        return [vectors for part in self.parts for vectors in part.codebooks()]
 
-    @overload
-    def _with_codes(self, codes: Tensor | None) -> Iterator[tuple[Quantizer, Tensor | None]]: ...
-
-    def _with_codes(self, codes: Tensor | None) -> Iterator[tuple[Quantizer, Tensor | None]]:
+    def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """Yield each part with its codes; where `codes` is a prefix, only the parts that it reaches."""
         for part in self.parts:
-            if codes is None:
-                yield part, None
-                continue
             own, codes = codes[..., : part.num_codebooks], codes[..., part.num_codebooks :]
             if own.shape[-1]:
                 yield part, own
@@ -73,14 +67,25 @@ class Residual(_Composition):
             total = part.lookup(own) + total
         return total
 
-    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
-        lengths = self._prefix_lengths(z)
+    def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
+        whole, lengths = z, self._prefix_lengths(z)
+        outputs: list[QuantizerOutput] = []
         total = torch.zeros(())
-        for depth, (part, own) in enumerate(self._with_codes(codes)):
-            quantized = part.straight_through(z, own)
+        for depth, part in enumerate(self.parts):
+            output = part.quantize(z, source)
+            outputs.append(output)
+            total = total + (output.quantized if lengths is None else output.quantized * (lengths > depth))
             # The residual keeps its graph: for lookup kinds its gradient is 1 - 1 = 0; only the first counts.
-            z = z - quantized
-            total = (quantized if lengths is None else quantized * (lengths > depth)) + total
+            source = source - output.quantized
+            z = straight_through(source.detach(), whole)
+        codes = torch.cat([output.codes for output in outputs], dim=-1)
+        return QuantizerOutput(total, codes, _average([output.losses for output in outputs]))
+
+    def relax(self, z: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for part in self.parts:
+            relaxed = part.relax(z)
+            z, total = z - relaxed, total + relaxed
         return total
 
     def _prefix_lengths(self, z: Tensor) -> Tensor | None:
@@ -92,23 +97,10 @@ class Residual(_Composition):
         drawn = (full ** torch.rand(batch)).long().clamp(max=full)
         return torch.where(short, drawn, full).view(-1, 1, 1).to(z.device)
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        losses = []
-        for part, own in self._with_codes(codes):
-            losses.append(part.losses(z, own))
-            z = z - part.lookup(own).detach()
-        return _average(losses)
-
     def prepare(self, z: Tensor) -> None:
         for part in self.parts:
             part.prepare(z)
             z = z - part.lookup(part.assign(z))
-
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        for part, own in self._with_codes(codes):
-            quantized = part.lookup(own)
-            part.update(z, own)
-            z = z - quantized
 
 
 class Grouped(_Composition):
@@ -129,25 +121,20 @@ class Grouped(_Composition):
         known = torch.cat([part.lookup(own) for part, own in self._with_codes(codes)], dim=-1)
         return F.pad(known, (0, self.dim - known.shape[-1]))
 
-    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
-        slices = zip(self._with_codes(codes), z.split(self._dims, dim=-1), strict=False)
-        known = torch.cat([part.straight_through(own, c) for (part, c), own in slices], dim=-1)
-        return F.pad(known, (0, self.dim - known.shape[-1]))
+    def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
+        slices = zip(self.parts, z.split(self._dims, dim=-1), source.split(self._dims, dim=-1), strict=True)
+        outputs = [part.quantize(*own) for part, *own in slices]
+        quantized = torch.cat([output.quantized for output in outputs], dim=-1)
+        codes = torch.cat([output.codes for output in outputs], dim=-1)
+        return QuantizerOutput(quantized, codes, _average([output.losses for output in outputs]))
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        return _average([part.losses(own, c) for part, own, c in self._slices(z, codes)])
+    def relax(self, z: Tensor) -> Tensor:
+        slices = zip(self.parts, z.split(self._dims, dim=-1), strict=True)
+        return torch.cat([part.relax(own) for part, own in slices], dim=-1)
 
     def prepare(self, z: Tensor) -> None:
         for part, own in zip(self.parts, z.split(self._dims, dim=-1), strict=True):
             part.prepare(own)
-
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        for part, own, c in self._slices(z, codes):
-            part.update(own, c)
-
-    def _slices(self, z: Tensor, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor, Tensor]]:
-        for (part, c), own in zip(self._with_codes(codes), z.split(self._dims, dim=-1), strict=True):
-            yield part, own, c
 
 
 class Projected(Quantizer):
@@ -170,11 +157,15 @@ class Projected(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.project_out(self.inner.lookup(codes))
 
-    def straight_through(self, z: Tensor, codes: Tensor | None) -> Tensor:
-        return self.project_out(self.inner.straight_through(self.project_in(z), codes))
+    def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
+        inner = self.inner.quantize(self.project_in(z), self.project_in(source))
+        return inner._replace(quantized=self.project_out(inner.quantized))
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        return self.inner.losses(self.project_in(z), codes)
+    def codebooks(self) -> list[Tensor]:
+        return self.inner.codebooks()
+
+    def relax(self, z: Tensor) -> Tensor:
+        return self.project_out(self.inner.relax(self.project_in(z)))
 
     @property
     def ready(self) -> bool:
@@ -182,9 +173,6 @@ class Projected(Quantizer):
 
     def prepare(self, z: Tensor) -> None:
         self.inner.prepare(self.project_in(z))
-
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        self.inner.update(self.project_in(z), codes)
 
 
 def _average(losses: Sequence[Losses]) -> Losses:

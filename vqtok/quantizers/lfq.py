@@ -42,7 +42,7 @@ class LFQ(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return ((codes // self.places % 2) * 2 - 1) * self.scale
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
+    def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
         bounded = self.bound(z)
         # Squared distances to +scale and -scale differ by 4 * scale * z: a logistic per bit.
         logits = (4 * self.scale * self.inverse_temperature * bounded).flatten(0, 1)
@@ -51,7 +51,7 @@ class LFQ(Quantizer):
         groups = torch.split(ones, JOINT_BITS, dim=-1)
         diversity = torch.stack([_joint_entropy(group) for group in groups]).sum()
         return {
-            "commitment": F.mse_loss(bounded, self.lookup(codes)),
+            "commitment": F.mse_loss(bounded, quantized),
             "entropy": decisiveness - diversity,
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from vqtok.quantizers.base import Losses, Quantizer
 from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
+from vqtok.quantizers.processes import add_up, from_first
 
 
 class VQ(Quantizer):
@@ -32,6 +35,10 @@ class VQ(Quantizer):
 
     statistics = ("initialised", "counts", "sums")
     """Buffers that only training needs."""
+    frozen = False
+    """Whether training leaves the codebook as it is."""
+    waiting: list[tuple[Tensor, Tensor]] | None = None
+    """Vectors and codes to learn from later, inside `one_update`."""
 
     codebook: Tensor
     initialised: Tensor
@@ -71,11 +78,11 @@ class VQ(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[..., 0], self._normalise(self.codebook))
 
-    def losses(self, z: Tensor, codes: Tensor) -> Losses:
-        vectors, quantized = self._normalise(z), self.lookup(codes)
-        losses = {"commitment": F.mse_loss(vectors, quantized.detach())}
+    def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
+        vectors = self._normalise(z)
+        losses = {"commitment": F.mse_loss(vectors, quantized)}
         if self.learning == "gradient":
-            losses["codebook"] = F.mse_loss(quantized, vectors.detach())
+            losses["codebook"] = F.mse_loss(self.lookup(codes), vectors.detach())
         return losses
 
     @property
@@ -83,17 +90,23 @@ class VQ(Quantizer):
         return bool(self.initialised)
 
     def prepare(self, z: Tensor) -> None:
-        if self.ready:
-            return
         vectors = self._normalise(z.flatten(0, 1))
+        if self.ready or not vectors.isfinite().all():
+            return  # The next batch may be better.
         centres, counts = kmeans(vectors, *self.codebook_sizes)
         # Shares as if spread over one batch of one vector a code: the first updates then count for something.
         self._set(slice(None), centres, (counts + 1) / (counts + 1).mean())
         self.initialised.fill_(True)
 
     def update(self, z: Tensor, codes: Tensor) -> None:
-        vectors = self._normalise(z.flatten(0, 1))
-        counts, sums = cluster_sums(vectors, codes.flatten(), *self.codebook_sizes)
+        if self.waiting is not None:
+            self.waiting.append((z, codes))
+        elif not self.frozen:
+            self._learn(self._normalise(z.flatten(0, 1)), codes.flatten())
+
+    @torch.no_grad()
+    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
+        counts, sums = map(add_up, cluster_sums(vectors, codes, *self.codebook_sizes))
         if not sums.sum().isfinite():
             return  # One bad batch must not spoil the running means for good.
         # In units of uniform use, so that counts, restarts and decay do not depend on the batch.
@@ -104,7 +117,7 @@ class VQ(Quantizer):
             self.codebook.copy_(self._normalise(self.sums / self.counts.clamp(min=1e-6)[:, None]))
         dead = self.counts < self.restart_below
         if dead.any():
-            self._set(dead, pick(vectors, int(dead.sum())), torch.ones(()))
+            self._set(dead, from_first(pick(vectors, int(dead.sum()))), torch.ones(()))
 
     def reset_statistics(self) -> None:
         """Take the codebook as trained, and all its codes as equally used."""
@@ -116,3 +129,20 @@ class VQ(Quantizer):
         self.codebook.data[rows] = vectors
         self.counts[rows] = counts.to(self.counts)
         self.sums[rows] = vectors * self.counts[rows, None]
+
+
+@contextmanager
+def one_update(module: nn.Module) -> Iterator[None]:
+    """Let codebooks learn once, at the end, from all that passes meanwhile: the parts of a batch count as one."""
+    codebooks = [part for part in module.modules() if isinstance(part, VQ)]
+    for codebook in codebooks:
+        codebook.waiting = []
+    try:
+        yield
+    finally:
+        gathered = [codebook.waiting or [] for codebook in codebooks]
+        for codebook in codebooks:
+            codebook.waiting = None
+    for codebook, batches in zip(codebooks, gathered, strict=True):
+        if batches:
+            codebook.update(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))

@@ -13,6 +13,7 @@ Source: Duda 2013, "Asymmetric numeral systems", section 3; Giesen 2014, "Interl
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
@@ -28,10 +29,9 @@ LANES_FROM = 1 << 16
 _LOW = 1 << 24
 _STATE_BYTES = 4
 _LIMIT_SHIFT = 32 - FREQUENCY_BITS
+_FOREIGN = "codes were not coded with these frequencies: give the model that made them"
 _UNBOUNDED_ROWS = 2
 """Rows at the start of coding after which no state can have outgrown 2^28: they need no byte handed over."""
-
-_FOREIGN = "codes were not coded with this entropy table: give the model that made them"
 
 
 def encode(codes: NDArray[np.int32], frequencies: NDArray[np.integer]) -> bytes:
@@ -70,16 +70,7 @@ def push(stream: bytes, codes: NDArray[np.int32], frequencies: NDArray[np.intege
     One state goes through all of them, so that nothing is spent on where one ends and the next begins.
     """
     frequency, start = _intervals(frequencies)
-    state = int.from_bytes(stream[:_STATE_BYTES])
-    backwards = bytearray()
-    codes = codes[::-1]
-    for f, s in zip(frequency[codes].tolist(), start[codes].tolist(), strict=True):
-        limit = f << _LIMIT_SHIFT
-        while state >= limit:
-            backwards.append(state & 0xFF)
-            state >>= 8
-        state += state // f * (TOTAL - f) + s
-    return _minimal(state) + bytes(reversed(backwards)) + stream[_STATE_BYTES:]
+    return encode_intervals(frequency[codes], start[codes], stream)
 
 
 def pop(stream: bytes, frequencies: NDArray[np.integer], count: int) -> tuple[NDArray[np.int32], bytes]:
@@ -125,6 +116,60 @@ def _slots(
     frequency, start = _intervals(frequencies)
     code = np.repeat(np.arange(frequency.size, dtype=np.int32), frequency)
     return code, frequency[code], np.arange(TOTAL, dtype=np.uint32) - start[code]
+
+
+def encode_intervals(frequency: NDArray[np.integer], start: NDArray[np.integer], stream: bytes = b"") -> bytes:
+    """Encode symbols, each by the frequency it has where it stands and the sum of those of the symbols below it.
+
+    Args:
+        stream: What they are encoded on top of.
+    """
+    state = int.from_bytes(stream[:_STATE_BYTES])
+    backwards = bytearray()
+    for f, s in zip(frequency[::-1].tolist(), start[::-1].tolist(), strict=True):
+        limit = f << _LIMIT_SHIFT
+        while state >= limit:
+            backwards.append(state & 0xFF)
+            state >>= 8
+        state += state // f * (TOTAL - f) + s
+    return _minimal(state) + bytes(reversed(backwards)) + stream[_STATE_BYTES:]
+
+
+class IntervalDecoder:
+    """Decode symbols whose frequencies change from one to the next.
+
+    Raises:
+        CorruptFileError: where the stream proves not to be one of theirs.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if data.startswith(b"\0"):  # a state is never written with a leading zero
+            raise CorruptFileError(_FOREIGN)
+        self._data, self._state, self._position = data, 0, 0
+
+    def take(self, cumulative: NDArray[np.uint16]) -> NDArray[np.int64]:
+        """Decode one symbol a row of cumulative frequencies `(n, symbols + 1)`, each from 0 to 2^14."""
+        count, width = cumulative.shape
+        bounds = cumulative.ravel().data  # quicker to index than an array
+        data, state, position, end = self._data, self._state, self._position, len(self._data)
+        found = []
+        for row in range(0, count * width, width):
+            while state < _LOW and position < end:
+                state = state << 8 | data[position]
+                position += 1
+            slot = state & (TOTAL - 1)
+            above = bisect.bisect_right(bounds, slot, row, row + width)
+            start = bounds[above - 1]
+            found.append(above)
+            state = (bounds[above] - start) * (state >> FREQUENCY_BITS) + slot - start
+        self._state, self._position = state, position
+        symbols: NDArray[np.int64] = np.array(found, np.int64) - (np.arange(count) * width + 1)
+        return symbols
+
+    def finish(self) -> None:
+        """Check that the stream ends here."""
+        if self._state or self._position < len(self._data):
+            raise CorruptFileError(_FOREIGN)
 
 
 def _rows(count: int) -> tuple[int, list[slice]]:

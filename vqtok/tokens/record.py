@@ -20,7 +20,7 @@
              v  varints: first number of the size, or all of it; with bit 4, the grid
              v  optional metadata: varint length, UTF-8 JSON object
              v  varint: how many bytes the payload is shorter than packed codes are
-             n  payload: one stream of all codebooks, coarse first
+             n  payload: all codebooks, coarse first, as `vqtok.tokens.vqt.dump_joint` joins them
              4  CRC-32 of the record
 
 Little-endian; varints as in `vqtok.tokens.header`.

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from vqtok.errors import CorruptFileError
 from vqtok.files import naming
 from vqtok.tokens.grid import Tokens
+from vqtok.tokens.header import Modality
 from vqtok.tokens.index import GROUP, HASH_BYTES, SALVAGE, key_hash, map_file, parse_index, walk
 from vqtok.tokens.record import Record, parse_record, parse_shard_header
-from vqtok.tokens.vqt import Tables, load_joint
+from vqtok.tokens.vqt import NO_MODEL, EntropyModel, load_joint
 
 
 class Shard(Mapping[str, Tokens]):
@@ -27,7 +28,7 @@ class Shard(Mapping[str, Tokens]):
     keys in the order of the file.
 
     Args:
-        find_tables: Gives the entropy tables of the model with an identity; without it only bit-packed items are read.
+        model_of: Gives the entropy model of the model with an identity; without it only bit-packed items are read.
 
     Raises:
         CorruptFileError: no shard, or one that is cut off or whose index is damaged; later, an item that is damaged.
@@ -35,13 +36,17 @@ class Shard(Mapping[str, Tokens]):
         MediaError: the file cannot be read.
     """
 
-    def __init__(self, path: str | Path, find_tables: Callable[[bytes], Tables] | None = None) -> None:
+    def __init__(self, path: str | Path, model_of: Callable[[bytes], EntropyModel] | None = None) -> None:
         self.path = Path(path)
-        self._find_tables = find_tables
+        self._model_of = model_of
         self._data = map_file(self.path)
         with naming(self.path):
             self.header, self._start = parse_shard_header(self._data)
             self._index = parse_index(self._data, self._start)
+
+    @property
+    def modality(self) -> Modality:
+        return self.header.modality
 
     def __len__(self) -> int:
         return self._index.num_items
@@ -83,12 +88,12 @@ class Shard(Mapping[str, Tokens]):
         """Read the tokens of an item, of all codebooks or the first `num_codebooks`.
 
         Raises:
-            ModelError: tables are needed and missing, or are those of another model.
+            ModelError: the entropy model is needed and missing, or is that of another model.
             UsageError: the shard has fewer codebooks than asked for.
         """
         with naming(f"{self.path}: {record.key}"):
-            tables = self._tables if record.coder != "packed" else None
-            return load_joint(record.header(self.header), record.payload_of(self._data), tables, num_codebooks)
+            model = self._entropy_model if record.coder != "packed" else NO_MODEL
+            return load_joint(record.header(self.header), record.payload_of(self._data), model, num_codebooks)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -102,11 +107,11 @@ class Shard(Mapping[str, Tokens]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shard, (self.path, self._find_tables)  # What workers of a data loader get opens the file anew.
+        return Shard, (self.path, self._model_of)  # What workers of a data loader get opens the file anew.
 
     @cached_property
-    def _tables(self) -> Tables | None:
-        return self._find_tables(self.header.model) if self._find_tables else None
+    def _entropy_model(self) -> EntropyModel:
+        return self._model_of(self.header.model) if self._model_of else NO_MODEL
 
     @cached_property
     def _offsets(self) -> NDArray[np.uint64]:

@@ -27,7 +27,7 @@ from vqtok.tokens.index import (
     walk,
 )
 from vqtok.tokens.record import Buffer, Record, ShardHeader, pack_record, parse_record, parse_shard_header
-from vqtok.tokens.vqt import Tables, dump_joint
+from vqtok.tokens.vqt import NO_MODEL, ChosenCoder, EntropyModel, dump_joint
 
 
 class ShardWriter:
@@ -64,11 +64,13 @@ class ShardWriter:
         file.seek(writer._end)
         return writer
 
-    def add(self, key: str, tokens: Tokens, tables: Tables | None = None) -> Header:
+    def add(
+        self, key: str, tokens: Tokens, entropy_model: EntropyModel = NO_MODEL, coder: ChosenCoder = "auto"
+    ) -> Header:
         """Write tokens under a key.
 
         Args:
-            tables: Of the model that made the tokens.
+            entropy_model, coder: As `dump_joint` takes them.
 
         Returns:
             What a token file of this item alone would say.
@@ -76,6 +78,7 @@ class ShardWriter:
         Raises:
             UsageError: a key that is there already, or tokens unlike those before.
             WrongModelError: tokens of another model than those before.
+            ModelError: the entropy model lacks what the coder needs.
             ValueError: a key that is empty or too long, or metadata that is no JSON or longer than 64 KiB.
         """
         model_rate = self._model_rate if tokens.modality == "audio" else 0
@@ -83,7 +86,7 @@ class ShardWriter:
             tokens.modality, tokens.model, tokens.codebook_sizes, tokens.stride, tokens.size[1:], model_rate
         )
         header = self._fitting(key, like)
-        coder, payload = dump_joint(tokens, tables)
+        coder, payload = dump_joint(tokens, entropy_model, coder)
         record = pack_record(header, key, coder, tokens.size, tokens.grid, tokens.metadata, payload)
         self._write(header, key, record)
         return parse_record(header, record, 0, len(record), check=False).header(header)
@@ -151,7 +154,7 @@ class ShardWriter:
 def write_shard(
     path: str | Path,
     items: Iterable[tuple[str, Tokens]],
-    tables: Tables | None = None,
+    entropy_model: EntropyModel = NO_MODEL,
     *,
     model_rate: int = 0,
     overwrite: bool = False,
@@ -159,7 +162,7 @@ def write_shard(
     """Write tokens and their keys to a shard.
 
     Args:
-        tables: Of the model that made the tokens: `entropy_tables` of what `load_model` gives.
+        entropy_model: Of the model that made the tokens: `entropy_model` of what `load_model` gives.
         model_rate: As `ShardWriter` takes it.
 
     Raises:
@@ -169,7 +172,7 @@ def write_shard(
     with _new_file(Path(path), overwrite) as file:
         writer = ShardWriter(file, model_rate)
         for key, tokens in items:
-            writer.add(key, tokens, tables)
+            writer.add(key, tokens, entropy_model)
         writer.finish()
 
 

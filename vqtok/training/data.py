@@ -53,9 +53,11 @@ class Item:
 
 def find_files(folder: Path) -> list[Path]:
     """List all files below a folder in a stable order, but not what training itself wrote to run folders."""
-    return sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parent.suffix != RUN_SUFFIX
-    )
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _in_run_folder(path.relative_to(folder)))
+
+
+def _in_run_folder(path: Path) -> bool:
+    return any(parent.suffix == RUN_SUFFIX for parent in path.parents)
 
 
 def find_items(folder: Path, modality: str) -> list[Item]:
@@ -171,35 +173,41 @@ def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 class BatchLoader:
     """Cut random crops ahead of the training step, in threads.
 
-    A batch depends on the seed and its step alone, so that a resumed run sees what an undisturbed one would.
+    A crop depends on the seed, its step and its place in the batch alone: a resumed run sees what an undisturbed one
+    would, and several processes see together what one would.
+
+    Args:
+        first: Place of the first crop in the batch of all processes.
 
     Raises:
         UsageError: crops that are no multiple of the stride.
     """
 
-    def __init__(self, config: Config, items: Sequence[Item], cache: MediaCache, seed: int) -> None:
+    def __init__(self, config: Config, items: Sequence[Item], cache: MediaCache, seed: int, first: int = 0) -> None:
         stride = math.prod(config.model.network.strides)
         if config.model.modality == "image" and config.data.crop_pixels % stride:
             raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
-        self.config, self.items, self.cache, self.seed = config, items, cache, seed
+        self.config, self.items, self.cache, self.seed, self.first = config, items, cache, seed, first
         weights = np.array([item.weight for item in items])
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def batch(self, step: int) -> NDArray[np.float32]:
         """Give the crops of a step: float32 `(batch, channels, *crop)`."""
-        rng = np.random.default_rng([self.seed, step])
-        modality = self.config.model.modality
-        cut = self._cut_image if modality == "image" else self._cut_audio
-        crops: list[NDArray[np.integer[Any]]] = []
-        while len(crops) < self.config.train.batch_size:
+        places = range(self.first, self.first + self.config.train.batch_size)
+        crops = [self._crop(np.random.default_rng([self.seed, step, place])) for place in places]
+        _, scale, offset = FULL_SCALE[self.config.model.modality]
+        return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
+
+    def _crop(self, rng: np.random.Generator) -> NDArray[np.integer[Any]]:
+        """Draw items until one can be read, and cut it."""
+        cut = self._cut_image if self.config.model.modality == "image" else self._cut_audio
+        while True:
             index = int(np.searchsorted(self._cumulative, rng.random()))
             stored = self.cache.get(self.items[min(index, len(self.items) - 1)])
             if stored is not None:
-                crops.append(cut(stored, rng))
-            elif all(item.name in self.cache.unreadable for item in self.items):
+                return cut(stored, rng)
+            if all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
-        _, scale, offset = FULL_SCALE[modality]
-        return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
     def _cut_image(self, picture: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = self.config.data.crop_pixels

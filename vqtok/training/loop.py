@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,37 +20,30 @@ from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks import scale_to_data
+from vqtok.quantizers import one_update
+from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.data import BatchLoader
+from vqtok.training.distributed import (
+    average_gradients,
+    decided_by_first,
+    gather,
+    largest,
+    rank,
+    synchronise,
+    world_size,
+)
 from vqtok.training.interrupt import HeldBackInterrupt
-from vqtok.training.monitor import CodebookWindow, RunningMeans, append_metrics
+from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
+from vqtok.training.start import autocast, autocast_dtype, channels_last, make_model, start_codebooks
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
-from vqtok.training.validation import Validation, validate
-
-logger = logging.getLogger(__name__)
+from vqtok.training.tensorboard import TensorBoard
+from vqtok.training.validation import Validation, is_due, validate
 
 LOG_STEPS = 20
 CHECKPOINT_SECONDS = 300
-MAX_BAD_STEPS = 20
-VALIDATION_SHARE = 0.1
-"""Of the time, in runs by the clock: on a slow machine validations would leave none to train."""
-KMEANS_VECTORS = 32_768
-"""Latents the k-means start looks at."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a progress display shows of one step."""
-
-    step: int
-    fraction: float
-    seconds: float
-    items_per_second: float
-    waiting: float
-    """Share of the time spent waiting for data."""
-    losses: dict[str, float]
-    codebooks: dict[str, list[float]]
-    validation: Validation | None = None
+MAX_BAD_STEPS, MAX_ROLLBACKS = 20, 3
+"""Steps in a row without a finite gradient before the run goes back to its last checkpoint; how often it may."""
 
 
 @dataclass
@@ -68,6 +59,9 @@ class Trainer:
         budget: When to end.
         seed: Of the initial weights, the batches and the random prefixes.
         on_progress: Called every few steps and after each validation.
+        on_regression: Called when validation has got worse for a while; does what can be done, and says what.
+        tensorboard: Where to write what `metrics.jsonl` gets, too.
+        initial: A trained model to start from, of the same architecture.
     """
 
     config: Config
@@ -78,27 +72,41 @@ class Trainer:
     budget: Budget
     seed: int = 0
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_regression: Callable[[], str] = lambda: ""
+    tensorboard: TensorBoard | None = None
+    initial: VQModel | None = None
     step: int = 0
     seconds: float = 0.0
     best_score: float = float("inf")
     bad_steps: int = 0
-    alarms: list[str] = field(default_factory=list)
+    learning_rate_scale: float = 1.0
+    _started: bool = False
     _means: RunningMeans = field(default_factory=RunningMeans)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        self.model: VQModel = VQModel(self.config.model).to(self.device)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = make_model(self.config, self.device, self.initial)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
         self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate)
         self.optimizer = make_optimizer(self.model, self.config.train)
         self.window = CodebookWindow(self.model.codebook_sizes)
+        self.alarms = Alarms(self.folder)
+        self.regression = RegressionWatch()
         self.precision = autocast_dtype(self.config.train.precision, self.device)
+
+    @property
+    def parent(self) -> str | None:
+        """Identity of the model that training started from."""
+        return self.initial.identity.hex() if self.initial is not None else None
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"model": self.model, "average": self.average, "best": self.best}
+
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder.
@@ -107,22 +115,35 @@ class Trainer:
             TrainingError: there is none. UsageError: the run was started with other settings.
         """
         tensors, facts = read_checkpoint(self.folder)
-        if (from_dict(Config, facts["config"]), facts["seed"]) != (self.config, self.seed):
+        found = from_dict(Config, facts["config"]), facts["seed"], facts["parent"]
+        if found != (self.config, self.seed, self.parent):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
-        restore(tensors, self._modules, self.optimizer)
+        restore(tensors, self._modules, self._optimizers)
+        self.window.load(tensors["window"].to(self.device))
         self.step, self.seconds = facts["step"], facts["seconds"]
-        self.best_score, self.alarms = facts["best_score"], facts["alarms"]
+        self.best_score, self.bad_steps = facts["best_score"], facts["bad_steps"]
+        self.learning_rate_scale = facts["learning_rate_scale"]
+        self.alarms = Alarms(self.folder, facts["alarms"])
+        self.regression = RegressionWatch(**facts["regression"])
+        cut_metrics(self.folder, self.step)
+        self._started = True
 
     def checkpoint(self) -> None:
+        if rank() != 0:
+            return
         facts = {
             "config": self.config.to_dict(),
             "seed": self.seed,
+            "parent": self.parent,
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
-            "alarms": self.alarms,
+            "bad_steps": self.bad_steps,
+            "learning_rate_scale": self.learning_rate_scale,
+            "alarms": self.alarms.kinds,
+            "regression": self.regression.state,
         }
-        save_checkpoint(self.folder, self._modules, self.optimizer, facts)
+        save_checkpoint(self.folder, self._modules, self._optimizers, self.window.state(), facts)
 
     def run(self) -> VQModel:
         """Train until the budget is spent and return the best averaged model.
@@ -132,7 +153,11 @@ class Trainer:
             TrainingError: the loss diverged, or the budget ended before the codebooks had learnt.
         """
         with contextlib.closing(self.loader.batches(self.step)) as batches, HeldBackInterrupt() as interrupt:
-            self._run(batches, interrupt)
+            try:
+                self._run(batches, interrupt)
+            finally:
+                if self.tensorboard:
+                    self.tensorboard.close()
         if math.isinf(self.best_score):
             raise TrainingError(
                 f"step {self.step}: ended before a quantised model was validated; give more than "
@@ -142,10 +167,8 @@ class Trainer:
 
     def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
         last_checkpoint = started = time.monotonic()
-        if self.step == 0:
-            x = torch.from_numpy(self.loader.batch(0)).to(self.device)
-            scale_to_data(self.model.encoder, self.model.decoder, x)
-            self.average.load_state_dict(self.model.state_dict())
+        if not self._started:
+            self._start()
         before, waited, validating, first_step = self.seconds, 0.0, 0.0, self.step
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
@@ -153,11 +176,14 @@ class Trainer:
             waited += time.monotonic() - ready
             losses = self._train_step(x, fraction)
             self.step += 1
-            self.seconds = before + time.monotonic() - started
+            now = time.monotonic()
+            self.seconds, share, asked = largest(before + now - started, validating / (now - started), interrupt.asked)
             self._means.add(losses)
-            fraction_before, fraction = fraction, self.budget.progress(self.step, self.seconds)
+            if self.step % LOG_STEPS == 0:
+                self._restart_collapsed()
+            before_step, fraction = fraction, self.budget.progress(self.step, self.seconds)
             validation = None
-            if self._is_validation_due(fraction_before, fraction, validating / (time.monotonic() - started)):
+            if is_due(self.config.train, self.step, before_step, fraction, share if self.budget.minutes else 0.0):
                 since = time.monotonic()
                 validation = self._validate()
                 validating += time.monotonic() - since
@@ -165,92 +191,125 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 self._report(
                     fraction,
-                    (self.step - first_step) * len(x) / elapsed,
+                    (self.step - first_step) * len(x) * world_size() / elapsed,
                     waited / elapsed,
                     validation,
                 )
-            if validation or interrupt.asked or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+            due = validation or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS
+            # While no step succeeds, the checkpoint before may be the better state to go back to.
+            if (due and not self.bad_steps) or asked or fraction >= 1:
                 self.checkpoint()
                 last_checkpoint = time.monotonic()
-            if interrupt.asked:
+            if asked:
                 raise KeyboardInterrupt
+
+    def _start(self) -> None:
+        self._started = True
+        if self.initial is None:
+            x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
+            scale_to_data(self.model.encoder, self.model.decoder, x)
+            synchronise(self.model)
+            self.average.load_state_dict(self.model.state_dict())
+        elif self.model.quantizer.ready:
+            # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
+            validation = self._run_validation()
+            self.regression.check(validation)
+            self._report(0.0, 0.0, 0.0, validation)
+        self.checkpoint()  # From now on there is one to go back to.
 
     def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
         config = self.config.train
         # Every random choice of a step follows from its number, so that a resumed run makes the same ones.
-        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.seed * 1_000_003 + self.step + (rank() << 53))
         warm = self.step < config.continuous_steps
-        if self.step == config.continuous_steps:
+        if not warm and not self.model.quantizer.ready:
             self._start_codebooks()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * learning_rate(config, self.step, fraction)
+            group["lr"] = group["scale"] * self.learning_rate_scale * learning_rate(config, self.step, fraction)
         self.model.train()
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-            x_hat, output = self.model(_channels_last(x), quantize=not warm)
-        losses = self.reconstruction(x, x_hat.float())
-        if output is not None:
-            losses |= output.losses
-            self.window.add(output.codes)
-        total = sum((getattr(self.config.loss, name) * loss for name, loss in losses.items()), x.new_zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with one_update(self.model.quantizer):
+            found = [self._backward(part, warm, len(part) / len(x)) for part in x.chunk(config.accumulate)]
+        if not warm:
+            self.window.add(torch.cat([codes for _, codes in found if codes is not None]))
+        losses = {name: sum(part[name] for part, _ in found) for name in found[0][0]}
+        average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if torch.isfinite(norm):
             self.bad_steps = 0
             self.optimizer.step()
             update_average(self.average, self.model, config.average_decay, self.step)
-        else:
-            self._skip_step()
-        return {name: loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
+        figures = losses | {"gradient_norm": norm.item()}
+        if not math.isfinite(figures["gradient_norm"]):
+            self._skip_step(losses)
+        return figures
 
-    def _skip_step(self) -> None:
+    def _backward(self, x: Tensor, warm: bool, weight: float) -> tuple[dict[str, float], Tensor | None]:
+        """Add the gradient of a part of a batch, whose losses count by `weight`; give those losses and the codes."""
+        with autocast(x.device, self.precision):
+            x_hat, output = self.model(channels_last(x), quantize=not warm)
+        losses = self.reconstruction(x, x_hat.float())
+        if output is not None:
+            losses |= output.losses
+        total = sum((getattr(self.config.loss, name) * loss for name, loss in losses.items()), x.new_zeros(()))
+        (weight * total).backward()
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        figures = {name: weight * value for name, value in zip(losses, values, strict=True)}
+        return figures, None if output is None else output.codes
+
+    def _skip_step(self, losses: dict[str, float]) -> None:
         self.bad_steps += 1
-        self._alarm(f"step {self.step}: the gradient is not finite; the step is skipped")
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise TrainingError(
-                f"{MAX_BAD_STEPS} steps in a row gave no finite gradient; lower train.learning_rate, "
-                "or set train.precision=float32"
-            )
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        what = f"the loss {', '.join(bad)}" if bad else "the gradient"
+        self.alarms.add("not finite", self.step, f"{what} is not finite; the step is skipped")
+        if self.bad_steps == MAX_BAD_STEPS:
+            self._roll_back()
 
-    def _alarm(self, message: str) -> None:
-        """Say it now, in the log and in `metrics.jsonl`, and again in the model card."""
-        logger.warning(message)
-        self.alarms.append(message)
-        append_metrics(self.folder, {"alarm": message})
+    def _roll_back(self) -> None:
+        """Go on from the state of the last checkpoint, on other data and with half the learning rate."""
+        failed = f"{MAX_BAD_STEPS} steps in a row gave no finite gradient"
+        if self.alarms.count("rollback") == MAX_ROLLBACKS:
+            raise TrainingError(f"{failed}; lower train.learning_rate, or set train.precision=float32")
+        tensors, facts = read_checkpoint(self.folder)
+        modules = {name: module for name, module in self._modules.items() if name != "best"}
+        restore(tensors, modules, self._optimizers)
+        self.window.load(tensors["window"].to(self.device))
+        self.learning_rate_scale /= 2
+        self.bad_steps = 0
+        self.alarms.add("rollback", self.step, f"{failed}; back to step {facts['step']} with half the learning rate")
 
-    @torch.no_grad()
     def _start_codebooks(self) -> None:
-        """Run k-means on the latents of enough batches, those of the steps to come."""
-        latents: list[Tensor] = []
-        count = 0
-        while count < KMEANS_VECTORS:
-            x = torch.from_numpy(self.loader.batch(self.step + len(latents))).to(self.device)
-            with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-                z = self.model.encoder(_channels_last(x)).float()
-            latents.append(z.movedim(1, -1).reshape(1, -1, z.shape[1]))
-            count += latents[-1].shape[1]
-        self.model.quantizer.prepare(torch.cat(latents, dim=1))
+        """Start those codebooks that have had no start, from the batches of the steps to come."""
+
+        def batch(index: int) -> Tensor:
+            return channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
+
+        start_codebooks(self.model, batch, self.precision)
         # The average of codebooks starts with them, not with the random ones before.
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
-    def _is_validation_due(self, before: float, after: float, share: float) -> bool:
-        """Tell whether a step that took the run's progress from `before` to `after` completes a part of it.
+    def _restart_collapsed(self) -> None:
+        found = decided_by_first(lambda: collapsed_codebooks(self.window))
+        if not found:
+            return
+        done = mark_for_restart(self.model.quantizer, found)
+        self.alarms.add("collapse", self.step, f"{describe_collapse(self.window, found)}; {done}")
+        self.window.clear()
 
-        Args:
-            share: Of the time spent on validation so far; in a run by the clock, a large one puts the next one off.
-        """
-        if self.step <= self.config.train.continuous_steps:
-            return False  # There are no codebooks yet.
-        count = self.config.train.validations
-        if int(after * count + 1e-9) == int(before * count + 1e-9):
-            return False
-        return after >= 1 or not self.budget.minutes or share < VALIDATION_SHARE
+    def _run_validation(self) -> Validation:
+        return decided_by_first(
+            lambda: validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+        )
 
     def _validate(self) -> Validation:
-        validation = validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
+        validation = self._run_validation()
         if validation.score < self.best_score:
             self.best_score = validation.score
             self.best.load_state_dict(self.average.state_dict())
+        worse = self.regression.check(validation)
+        if worse:
+            done = self.on_regression()
+            self.alarms.add("regression", self.step, f"{worse}; {done or 'the best model is kept'}")
         return validation
 
     def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None) -> None:
@@ -260,36 +319,13 @@ class Trainer:
             seconds=self.seconds,
             items_per_second=items_per_second,
             waiting=waiting,
+            learning_rate=max(group["lr"] for group in self.optimizer.param_groups),
             losses=self._means.take(),
             codebooks=self.window.summary(),
             validation=validation,
         )
-        values: dict[str, Any] = {
-            "step": self.step,
-            "fraction": round(fraction, 5),
-            "seconds": round(self.seconds, 1),
-            "items_per_second": round(items_per_second, 2),
-            "waiting": round(waiting, 4),
-            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
-            **progress.losses,
-            **progress.codebooks,
-        }
-        if validation:
-            values["validation"] = validation.to_dict()
-        append_metrics(self.folder, values)
+        row = progress.to_dict()
+        append_metrics(self.folder, row)
+        if self.tensorboard:
+            self.tensorboard.write(row, self.window)
         self.on_progress(progress)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Choose bfloat16 where the processor computes it in hardware, else float32."""
-    if precision == "auto":
-        hardware = {
-            "cpu": torch.cpu._is_avx512_bf16_supported,
-            "cuda": torch.cuda.is_bf16_supported,
-        }.get(device.type, lambda: False)
-        precision = "bfloat16" if hardware() else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -1,4 +1,4 @@
-"""What training says of itself: codebook use over a window, averaged losses, `metrics.jsonl`."""
+"""What training says of itself: progress, codebook use over a window, averaged losses, `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,50 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqtok.files import atomic_write
+from vqtok.training.distributed import rank
+from vqtok.training.validation import Validation
+
+METRICS_NAME = "metrics.jsonl"
 WINDOW_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display shows of one step."""
+
+    step: int
+    fraction: float
+    seconds: float
+    items_per_second: float
+    waiting: float
+    """Share of the time spent waiting for data."""
+    learning_rate: float
+    losses: dict[str, float]
+    codebooks: dict[str, list[float]]
+    """Usage and perplexity over the last steps, one entry a codebook."""
+    validation: Validation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the line for `metrics.jsonl`."""
+        values: dict[str, Any] = {
+            "step": self.step,
+            "fraction": round(self.fraction, 5),
+            "seconds": round(self.seconds, 1),
+            "items_per_second": round(self.items_per_second, 2),
+            "waiting": round(self.waiting, 4),
+            "learning_rate": self.learning_rate,
+            **self.losses,
+            **self.codebooks,
+        }
+        return values | ({"validation": self.validation.to_dict()} if self.validation else {})
 
 
 class CodebookWindow:
@@ -24,16 +61,38 @@ class CodebookWindow:
 
     def add(self, codes: Tensor) -> None:
         """Take in the codes `(batch, num_codebooks, *grid)` of a step."""
-        self._batches.append(codes.detach().cpu().movedim(1, 0).flatten(1).int())
+        self._batches.append(codes.detach().movedim(1, 0).flatten(1).int())
+
+    @property
+    def full(self) -> bool:
+        return len(self._batches) == WINDOW_STEPS
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of each codebook in the window."""
+        return sum(batch.shape[1] for batch in self._batches)
+
+    def clear(self) -> None:
+        self._batches.clear()
+
+    def state(self) -> Tensor:
+        """Give all that the window holds, `(steps, num_codebooks, tokens)`."""
+        return torch.stack(list(self._batches)) if self._batches else torch.zeros(0, dtype=torch.int32)
+
+    def load(self, state: Tensor) -> None:
+        self._batches = deque(state, maxlen=WINDOW_STEPS)
+
+    def codes(self) -> Tensor:
+        """Give the codes of the window `(num_codebooks, num_tokens)`."""
+        return torch.cat(list(self._batches), dim=1)
 
     def summary(self) -> dict[str, list[float]]:
         """Give usage (fraction of entries) and perplexity, one entry a codebook."""
         if not self._batches:
             return {}
-        codes = torch.cat(list(self._batches), dim=1)
         usage, perplexity = [], []
-        for plane, size in zip(codes, self.codebook_sizes, strict=True):
-            counts = torch.bincount(plane, minlength=size).double()
+        for plane, size in zip(self.codes(), self.codebook_sizes, strict=True):
+            counts = torch.bincount(plane, minlength=size).cpu().double()
             shares = counts / counts.sum()
             usage.append((counts > 0).double().mean().item())
             perplexity.append(torch.exp(-torch.xlogy(shares, shares).sum()).item())
@@ -59,5 +118,22 @@ class RunningMeans:
 
 def append_metrics(folder: Path, values: Mapping[str, Any]) -> None:
     """Append one JSON line to the run folder's `metrics.jsonl`."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    if rank() != 0:
+        return
+    with (folder / METRICS_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
+
+
+def cut_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after a step, which a resumed run writes again, and what a kill cut short."""
+    path = folder / METRICS_NAME
+    if rank() != 0 or not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line).get("step", 0) <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    atomic_write(path, "".join(kept).encode())

@@ -39,6 +39,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decay = 0.0 if parameter.ndim <= 1 or name.endswith("codebook") else config.weight_decay
         resampling = parameter not in in_blocks and not name.startswith("quantizer.")
         scale = config.resampling_scale if resampling else 1.0

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vqtok.codec import Codec, choose_device
-from vqtok.config import Config, load_preset
+from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
+from vqtok.models.card import read_card
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import decoding_state, save_model
+from vqtok.models.weights import decoding_state, load_model, save_model
+from vqtok.models.zoo import find_model
 from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.rans import TOTAL
 from vqtok.training.data import (
     BatchLoader,
     Item,
@@ -26,12 +31,19 @@ from vqtok.training.data import (
     split_items,
     validation_crops,
 )
+from vqtok.training.distributed import decided_by_first, joined, rank, world_size
 from vqtok.training.evaluation import evaluate
-from vqtok.training.loop import Progress, Trainer
+from vqtok.training.finetune import tuning_config
+from vqtok.training.loop import Trainer
+from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
+from vqtok.training.prior import learn_prior
 from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
+from vqtok.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
+
+MIN_PRIOR_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -49,15 +61,18 @@ def train(
     *,
     preset: str | None = None,
     settings: Sequence[str] = (),
+    init: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     resume: bool = False,
     force: bool = False,
+    tensorboard: bool = False,
     device: str = "auto",
     seed: int = 0,
     on_start: Callable[[Config, int, int, Path], None] = lambda config, training, held_out, run_folder: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_evaluate: Callable[[int, int], None] = lambda done, total: None,
+    on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
 ) -> TrainingResult:
     """Train a model on the images or sounds below a folder and write it to `output`.
 
@@ -66,11 +81,14 @@ def train(
     Args:
         preset: Name of a preset or path of a TOML file; by default `image` or `audio`, whichever the folder holds.
         settings: `path=value` changes to the preset.
+        init: A model to start from, by path or bundled name: its architecture, weights and codebooks, and without a
+            preset also its way of training.
         steps: Length of the run; with `minutes`, whichever ends first. By default that of the preset.
         resume: Go on from the run folder's last checkpoint.
         force: Overwrite the output and start the run folder anew.
+        tensorboard: Write TensorBoard files to the run folder, too.
         device: "auto", "cpu", "cuda" or "mps".
-        on_start, on_progress, on_evaluate: Called with what a display needs.
+        on_start, on_progress, on_evaluate, on_prior: Called with what a display needs.
 
     Raises:
         UsageError: settings that make no sense. TrainingError: nothing to train on, or divergence.
@@ -82,80 +100,170 @@ def train(
         raise UsageError(f"{folder}: not a folder of media to train on")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
-    preset = preset or default_preset(folder)
-    config = load_preset(preset, settings)
-    training_device = choose_device(device)
-    if not resume:
-        _refuse_existing(output, run_folder, force)
-    items = find_items(folder, config.model.modality)
-    if len(items) < 2:
-        raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
-    training, held_out = split_items(items, config.data.validation_fraction)
-    cache = MediaCache(config)
+    config, preset, initial = _set_up(folder, preset, settings, init)
+    with joined(choose_device(device)) as training_device:
+        if not resume:
+            _refuse_existing(output, run_folder, force)
+        items = find_items(folder, config.model.modality)
+        if len(items) < 2:
+            raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
+        training, held_out = split_items(items, config.data.validation_fraction)
+        cache = MediaCache(config)
+        trainer = Trainer(
+            config,
+            BatchLoader(config, training, cache, seed, first=rank() * config.train.batch_size),
+            _validation_sample(config, folder, held_out, cache),
+            run_folder,
+            training_device,
+            Budget(steps or (None if minutes else config.train.steps), minutes),
+            seed,
+            on_progress,
+            tensorboard=TensorBoard(run_folder) if tensorboard and rank() == 0 else None,
+            initial=initial,
+        )
+        if resume:
+            trainer.resume()
+        else:
+            decided_by_first(lambda: _start_folder(run_folder))
+        on_start(config, len(training), len(held_out), run_folder)
+        model = trainer.run()
+        facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
+        return decided_by_first(
+            lambda: finish(model, config, training, held_out, cache, output, facts, on_evaluate, on_prior)
+        )
+
+
+def _validation_sample(
+    config: Config, folder: Path, held_out: Sequence[Item], cache: MediaCache
+) -> list[tuple[str, NDArray[np.float32]]]:
     sample = held_out[:: max(1, len(held_out) // config.train.validation_items)][: config.train.validation_items]
     crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
     if not crops:
         raise TrainingError(f"{folder}: no held-out file can be used: all unreadable or smaller than the stride")
-    trainer = Trainer(
-        config,
-        BatchLoader(config, training, cache, seed),
-        crops,
-        run_folder,
-        training_device,
-        Budget(steps or (None if minutes else config.train.steps), minutes),
-        seed,
-        on_progress,
-    )
-    if resume:
-        trainer.resume()
-    else:
-        _start_folder(run_folder)
-    on_start(config, len(training), len(held_out), run_folder)
-    model = trainer.run()
+    return crops
+
+
+def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int, unreadable: int) -> dict[str, Any]:
+    """Give what the model card says of the training."""
     facts = {
         "preset": preset,
         "steps": trainer.step,
-        "items_seen": trainer.step * config.train.batch_size,
+        "items_seen": trainer.step * trainer.config.train.batch_size * world_size(),
         "hours": round(trainer.seconds / 3600, 3),
         "device": str(trainer.device.type),
         "precision": str(trainer.precision).removeprefix("torch."),
-        "seed": seed,
-        "files": len(training),
-        "held_out_files": len(held_out),
-        "unreadable_files": len(cache.unreadable),
-        "alarms": trainer.alarms,
+        "seed": trainer.seed,
+        "files": training,
+        "held_out_files": held_out,
+        "unreadable_files": unreadable,
+        "alarms": trainer.alarms.lines(),
     }
-    return finish(model, config, held_out, cache, output, facts, on_evaluate)
+    if world_size() > 1:
+        facts["processes"] = world_size()
+    if trainer.parent:
+        facts["parent"] = trainer.parent
+    return facts
+
+
+def _set_up(
+    folder: Path, preset: str | None, settings: Sequence[str], init: str | None
+) -> tuple[Config, str, VQModel | None]:
+    """Give the config, the name of its preset, and the model to start from."""
+    if init is None:
+        preset = preset or default_preset(folder)
+        config = load_preset(preset, settings)
+        if config.train.freeze or config.train.restart_codebook:
+            raise UsageError("train.freeze and train.restart_codebook are for a model to start from; give --init")
+        return config, preset, None
+    path = find_model(init)
+    card = read_card(path)
+    return tuning_config(card.config, preset, settings), preset or card.training.get("preset", ""), load_model(path)
 
 
 def finish(
     model: VQModel,
     config: Config,
+    training: Sequence[Item],
     held_out: Sequence[Item],
     cache: MediaCache,
     output: Path,
     facts: dict[str, Any],
     on_evaluate: Callable[[int, int], None],
+    on_prior: Callable[[int, int, float], None],
 ) -> TrainingResult:
-    """Round the weights as they are stored, evaluate that model, count its entropy tables, write the file."""
+    """Round the weights as they are stored, evaluate that model, count its tables, fit its prior, write the file."""
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
     for tensor in decoding_state(model).values():
         tensor.copy_(tensor.to(dtype))
     # The codec names the model in its tokens; this one has no name before its tables are counted.
     model.identity = bytes(32)
-    evaluation, statistics = evaluate(Codec(model), held_out, cache.read, on_evaluate)
+    codec = Codec(model)
+    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate)
     tables = {index: frequencies(counts) for index, counts in enumerate(statistics.counts)}
-    training = {**facts, "evaluation": evaluation}
+    # A short run gets a short prior, a trial run none.
+    steps = min(config.prior.fit_steps, facts["steps"] // 4)
+    prior = {}
+    if steps >= MIN_PRIOR_STEPS and max(model.codebook_sizes) <= TOTAL:
+        prior = learn_prior(codec, config, training, cache.read, steps, facts["seed"], on_prior)
+    summary = {**facts, "evaluation": evaluation}
     identity = save_model(
         output,
         model,
         config,
         entropy_tables={index: table for index, table in tables.items() if table is not None},
-        training=training,
+        prior=prior,
+        training=summary,
         dtype=dtype,
     )
-    return TrainingResult(output, identity.hex(), training)
+    return TrainingResult(output, identity.hex(), summary)
+
+
+def train_prior(
+    folder: str | Path,
+    output: str | Path,
+    init: str,
+    *,
+    settings: Sequence[str] = (),
+    force: bool = False,
+    seed: int = 0,
+    on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
+) -> TrainingResult:
+    """Fit a prior to what a model makes of a folder of media; the rest of the model stays as it is.
+
+    Args:
+        init: The model, by path or bundled name.
+        settings: `path=value` changes to `prior` and `data`.
+        seed: That of the prior.
+
+    Raises:
+        As `train` does.
+    """
+    folder, output = Path(folder), Path(output)
+    path = find_model(init)
+    card, model = read_card(path), load_model(path)
+    foreign = [setting for setting in settings if not setting.startswith(("prior.", "data."))]
+    if foreign:
+        raise UsageError(f"--set {foreign[0]}: only the prior is fitted; set prior.* or data.*")
+    values = dict(card.config)
+    for setting in settings:
+        apply_setting(values, setting)
+    config = from_dict(Config, values)
+    if not force and output.exists():
+        raise OutputError(f"{output}: exists; give --force to overwrite it")
+    if not config.prior.fit_steps or max(model.codebook_sizes) > TOTAL:
+        raise UsageError(f"a prior needs prior.fit_steps and codebooks of at most {TOTAL} codes")
+    training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
+    if not training:
+        raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files")
+    arrays = learn_prior(
+        Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
+    )
+    tables = {index: table for index, table in enumerate(model.entropy_model.tables) if table is not None}
+    facts = {**card.training, "parent": card.identity}
+    dtype = getattr(torch, config.train.stored_precision)
+    identity = save_model(output, model, config, entropy_tables=tables, prior=arrays, training=facts, dtype=dtype)
+    return TrainingResult(output, identity.hex(), facts)
 
 
 def default_preset(folder: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtok.config import Config
+from vqtok.config import Config, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
 from vqtok.media.base import Media
@@ -22,6 +22,8 @@ from vqtok.models.vqmodel import VQModel
 
 GRID_ITEMS = 6
 """Media shown at each validation."""
+TIME_SHARE = 0.1
+"""Of a run by the clock: on a slow machine validations would leave none to train."""
 PSNR_LIMIT = 100.0
 """dB; a picture met exactly (a blank one) counts as this, so that means stay finite."""
 
@@ -47,6 +49,19 @@ class Validation:
 def prefixes(num_codebooks: int) -> list[int]:
     """Give the prefix lengths that are reported: powers of two, and all."""
     return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
+
+
+def is_due(config: TrainConfig, step: int, before: float, after: float, share: float) -> bool:
+    """Tell whether a step that took the run's progress from `before` to `after` completes a part of it.
+
+    Args:
+        share: Of the time spent on validation so far, in a run by the clock; a large one puts the next one off.
+    """
+    if step <= config.continuous_steps:
+        return False  # There are no codebooks yet.
+    if int(after * config.validations + 1e-9) == int(before * config.validations + 1e-9):
+        return False
+    return after >= 1 or share < TIME_SHARE
 
 
 @torch.no_grad()
@@ -77,7 +92,7 @@ def validate(
             qualities[index] += _quality(config, x, x_hat)
             results.append(x_hat[0].cpu().numpy())
         if len(shown) < GRID_ITEMS:
-            shown.append([results[0], results[-1]])
+            shown.append([results[0], np.nan_to_num(results[-1])])
     _show(config, shown, folder, step)
     shares = [count / count.sum() for count in counts]
     return Validation(

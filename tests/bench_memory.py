@@ -1,0 +1,72 @@
+"""Peak memory and time of encoding and decoding, each in a process of its own.
+
+    python tests/bench_memory.py [--minutes 1 10 60] [--megapixels 1 10 80]
+
+Sounds are stereo of 48 kHz, pictures 5:4; the models are the bundled ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+RATE = 48_000
+
+
+def write_sound(path: Path, minutes: float) -> None:
+    """Write sweeps with noise, a second at a time."""
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE)[:, None] / RATE
+    with soundfile.SoundFile(path, "w", RATE, 2) as file:
+        for second in range(round(60 * minutes)):
+            tones = np.sin(2 * np.pi * (100 + second % 50 * 40) * time * [1, 1.5])
+            file.write(0.3 * tones + rng.normal(0, 0.01, (RATE, 2)))
+
+
+def write_picture(path: Path, megapixels: float) -> None:
+    """Write waves with noise; 80 megapixels are 10,000 x 8,000."""
+    height = round((megapixels * 0.8e6) ** 0.5)
+    width = height * 5 // 4
+    pixels = np.empty((height, width, 3), np.uint8)
+    for y in range(height):
+        waves = np.sin(np.arange(width)[:, None] / [30, 50, 70] + y / 40)
+        pixels[y] = 127 + 100 * waves + np.random.default_rng(y).normal(0, 4, (width, 3))
+    Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def measure(*arguments: object) -> tuple[float, float]:
+    """Run a vqtok command; return its peak memory in GB and its processor time in seconds."""
+    command = [sys.executable, "-m", "vqtok", *map(str, arguments), "--quiet", "--force"]
+    _, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, command[0], command), 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return usage.ru_maxrss * scale / 1e9, usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, nargs="*", default=[1, 10, 60])
+    parser.add_argument("--megapixels", type=float, nargs="*", default=[1, 10, 80])
+    options = parser.parse_args()
+    print("| medium | encode GB | encode s | decode GB | decode s |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        media = [(size, "min stereo 48 kHz", ".wav", write_sound) for size in options.minutes]
+        media += [(size, "megapixels", ".png", write_picture) for size in options.megapixels]
+        for size, unit, suffix, write in media:
+            path, tokens, decoded = (Path(folder, name) for name in (f"in{suffix}", "x.vqt", f"out{suffix}"))
+            write(path, size)
+            encoding, decoding = measure("encode", path, "-o", tokens), measure("decode", tokens, "-o", decoded)
+            numbers = " | ".join(f"{memory:.2f} | {seconds:.0f}" for memory, seconds in (encoding, decoding))
+            print(f"| {size:g} {unit} | {numbers} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Several processes, and several parts of a batch, do together what one does with the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training import TINY, make_trainer, metrics
+
+from vqtok.config import load_preset
+from vqtok.errors import UsageError
+from vqtok.facts import inspect
+from vqtok.models.vqmodel import VQModel
+from vqtok.quantizers import VQ, one_update
+from vqtok.training import start
+from vqtok.training.optim import Budget
+from vqtok.training.state import read_checkpoint
+
+EXACT = ["model.quantizer.prefix_dropout=0", "model.quantizer.restart_below=0", "train.learning_rate=1e-2"]
+"""Without chance, and with steps far larger than rounding."""
+STEPS = 14
+SCRIPT = """
+import json, sys, torch
+from vqtok.training import start
+from vqtok.training.run import train
+torch.set_num_threads(1)
+start.KMEANS_VECTORS = 256
+result = train(*sys.argv[1:3], preset="digits", settings=json.loads(sys.argv[3]), steps=int(sys.argv[4]), device="cpu")
+print(result.identity)
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    y, x = np.mgrid[:20, :20]
+    waves = [127 + 100 * np.sin(x / period) * np.cos(y / period) for period in np.linspace(1, 6, 30)]
+    np.save(folder / "waves.npy", np.stack(waves).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
+
+
+def distance(a: Path, b: Path, module: str) -> float:
+    """Give how far the weights of two runs are from each other."""
+    first, second = (read_checkpoint(folder)[0] for folder in (a, b))
+    names = [name for name in first if name.startswith(f"{module}.")]
+    assert names
+    return sum(float((first[name].float() - second[name].float()).square().sum()) for name in names) ** 0.5
+
+
+def assert_alike(whole: Path, found: Path, half: Path) -> None:
+    """Check that two runs differ by rounding, far less than from one that saw half of each batch."""
+    for module in ("model.encoder", "model.quantizer", "model.decoder", "average.decoder"):
+        far = distance(whole, half, module)
+        assert far > 0.01
+        assert distance(whole, found, module) < 0.2 * far, (module, distance(whole, found, module), far)
+
+
+@pytest.fixture
+def whole(pictures: Path, tmp_path: Path) -> Path:
+    make_trainer(pictures, tmp_path / "whole", Budget(steps=STEPS), *EXACT).run()
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def half(pictures: Path, tmp_path: Path) -> Path:
+    make_trainer(pictures, tmp_path / "half", Budget(steps=STEPS), *EXACT, "train.batch_size=4").run()
+    return tmp_path / "half"
+
+
+def test_two_processes_equal_one_with_the_double_batch(pictures: Path, tmp_path: Path, whole: Path, half: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [*TINY, *EXACT, "train.batch_size=4"]
+    command = [sys.executable, "-c", SCRIPT, pictures, tmp_path / "two.safetensors", json.dumps(settings), str(STEPS)]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    identities = [process.communicate()[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert_alike(whole, tmp_path / "two.run", half)
+    # Only the first process wrote, and both know the result.
+    rows = metrics(tmp_path / "two.run")
+    assert [row["step"] for row in rows] == [row["step"] for row in metrics(whole)] == [10, 14]
+    facts = inspect(tmp_path / "two.safetensors")
+    assert identities == [facts["identity"]] * 2
+    assert (facts["training"]["processes"], facts["training"]["items_seen"]) == (2, 8 * STEPS)
+
+
+def test_parts_of_a_batch_equal_the_whole(pictures: Path, tmp_path: Path, whole: Path, half: Path) -> None:
+    parts = tmp_path / "parts"
+    make_trainer(pictures, parts, Budget(steps=STEPS), *EXACT, "train.accumulate=4").run()
+    assert_alike(whole, parts, half)
+    found, expected = ([row["l2"] for row in metrics(folder)] for folder in (parts, whole))
+    assert found == pytest.approx(expected, rel=1e-2)
+    with pytest.raises(UsageError, match="multiple of train.accumulate"):
+        load_preset("digits", ["train.accumulate=3"])
+
+
+def test_codebooks_learn_once_from_all_parts() -> None:
+    torch.manual_seed(0)
+    whole, parts, apart = (VQ(4, 8) for _ in range(3))
+    z = torch.randn(6, 4, 10)
+    for quantizer in (whole, parts, apart):
+        quantizer.reset_statistics()
+        quantizer.load_state_dict(whole.state_dict())
+    whole(z)
+    with one_update(parts):
+        for part in z.chunk(3):
+            parts(part)
+    for part in z.chunk(3):
+        apart(part)
+    torch.testing.assert_close(parts.codebook, whole.codebook)
+    assert (apart.codebook - whole.codebook).abs().max() > 1e-3
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    config = load_preset("digits", TINY)
+    again = load_preset("digits", [*TINY, "train.gradient_checkpointing=true"])
+    x = torch.rand(2, 3, 16, 16)
+    kept: list[list[torch.Tensor]] = []
+    calls = []
+    for setup in (config, again):
+        torch.manual_seed(0)
+        model: VQModel = start.make_model(setup, torch.device("cpu"), None)
+        block = model.decoder.layers[1]
+        count = 0
+
+        def counting(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        block.conv1.register_forward_hook(counting)
+        x_hat, _ = model(x, quantize=False)
+        x_hat.square().sum().backward()
+        kept.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        calls.append(count)
+    assert calls == [1, 2]
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))

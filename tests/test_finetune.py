@@ -1,0 +1,148 @@
+"""Fine-tuning: what is taken from a model, what may differ, what is kept or frozen, and what the card says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import TINY, metrics, tiny
+
+from vqtok.config import load_preset
+from vqtok.errors import UsageError
+from vqtok.facts import inspect
+from vqtok.models.weights import load_model
+from vqtok.report import show_facts
+from vqtok.training import start
+from vqtok.training.finetune import tuning_config
+from vqtok.training.run import TrainingResult, train
+
+QUICK = ["train.warmup_steps=0", "train.validations=1"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    y, x = np.mgrid[:20, :20]
+    waves = [127 + 100 * np.sin(x / period) * np.cos(y / period) for period in np.linspace(1, 6, 12)]
+    np.save(folder / "waves.npy", np.stack(waves).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
+
+
+@pytest.fixture(scope="module")
+def parent(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    output = tmp_path_factory.mktemp("parent") / "parent.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "KMEANS_VECTORS", 256)
+        return train(pictures, output, preset="digits", settings=[*TINY, "data.note=waves"], steps=12, device="cpu")
+
+
+def tune(pictures: Path, output: Path, parent: TrainingResult, *settings: str, **options: Any) -> TrainingResult:
+    settings = (*QUICK, *settings)
+    return train(pictures, output, init=str(parent.model), settings=settings, steps=4, device="cpu", **options)
+
+
+def kept(a: Path, b: Path, part: str) -> bool:
+    """Tell whether the tensors of a part are equal in two model files."""
+    before, after = load_file(a), load_file(b)
+    names = [name for name in before if name.startswith(part)]
+    assert names
+    return all(torch.equal(before[name], after[name]) for name in names)
+
+
+# The set-up.
+
+
+def test_a_model_brings_its_architecture_and_its_way_of_training() -> None:
+    trained = tiny("train.learning_rate=0.5", "data.note=mine", "train.freeze=decoder").to_dict()
+    config = tuning_config(trained, None, ["train.batch_size=4", "train.freeze=encoder, codebook"])
+    assert config.model == tiny().model
+    assert config.train.learning_rate == 0.5
+    assert (config.train.batch_size, config.train.continuous_steps, config.data.note) == (4, 0, "")
+    assert config.train.freeze == ("encoder", "codebook")
+    assert tuning_config(trained, None, []).train.freeze == ()
+
+
+def test_a_preset_may_agree_but_not_contradict() -> None:
+    trained = load_preset("digits").to_dict()
+    assert tuning_config(trained, "digits", []).loss == load_preset("digits").loss
+    changed = tuning_config(trained, "digits", ["model.quantizer.prefix_dropout=0.1", "model.network.strides=2,2"])
+    assert changed.model.quantizer.prefix_dropout == 0.1
+    with pytest.raises(UsageError, match=r"model\.channels of the model to start from is 1, not 3; leave it out"):
+        tuning_config(trained, "image", [])
+    with pytest.raises(UsageError, match="model is a section"):
+        tuning_config(trained, None, ["model=image"])
+    with pytest.raises(UsageError, match=r"model\.quantizer\.codebook_size .* 1024, not 8; leave it out"):
+        tuning_config(trained, None, ["model.quantizer.codebook_size=8"])
+    with pytest.raises(UsageError, match="unknown setting model.sizes"):
+        tuning_config(trained, None, ["model.sizes=8"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.freeze=encoder,decoder"], "must leave the encoder or the decoder"),
+        (["train.freeze=codebook", "train.restart_codebook=true"], "exclude each other"),
+        (["train.freeze=all"], "train.freeze must be 'encoder' or 'codebook' or 'decoder', not 'all'"),
+    ],
+)
+def test_what_cannot_be_frozen_is_said(settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        tiny(*settings)
+
+
+# Training from a model.
+
+
+def test_tuning_the_decoder_keeps_the_codes(
+    pictures: Path, tmp_path: Path, parent: TrainingResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "child.safetensors"
+    child = tune(pictures, output, parent, "train.freeze=encoder,codebook")
+    assert kept(parent.model, output, "encoder.")
+    assert kept(parent.model, output, "quantizer.")
+    assert not kept(parent.model, output, "decoder.")
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(load_model(output).encode(x), load_model(parent.model).encode(x))
+    # What it started from is measured first, and is the parent on the same held-out pictures.
+    first, *_, last = [row["validation"] for row in metrics(tmp_path / "child.run") if "validation" in row]
+    before = [row["validation"] for row in metrics(parent.model.with_suffix(".run")) if "validation" in row][-1]
+    assert first["quality"] == pytest.approx(before["quality"], abs=0.05)
+    assert last["quality"] != first["quality"]
+    assert child.training["parent"] == parent.identity != child.identity
+    show_facts(inspect(output))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"parent {parent.identity} kept encoder, codebook" in shown
+
+
+def test_all_is_trained_and_codebooks_kept_unless_said_otherwise(
+    pictures: Path, tmp_path: Path, parent: TrainingResult
+) -> None:
+    tuned, restarted = tmp_path / "tuned.safetensors", tmp_path / "restarted.safetensors"
+    tune(pictures, tuned, parent, "train.freeze=decoder")
+    # Nothing is scaled to the data, and the codebook only drifts.
+    assert kept(parent.model, tuned, "decoder.")
+    assert not kept(parent.model, tuned, "encoder.")
+    tune(pictures, restarted, parent, "train.freeze=encoder", "train.restart_codebook=true")
+    name = "quantizer.parts.0.codebook"
+    before, near, far = (load_file(path)[name].float() for path in (parent.model, tuned, restarted))
+    drift, new = ((after - before).norm() / before.norm() for after in (near, far))
+    assert 0 < drift < 0.5 < new
+
+
+def test_what_cannot_start_is_said(pictures: Path, tmp_path: Path, parent: TrainingResult) -> None:
+    output = tmp_path / "child.safetensors"
+    with pytest.raises(UsageError, match="give --init"):
+        train(pictures, output, preset="digits", settings=[*TINY, "train.freeze=encoder"])
+    tune(pictures, output, parent)
+    with pytest.raises(UsageError, match="other settings"):
+        train(pictures, output, init=str(output), settings=QUICK, steps=8, device="cpu", resume=True)
+    assert tune(pictures, output, parent, resume=True).training["parent"] == parent.identity

@@ -1,0 +1,213 @@
+"""Tokens to files for trainers of language models, and back.
+
+Beside the data lies a JSON file, named like them with `.json` added: how the data are written (`Form`) and, where
+they do not say it themselves, which items they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError, WrongModelError
+from vqtok.files import STDIO, atomic_open, make_folder, read_bytes
+from vqtok.tokens.grid import Tokens
+from vqtok.tokens.header import Modality
+from vqtok.tokens.layout import to_codes, to_ids
+from vqtok.tokens.recipe import ARRAYS, TABLES, Form, Recipe, Target
+from vqtok.tokens.targets import WRITERS, Add, Item, open_rows
+
+FORMAT, VERSION = "vqtok export", 1
+
+
+def write_export(
+    items: Iterable[tuple[str, Tokens]], path: Path, recipe: Recipe, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write items, by key, to an export at `path`, one at a time; none of its files is there before all are whole.
+
+    Args:
+        path: STDIO for text and jsonl, then without a JSON file.
+
+    Returns:
+        What was written: all of the JSON file but the items.
+
+    Raises:
+        OutputError: a file exists and is not to be overwritten, or cannot be written.
+        WrongModelError: not all tokens are of one model.
+        UsageError: not all have the same codebooks, or choices that they do not fit.
+        MediaError: there are no items.
+    """
+    if path == STDIO and recipe.to not in ("jsonl", "text"):
+        raise UsageError(f"-o -: {recipe.to} is not written to standard output; give -o FILE")
+    if path.is_dir() or path.suffix.lower() == ".vqt":
+        raise UsageError(f"-o {path}: is a {'folder' if path.is_dir() else 'token file'}; give the name of a new file")
+    files = output_files(path, recipe.to)
+    existing = [file for file in files if file.exists() and file != STDIO]
+    if existing and not overwrite:
+        raise OutputError(f"{existing[0]}: exists; give --force to overwrite it")
+    items = iter(items)
+    first = next(items, None)
+    if first is None:
+        raise MediaError(f"{path}: not written, there is nothing to export")
+    form = recipe.form(first[1])
+    if path != STDIO:
+        make_folder(path.parent)
+    written = {"num_items": 0, "num_ids": 0}
+    # The JSON file gets its name last: where it is, the rest is whole.
+    with _note_items(files[-1], form, written) as note, WRITERS[form.to](files[0], form) as add:
+        for key, tokens in chain([first], items):
+            _check_alike(key, tokens, form)
+            ids = to_ids(tokens.codes, form.layout, form.vocabulary)
+            item: Item = {"key": key, "size": list(tokens.size), "grid": list(tokens.grid)}
+            if tokens.metadata:
+                item["metadata"] = tokens.metadata
+            add(item, ids)
+            note(item, ids)
+            written["num_items"] += 1
+            written["num_ids"] += ids.size
+    facts = form.facts() | written | {"files": list(map(str, files))}
+    return facts if path == STDIO else facts | {"file_bytes": sum(file.stat().st_size for file in files[:-1])}
+
+
+class Export(Mapping[str, Tokens]):
+    """The tokens of an export, by key; each item is read when it is asked for.
+
+    Args:
+        path: The data; their JSON file lies beside them.
+
+    Raises:
+        CorruptFileError: the data and their JSON file do not go together, or are damaged. MediaError: not there.
+        UnsupportedVersionError: written by a newer vqtok.
+        UsageError: a Parquet file without pyarrow.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        facts = _read_facts(json_file(self.path))
+        with self._damaged():
+            self.form = Form.from_facts(facts)
+            self._rows = open_rows(self.path, self.form, facts.get("items", []))
+            self._places = {key: index for index, key in enumerate(self._rows.keys)}
+            if len(self._places) < len(self._rows.keys):
+                raise ValueError("two items have the same key")
+
+    @property
+    def modality(self) -> Modality:
+        return self.form.modality
+
+    def __getitem__(self, key: str) -> Tokens:
+        place = self._places[key]
+        with self._damaged(f"{key}: "):
+            item, ids = self._rows[place]
+            if not np.issubdtype(ids.dtype, np.integer):
+                raise ValueError("token ids are not integers")
+            return Tokens(
+                codes=to_codes(ids, tuple(item["grid"]), self.form.layout, self.form.vocabulary),
+                codebook_sizes=self.form.vocabulary.codebook_sizes,
+                modality=self.form.modality,
+                size=tuple(item["size"]),
+                stride=self.form.stride,
+                model=self.form.model,
+                metadata=item.get("metadata") or {},
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @contextmanager
+    def _damaged(self, where: str = "") -> Iterator[None]:
+        """Turn what damaged or foreign data raise into one error."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise MediaError(f"{self.path}: cannot be read: {os.strerror(error.errno)}") from error
+            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise CorruptFileError(f"{self.path}: {where}{what}; export again") from error
+
+
+def read_export(path: str | Path) -> Export:
+    """Open an export, to read its tokens by key: a mapping.
+
+    Raises:
+        VqtokError: as `Export`.
+    """
+    return Export(path)
+
+
+def is_export(path: Path) -> bool:
+    """Tell whether a file is the data of an export: its JSON file lies beside it."""
+    return path.suffix.lower() != ".vqt" and json_file(path).is_file()
+
+
+def output_files(path: Path, to: Target) -> list[Path]:
+    """Name the files of an export: its data first, its JSON file last."""
+    if path == STDIO:
+        return [STDIO]
+    if to == "megatron":
+        data = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
+        return [data, data.with_suffix(".idx"), json_file(data)]
+    return [path, json_file(path)]
+
+
+def json_file(path: Path) -> Path:
+    """Name the JSON file of an export."""
+    return path.with_name(path.name + ".json")
+
+
+def _check_alike(key: str, tokens: Tokens, form: Form) -> None:
+    if tokens.model != form.model:
+        models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
+        raise WrongModelError(f"{key}: {models}; export the tokens of each model apart")
+    if tokens.num_codebooks != len(form.vocabulary.codebook_sizes):
+        fewest = min(tokens.num_codebooks, len(form.vocabulary.codebook_sizes))
+        raise UsageError(f"{key}: not as many codebooks as those before; give --codebooks {fewest}")
+    known = (form.vocabulary.codebook_sizes, form.modality, form.stride)
+    if (tokens.codebook_sizes, tokens.modality, tokens.stride) != known:
+        raise UsageError(f"{key}: not the modality, codebook sizes and stride of those before; export them apart")
+
+
+@contextmanager
+def _note_items(path: Path, form: Form, written: Mapping[str, int]) -> Iterator[Add]:
+    """Write the JSON file: how the data are written, the items where these do not hold them, what was `written`."""
+    if path == STDIO:
+        yield lambda item, ids: None
+        return
+    with atomic_open(path) as file:
+        head = json.dumps({"format": FORMAT, "version": VERSION, **form.facts()}, indent=2)
+        file.write(head.removesuffix("\n}").encode())
+
+        def note(item: Item, ids: NDArray[np.int64]) -> None:
+            if form.to in ARRAYS:
+                item = item | {"start": written["num_ids"], "length": ids.size}
+            if form.to not in TABLES:
+                before = ",\n    " if written["num_items"] else ',\n  "items": [\n    '
+                file.write((before + json.dumps(item)).encode())
+
+        yield note
+        end = "" if form.to in TABLES else "\n  ]"
+        tail = json.dumps(written, indent=2).removeprefix("{")
+        file.write(f"{end},{tail}\n".encode())
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise CorruptFileError(f"{path}: is not the JSON file of an export")
+    if facts.get("version") != VERSION:
+        raise UnsupportedVersionError(f"{path}: export of version {facts.get('version')}: upgrade vqtok")
+    return facts

@@ -1,0 +1,270 @@
+"""The context prior: how probable each code is given its neighbours, the same to the last bit on every machine.
+
+A small network looks at the codes known so far. Codebooks come coarse first, and the positions of each in three
+stages, each seeing those before: in a picture the even rows of even columns, then the odd of odd, then the rest; in
+sound every fourth position, then every second, then the rest. So a few large products do the work, not a step a token.
+
+Codes are coded as a group, then a member of it: two small distributions instead of a large one. Like codes stand side
+by side (`rank`), so that a group says much of what its members share.
+
+All is integers held in floats: weights in 1/128, activations in 1/16 from 0 to 127, logits in 1/16 nat. Every product's
+partial sums stay below 2^24 (checked when a prior is read), where float32 is exact in whatever order it adds; scaling
+is by powers of two. So neither machine nor library nor batch can change a frequency, unlike with networks in floats.
+
+Source: Mentzer et al. 2019, "Practical Full Resolution Learned Lossless Image Compression" (coarse to fine, in
+    parallel); He et al. 2021, "Checkerboard Context Model for Efficient Learned Image Compression", section 3; Ballé et
+    al. 2019, "Integer Networks for Data Compression with Latent-Variable Models", section 3; Goodman 2001, "Classes for
+    Fast Maximum Entropy Training" (groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import CorruptFileError
+from vqtok.tokens.rans import TOTAL, IntervalDecoder, encode_intervals
+
+STAGES = 3
+MAX_ACTIVATION = 127
+WEIGHT_BITS, ACTIVATION_BITS = 7, 4
+MAX_SUM = 1 << 23
+"""Of a product; a bit less than float32 holds exactly, since rounding adds a half."""
+MAX_POSITIONS = 1 << 14
+"""Positions worked on at once, for the memory's sake."""
+
+Float = NDArray[np.float32]
+
+
+def _exponentials() -> NDArray[np.float64]:
+    """Give 2^18 exp(-d / 16) for d from 0 to 255, by integer arithmetic alone."""
+    values, value = [], 1 << 50
+    for _ in range(256):
+        values.append(value >> 32)
+        value = value * 4034748382 >> 32  # exp(-1 / 16) in 1 / 2^32
+    return np.array(values, np.float64)
+
+
+EXPONENTIALS = _exponentials()
+
+
+@dataclass(frozen=True)
+class CodebookPrior:
+    """The network of one codebook; whole numbers in float32.
+
+    Shapes:
+        rank: `(size,)` int64, the place of each code in the order of groups and members.
+        embedding: `(size, dim)`. context: `(kernel * 2 dim, hidden)`, of the codebooks before and of this one.
+        context_bias: `(3, hidden)`. hidden: `(hidden, hidden)`. group: `(hidden, groups)`.
+        member: `(groups, hidden, members)`; the biases as what they are added to.
+    """
+
+    rank: NDArray[np.int64]
+    embedding: Float
+    context: Float
+    context_bias: Float
+    hidden: Float
+    hidden_bias: Float
+    group: Float
+    group_bias: Float
+    member: Float
+    member_bias: Float
+
+    def __post_init__(self) -> None:
+        for weight, bias in (
+            (self.context, self.context_bias),
+            (self.hidden, self.hidden_bias),
+            (self.group, self.group_bias),
+            (self.member, self.member_bias),
+        ):
+            if (np.abs(weight).sum(-2) * MAX_ACTIVATION + np.abs(bias)).max() >= MAX_SUM:
+                raise CorruptFileError("the prior's weights are too large to be exact; train it again")
+
+    @property
+    def members(self) -> int:
+        return int(self.member.shape[2])
+
+
+class _Coder(Protocol):
+    def code(self, cumulative: NDArray[np.uint16], symbols: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Code one symbol a row of cumulative frequencies; give the symbols."""
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._starts: list[NDArray[np.uint16]] = []
+        self._ends: list[NDArray[np.uint16]] = []
+
+    def code(self, cumulative: NDArray[np.uint16], symbols: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        assert symbols is not None
+        row = np.arange(len(symbols))
+        self._starts.append(cumulative[row, symbols])
+        self._ends.append(cumulative[row, symbols + 1])
+        return symbols
+
+    def finish(self) -> bytes:
+        starts = np.concatenate(self._starts)
+        return encode_intervals(np.concatenate(self._ends) - starts, starts)
+
+
+class _Decoder(IntervalDecoder):
+    def code(self, cumulative: NDArray[np.uint16], symbols: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        return self.take(cumulative)
+
+
+class Prior:
+    """The priors of all codebooks of a model.
+
+    Args:
+        kernel: Height and width of the neighbourhood, odd; of height 1 for sound.
+        codebooks: Coarse first.
+    """
+
+    def __init__(self, kernel: tuple[int, int], codebooks: list[CodebookPrior]) -> None:
+        self.kernel, self.codebooks = kernel, codebooks
+        self.codebook_sizes = tuple(len(codebook.rank) for codebook in codebooks)
+
+    def encode(self, codes: NDArray[np.integer[Any]]) -> list[bytes]:
+        """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do."""
+        planes = codes.reshape(len(codes), *_plane(codes.shape[1:]))
+        below, streams = self._nothing(planes.shape[1:]), []
+        for codebook, plane in zip(self.codebooks, planes, strict=False):
+            coder = _Encoder()
+            self._code(codebook, below, coder, plane.ravel())
+            streams.append(coder.finish())
+            below += codebook.embedding[plane]
+        return streams
+
+    def decode(self, streams: list[bytes], grid: tuple[int, ...]) -> NDArray[np.int32]:
+        """Decode the streams of the first codebooks to codes `(len(streams), *grid)`.
+
+        Raises:
+            CorruptFileError: no codes are encoded to them with this prior.
+        """
+        below, planes = self._nothing(_plane(grid)), []
+        for codebook, stream in zip(self.codebooks, streams, strict=False):
+            coder = _Decoder(stream)
+            planes.append(self._code(codebook, below, coder, None).astype(np.int32))
+            coder.finish()
+            below += codebook.embedding[planes[-1]].reshape(below.shape)
+        return np.stack(planes).reshape(len(streams), *grid)
+
+    def _nothing(self, grid: tuple[int, ...]) -> Float:
+        return np.zeros((*grid, self.codebooks[0].embedding.shape[1]), np.float32)
+
+    def _code(
+        self, codebook: CodebookPrior, below: Float, coder: _Coder, plane: NDArray[np.integer[Any]] | None
+    ) -> NDArray[np.int64]:
+        """Code the positions of one codebook, stage by stage, and give their codes.
+
+        Args:
+            below: Sum of the embeddings of the codebooks before, `(height, width, dim)`.
+            plane: The codes, where they are to be encoded.
+        """
+        height, width, dim = below.shape
+        high, wide = self.kernel
+        known = np.zeros((height + high - 1, width + wide - 1, 2 * dim), np.float32)
+        inner = known[high // 2 :, wide // 2 :][:height, :width]
+        np.clip(below, -MAX_ACTIVATION, MAX_ACTIVATION, out=inner[..., :dim])
+        codes = np.empty(height * width, np.int64)
+        by_rank = np.full(codebook.member_bias.size, -1)
+        by_rank[codebook.rank] = np.arange(len(codebook.rank))
+        offsets = (np.arange(high)[:, None] * known.shape[1] + np.arange(wide)).ravel()
+        for stage, positions in enumerate(self._stages(height, width)):
+            for begin in range(0, len(positions), MAX_POSITIONS):
+                part = positions[begin : begin + MAX_POSITIONS]
+                corner = part // width * known.shape[1] + part % width
+                around = known.reshape(-1, 2 * dim)[corner[:, None] + offsets].reshape(len(part), -1)
+                x = _requantise(around @ codebook.context + codebook.context_bias[stage])
+                x = _requantise(x @ codebook.hidden + codebook.hidden_bias)
+                wanted = None if plane is None else codebook.rank[plane[part]]
+                codes[part] = by_rank[self._code_ranks(codebook, x, coder, wanted)]
+            rows, columns = np.divmod(positions, width)
+            inner[rows, columns, dim:] = codebook.embedding[codes[positions]]
+        if codes.min() < 0:
+            raise CorruptFileError("codes beyond the codebook: give the model that made them")
+        return codes
+
+    def _code_ranks(
+        self, codebook: CodebookPrior, x: Float, coder: _Coder, ranks: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Code ranks at positions whose hidden activations are `x`: their groups, then their members."""
+        groups, members = (None, None) if ranks is None else np.divmod(ranks, codebook.members)
+        group = coder.code(_cumulative(x @ codebook.group + codebook.group_bias), groups)
+        logits = np.empty((len(x), codebook.members), np.float32)
+        order = group.argsort(kind="stable")
+        edges = np.searchsorted(group[order], np.arange(len(codebook.member) + 1))
+        for weight, bias, begin, end in zip(codebook.member, codebook.member_bias, edges[:-1], edges[1:], strict=True):
+            if begin < end:
+                logits[order[begin:end]] = x[order[begin:end]] @ weight + bias
+        return group * codebook.members + coder.code(_cumulative(logits), members)
+
+    def _stages(self, height: int, width: int) -> list[NDArray[np.int64]]:
+        """Give the flat positions of each stage."""
+        rows, columns = np.indices((height, width))
+        if self.kernel[0] > 1:
+            stage = np.where((rows + columns) % 2 == 0, rows % 2, 2)
+        else:
+            stage = np.where(columns % 2 == 0, columns % 4 // 2, 2)
+        return [np.flatnonzero(stage == index) for index in range(STAGES)]
+
+
+def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
+    """Give the grid as rows and columns; mono sound is one row, and each channel of other sound a row."""
+    return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
+
+
+def _scaled(x: Float, bits: int) -> Float:
+    """Divide whole numbers by a power of two, rounded."""
+    x *= 2.0**-bits
+    x += 0.5
+    return np.floor(x, out=x)
+
+
+def _requantise(x: Float) -> Float:
+    return np.clip(_scaled(x, WEIGHT_BITS), 0, MAX_ACTIVATION, out=x)
+
+
+def _cumulative(logits: Float) -> NDArray[np.uint16]:
+    """Turn the logits `(n, symbols)` of a product into cumulative frequencies `(n, symbols + 1)` from 0 to 2^14.
+
+    Every symbol gets 1, and of the rest its share, rounded so that the sum comes out.
+    """
+    logits = _scaled(logits, WEIGHT_BITS)
+    below_best = np.minimum(logits.max(1, keepdims=True) - logits, 255).astype(np.uint8)
+    shares = np.cumsum(EXPONENTIALS[below_best], axis=1)
+    symbols = shares.shape[1]
+    # Whole numbers below 2^41 by one below 2^27: no rounding of float64 can carry the quotient over an integer.
+    quotients = shares * (TOTAL - symbols) / shares[:, -1:]
+    cumulative = np.zeros((len(logits), symbols + 1), np.uint16)
+    cumulative[:, 1:] = np.floor(quotients) + np.arange(1, symbols + 1)
+    return cumulative
+
+
+PREFIX = "prior."
+"""Of the names of a prior's arrays in a model file."""
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> Prior | None:
+    """Read the prior among the arrays of a model file; None where there is none.
+
+    Raises:
+        CorruptFileError: incomplete, or arrays that do not fit together.
+    """
+    if f"{PREFIX}kernel" not in arrays:
+        return None
+    try:
+        high, wide = map(int, arrays[f"{PREFIX}kernel"])
+        codebooks = []
+        for index in range(num_codebooks):
+            own: dict[str, Any] = {}
+            for name in CodebookPrior.__dataclass_fields__:
+                own[name] = arrays[f"{PREFIX}{index}.{name}"].astype(np.int64 if name == "rank" else np.float32)
+            codebooks.append(CodebookPrior(**own))
+    except (KeyError, ValueError) as error:
+        raise CorruptFileError(f"damaged prior: {error}") from None
+    return Prior((high, wide), codebooks)

@@ -1,0 +1,54 @@
+"""Fit the context prior to the codes of the training media."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.codec import Codec
+from vqtok.config import Config
+from vqtok.errors import TrainingError
+from vqtok.media.base import Media
+from vqtok.models.prior import fit_prior
+from vqtok.models.vqmodel import VQModel
+from vqtok.training.data import Item
+
+
+def learn_prior(
+    codec: Codec,
+    config: Config,
+    items: Sequence[Item],
+    read: Callable[[Item], Media | None],
+    steps: int,
+    seed: int,
+    on_prior: Callable[[int, int, float], None],
+) -> dict[str, NDArray[Any]]:
+    """Encode media in random order until there are `config.prior.positions` positions, and fit a prior to their codes.
+
+    Args:
+        on_prior: Gets the number of all steps, of those done, and the bits a token.
+
+    Returns:
+        The prior's arrays, as `save_model` takes them.
+    """
+    model = codec.tokenizer
+    assert isinstance(model, VQModel)
+    codes: list[NDArray[np.integer[Any]]] = []
+    positions = 0
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        media = read(items[index])
+        if media is None:
+            continue
+        codes.append(codec.encode(media).codes)
+        positions += codes[-1][0].size
+        on_prior(steps, 0, 0.0)
+        if positions >= config.prior.positions:
+            break
+    if not codes:
+        raise TrainingError("no training file can be read to fit the prior to")
+    vectors = model.quantizer.codebooks()
+    return fit_prior(codes, vectors, model.modality, config.prior, steps, seed, partial(on_prior, steps))
