@@ -27,7 +27,7 @@ IMAGE_KEYS = TOKEN_KEYS | {"bpp", "width", "height"}
 AUDIO_KEYS = TOKEN_KEYS | {"kbps", "duration_seconds", "sample_rate", "channels"}
 MODEL_KEYS = {
     "file", "kind", "identity", "modalities", "num_parameters", "num_codebooks", "codebook_sizes", "stride",
-    "sample_rate", "file_bytes", "config", "training",
+    "sample_rate", "file_bytes", "config", "prior", "training",
 }
 # fmt: on
 

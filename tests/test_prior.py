@@ -146,6 +146,24 @@ def test_batches_do_not_matter(fitted, monkeypatch):
     assert [abs(len(a) - len(b)) <= 1 for a, b in zip(whole, prior.encode(codes), strict=True)] == [True, True]
 
 
+def test_large_grids_are_cut_into_segments(fitted, monkeypatch):
+    modality, prior, _ = fitted
+    codes = walks(np.random.default_rng(3), *((17, 9) if modality == "image" else (150,)))
+    monkeypatch.setattr(prior_module, "SEGMENT_POSITIONS", 40)
+    assert np.array_equal(prior.decode(prior.encode(codes), codes.shape[1:]), codes)
+    step = 4 if modality == "image" else 40
+    parts = [codes[:1, begin : begin + step] for begin in range(0, codes.shape[1], step)]
+    found: list[NDArray] = []
+    cumulative = prior_module._cumulative
+    monkeypatch.setattr(prior_module, "_cumulative", lambda logits: found.append(cumulative(logits)) or found[-1])
+    prior.encode(codes[:1])
+    whole = list(found)
+    found.clear()
+    for part in parts:
+        prior.encode(part)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, found, strict=True))
+
+
 def test_exponentials_are_those_of_the_formula():
     assert EXPONENTIALS.tolist() == [math.floor(2**18 * math.exp(-d / 16) + 1e-6) for d in range(256)]
 

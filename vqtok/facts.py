@@ -145,6 +145,7 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "stride": card.stride,
         "sample_rate": model["sample_rate"] or None,
         "file_bytes": card.file_bytes,
+        "prior": card.has_prior,
         "config": card.config,
         "training": card.training,
     }

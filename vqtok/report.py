@@ -179,7 +179,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         ("identity", facts["identity"]),
         ("codes", f"{model['modality']}{rate}"),
         ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
-        ("codebooks", _codebooks(facts["codebook_sizes"])),
+        ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
     if training:
@@ -194,7 +194,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
         if "parent" in training:
             rows.append(("parent", training["parent"]))
-            rows.append(("kept", ", ".join(facts["config"]["train"]["freeze"]) or "nothing"))
+            rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):

@@ -19,7 +19,7 @@ Source: Mentzer et al. 2019, "Practical Full Resolution Learned Lossless Image C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ MAX_ACTIVATION = 127
 WEIGHT_BITS, ACTIVATION_BITS = 7, 4
 MAX_SUM = 1 << 23
 """Of a product; a bit less than float32 holds exactly, since rounding adds a half."""
+SEGMENT_POSITIONS = 1 << 16
+"""Positions that may see each other, at most, but for rows that are longer; larger grids are cut."""
 MAX_POSITIONS = 1 << 14
 """Positions worked on at once, for the memory's sake."""
 
@@ -131,30 +133,42 @@ class Prior:
     def encode(self, codes: NDArray[np.integer[Any]]) -> list[bytes]:
         """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do."""
         planes = codes.reshape(len(codes), *_plane(codes.shape[1:]))
-        below, streams = self._nothing(planes.shape[1:]), []
-        for codebook, plane in zip(self.codebooks, planes, strict=False):
-            coder = _Encoder()
-            self._code(codebook, below, coder, plane.ravel())
-            streams.append(coder.finish())
-            below += codebook.embedding[plane]
-        return streams
+        coders = [_Encoder() for _ in planes]
+        for part in self._segments(*planes.shape[1:]):
+            self._code_segment(coders, planes[:, *part], known=True)
+        return [coder.finish() for coder in coders]
 
-    def decode(self, streams: list[bytes], grid: tuple[int, ...]) -> NDArray[np.int32]:
+    def decode(self, streams: Sequence[bytes], grid: tuple[int, ...]) -> NDArray[np.int32]:
         """Decode the streams of the first codebooks to codes `(len(streams), *grid)`.
 
         Raises:
             CorruptFileError: no codes are encoded to them with this prior.
         """
-        below, planes = self._nothing(_plane(grid)), []
-        for codebook, stream in zip(self.codebooks, streams, strict=False):
-            coder = _Decoder(stream)
-            planes.append(self._code(codebook, below, coder, None).astype(np.int32))
+        planes = np.empty((len(streams), *_plane(grid)), np.int32)
+        coders = [_Decoder(stream) for stream in streams]
+        for part in self._segments(*planes.shape[1:]):
+            self._code_segment(coders, planes[:, *part], known=False)
+        for coder in coders:
             coder.finish()
-            below += codebook.embedding[planes[-1]].reshape(below.shape)
-        return np.stack(planes).reshape(len(streams), *grid)
+        return planes.reshape(len(streams), *grid)
 
-    def _nothing(self, grid: tuple[int, ...]) -> Float:
-        return np.zeros((*grid, self.codebooks[0].embedding.shape[1]), np.float32)
+    def _segments(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+        """Give rows and columns of parts of bounded size, none of which looks at another."""
+        if self.kernel[0] > 1:
+            step = max(1, SEGMENT_POSITIONS // width)
+            yield from ((slice(begin, begin + step), slice(None)) for begin in range(0, height, step))
+        else:
+            step = max(1, SEGMENT_POSITIONS // height)
+            yield from ((slice(None), slice(begin, begin + step)) for begin in range(0, width, step))
+
+    def _code_segment(self, coders: Sequence[_Coder], planes: NDArray[np.integer[Any]], *, known: bool) -> None:
+        """Code the planes `(num_codebooks, height, width)` where they are known, else fill them in."""
+        below = np.zeros((*planes.shape[1:], self.codebooks[0].embedding.shape[1]), np.float32)
+        for codebook, coder, plane in zip(self.codebooks, coders, planes, strict=False):
+            codes = self._code(codebook, below, coder, plane.ravel() if known else None)
+            if not known:
+                plane[...] = codes.reshape(plane.shape)
+            below += codebook.embedding[plane]
 
     def _code(
         self, codebook: CodebookPrior, below: Float, coder: _Coder, plane: NDArray[np.integer[Any]] | None

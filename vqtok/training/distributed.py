@@ -37,6 +37,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield device
+        dist.barrier()  # Who leaves while another still listens makes it abort.
     finally:
         dist.destroy_process_group()
 

@@ -260,7 +260,7 @@ def train_prior(
         Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
     )
     tables = {index: table for index, table in enumerate(model.entropy_model.tables) if table is not None}
-    facts = {**card.training, "parent": card.identity}
+    facts = {**card.training, "parent": card.identity, "kept": ["encoder", "codebook", "decoder"]}
     dtype = getattr(torch, config.train.stored_precision)
     identity = save_model(output, model, config, entropy_tables=tables, prior=arrays, training=facts, dtype=dtype)
     return TrainingResult(output, identity.hex(), facts)
