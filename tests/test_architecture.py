@@ -90,11 +90,24 @@ def test_nothing_imports_click():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["encode", "--help"], ["inspect", "TOKENS"], ["inspect", "MODEL"], ["inspect", "image"]]
+    "arguments",
+    [
+        ["--help"],
+        ["encode", "--help"],
+        ["inspect", "TOKENS"],
+        ["inspect", "SHARD"],
+        ["inspect", "MODEL"],
+        ["inspect", "image"],
+    ],
 )
 def test_starts_without_heavy_packages(arguments, bundled, image_model, photo, run):
     run("encode", photo)
-    places = {"TOKENS": str(photo.with_suffix(".vqt")), "MODEL": str(image_model)}
+    run("encode", photo, "--shard", photo.with_suffix(".vqts"))
+    places = {
+        "TOKENS": str(photo.with_suffix(".vqt")),
+        "SHARD": str(photo.with_suffix(".vqts")),
+        "MODEL": str(image_model),
+    }
     arguments = [places.get(argument, argument) for argument in arguments]
     code = (
         "import sys, json, pathlib, vqtok.cli, vqtok.models.zoo\n"

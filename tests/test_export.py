@@ -477,6 +477,33 @@ def test_a_damaged_item_among_good_ones(tmp_path):
         read["b/c"]
 
 
+def test_shards_among_token_files(run, tokens_dir, tmp_path):
+    more = {"d/e.jpg": image(seed=5), "f.v1": image(seed=6), "g.png": image(seed=7)}
+    shard = tokens_dir / "z.vqts"
+    vqtok.write_shard(shard, more.items())
+    vqtok.export([tokens_dir], tmp_path / "x", "jsonl")
+    read = vqtok.read_export(tmp_path / "x")
+    expected = ITEMS | {"d/e": more["d/e.jpg"], "f.v1": more["f.v1"], "g": more["g.png"]}
+    assert sorted(read) == sorted(expected)
+    assert all(equal(read[key], tokens) for key, tokens in expected.items())
+    vqtok.export([shard], tmp_path / "first", "jsonl", num_codebooks=1)
+    assert equal(vqtok.read_export(tmp_path / "first")["g"], more["g.png"].prefix(1))
+    with vqtok.open_shard(shard) as opened:
+        place = opened.find("f.v1").payload
+    data = bytearray(shard.read_bytes())
+    data[place] ^= 1
+    shard.write_bytes(data)
+    result = run("export", shard, "--to", "jsonl", "-o", tmp_path / "some", "--json")
+    error, facts = json_lines(result)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"error: {shard}: f.v1: damaged; vqtok merge --salvage" in result.stderr
+    assert (error["file"], error["key"], error["exit_code"]) == (str(shard), "f.v1", 4)
+    assert (facts["num_items"], facts["failed"]) == (2, 1)
+    vqtok.write_shard(shard, {"a.png": image(), "a.jpg": image()}.items(), overwrite=True)
+    with pytest.raises(UsageError, match=r"z\.vqts: a\.png and .*z\.vqts: a\.jpg would both have the key a;"):
+        vqtok.export([shard], tmp_path / "y", "jsonl")
+
+
 @pytest.mark.parametrize("to", TARGETS)
 def test_items_are_held_one_at_a_time(tmp_path, to):
     made = []

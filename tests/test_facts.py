@@ -183,7 +183,7 @@ def test_usage_refusals(tokens, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.vqt").write_bytes(tokens[0].read_bytes()[:-1])
     for paths, error, message in [
-        ([tmp_path / "empty"], MediaError, "empty: no .vqt files in this folder"),
+        ([tmp_path / "empty"], MediaError, "empty: no .vqt or .vqts files in this folder"),
         ([tmp_path / "none.vqt"], MediaError, "none.vqt: cannot be read"),
         ([tokens[0], tmp_path / "cut.vqt"], CorruptFileError, "cut.vqt: damaged"),
         (list(tokens), WrongModelError, "sound.vqt: cannot add up tokens of models"),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from test_vqt import same
 
 from vqtok.config import PriorConfig
 from vqtok.errors import CorruptFileError, ModelError
@@ -21,7 +22,9 @@ from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import parse_header
 from vqtok.tokens.prior import EXPONENTIALS, PREFIX, Prior, from_arrays
 from vqtok.tokens.rans import TOTAL, IntervalDecoder, encode_intervals
-from vqtok.tokens.vqt import EntropyModel, dump, load
+from vqtok.tokens.shard import Shard
+from vqtok.tokens.shard_writer import merge, write_shard
+from vqtok.tokens.vqt import EntropyModel, dump, dump_joint, load
 
 SIZES = (30, 7)
 SMALL = PriorConfig(dim=8, hidden=24, learning_rate=2e-2)
@@ -198,6 +201,45 @@ def test_token_files_with_a_prior(fitted):
         load(data)
     with pytest.raises(ModelError, match="prior"):
         dump(tokens, coder="prior")
+
+
+def test_shards_with_a_prior(fitted, tmp_path):
+    modality, prior, _ = fitted
+    rng = np.random.default_rng(7)
+    items = {}
+    for number in range(12):
+        # The third of each three says nothing of its neighbours, and no prior helps.
+        grid = tuple(rng.integers(8, 30, 2)) if modality == "image" else (int(rng.integers(100, 900)),)
+        codes = walks(rng, *grid) if number % 3 else np.stack([rng.integers(0, size, grid) for size in SIZES])
+        size = (8 * grid[-1], 8 * grid[0]) if modality == "image" else (8 * grid[0], 8000, 1)
+        items[f"{number}"] = Tokens(codes, SIZES, modality, size, 8, bytes(8))
+    model, path = EntropyModel(prior=prior), tmp_path / "x.vqts"
+    write_shard(path, items.items(), model)
+    with Shard(path, lambda _: model) as shard:
+        for number, (key, tokens) in enumerate(items.items()):
+            record = shard.find(key)
+            assert record.coder == ("prior" if number % 3 else "packed")
+            assert same(shard.load(record), tokens)
+            assert same(shard.load(record, 1), tokens.prefix(1))
+    with Shard(path) as shard, pytest.raises(ModelError, match="0000000000000000"):
+        shard["1"]
+    with Shard(path, lambda _: EntropyModel(prior=Prior(prior.kernel, prior.codebooks[:1]))) as shard:
+        assert same(shard.load(shard.find("1"), 1), items["1"].prefix(1))
+        with pytest.raises(ModelError, match="prior"):
+            shard["1"]
+    merge([path], tmp_path / "again.vqts", salvage=True)
+    assert (tmp_path / "again.vqts").read_bytes() == path.read_bytes()
+
+
+def test_lengths_of_a_joint_payload_count(fitted):
+    """Packed codes are taken where the lengths of the streams make the prior longer."""
+    modality, prior, _ = fitted
+    grid = (1, 1) if modality == "image" else (1,)
+    size = (8, 8) if modality == "image" else (8, 8000, 1)
+    for seed in range(30):
+        tokens = Tokens(walks(np.random.default_rng(seed), *grid), SIZES, modality, size, 8, bytes(8))
+        coder, payload = dump_joint(tokens, EntropyModel(prior=prior), "prior")
+        assert (coder, len(payload)) == ("packed", 2)
 
 
 def test_damaged_streams_are_refused(fitted):

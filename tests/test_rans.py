@@ -7,13 +7,13 @@ import math
 import constriction
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError
 from vqtok.tokens import rans
 from vqtok.tokens.entropy import frequencies
-from vqtok.tokens.rans import LANES_FROM, TOTAL, decode, encode
+from vqtok.tokens.rans import LANES_FROM, TOTAL, decode, encode, pop, push
 
 
 def table_and_codes(codebook_size: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +50,21 @@ def plain_encode(codes: list[int], table: list[int]) -> bytes:
     if lanes == 1:
         return states[0].to_bytes(4).lstrip(b"\0") + bytes(reversed(backwards))
     return b"".join(state.to_bytes(4, "little") for state in states) + bytes(reversed(backwards))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(2, 300), st.integers(0, 40)), max_size=5))
+def test_streams_are_stacks(layers):
+    drawn = [table_and_codes(size, count, seed) for seed, (size, count) in enumerate(layers)]
+    streams = [b""]
+    for table, codes in drawn:
+        streams.append(push(streams[-1], codes, table))
+    assert len(streams[-1]) <= sum(len(encode(codes, table)) for table, codes in drawn)
+    stream = streams.pop()
+    for table, codes in reversed(drawn):
+        found, stream = pop(stream, table, codes.size)
+        assert np.array_equal(found, codes)
+        assert stream == streams.pop()
 
 
 @given(st.data(), st.integers(2, 300))

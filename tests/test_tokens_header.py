@@ -187,7 +187,7 @@ def test_metadata_limits():
         {"codebook_sizes": (1024, 1)},
         {"codebook_sizes": (1024,) * 257},
         {"model": b"short"},
-        {"payload_lengths": (29,)},
+        {"payload_lengths": (29, 1, 1)},
     ],
 )
 def test_header_refuses_what_no_file_may_have(changes):

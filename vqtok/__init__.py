@@ -22,8 +22,11 @@ _HOMES = {
     "export": "vqtok.dataset",
     "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
+    "merge": "vqtok.tokens.shard_writer",
+    "open_shard": "vqtok.models.reader",
     "read_export": "vqtok.tokens.export",
     "train": "vqtok.training.run",
+    "write_shard": "vqtok.tokens.shard_writer",
 }
 
 __all__ = ["__version__", *_HOMES]

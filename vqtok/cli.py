@@ -9,20 +9,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files import STDIO, Job, plan_jobs
+from vqtok.files import STDIO, Job, plan_items, plan_jobs
 
 if TYPE_CHECKING:
+    from vqtok.dataset import Item
     from vqtok.transcode import Outcome
 
 INTERRUPTED = 130
 FOLLOWER = os.environ.get("RANK", "0") != "0"
 """Whether torchrun started this process to train with another, which does the talking."""
+ITEMS_SHOWN = 10
+"""Of a shard, unless all are asked for."""
 
 app = typer.Typer(
     name="vqtok",
@@ -187,6 +191,9 @@ def encode(
     output: Output = None,
     model: Model = None,
     codebooks: Codebooks = None,
+    shard: Annotated[
+        Path | None, typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead.")
+    ] = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
     coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
     device: Device = "cpu",
@@ -201,31 +208,43 @@ def encode(
     """Turn images and sounds into token files."""
     from vqtok.media.kinds import modality_of
 
-    jobs = plan_jobs(
-        inputs,
-        output,
-        suffix=lambda path: ".vqt",
-        accepts=lambda path: modality_of(path) is not None,
-        what="images or sounds",
-    )
-    _refuse_terminal(jobs, json)
+    def accepts(path: Path) -> bool:
+        return modality_of(path) is not None
+
+    items: list[tuple[str, Path]] = []
+    jobs: list[Job] = []
+    if shard is None:
+        jobs = plan_jobs(inputs, output, suffix=lambda path: ".vqt", accepts=accepts, what="images or sounds")
+        _refuse_terminal(jobs, json)
+    elif output is None:
+        items = plan_items(inputs, accepts=accepts, what="images or sounds")
+    else:
+        raise UsageError("--shard takes the place of -o; give one of them")
+    if output is not None and output.endswith(".vqts"):
+        raise UsageError(f"-o {output}: to write a shard give --shard {output}")
     from vqtok import report
     from vqtok.codec import choose_device
     from vqtok.tokens.vqt import chosen_coder
-    from vqtok.transcode import Codecs, Existing, encode_files
+    from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
 
     codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
-    existing = Existing(overwrite=force, skip=skip_existing)
-    outcomes = encode_files(
-        jobs, codecs, num_codebooks=codebooks, mono=mono, coder=chosen_coder(coder), existing=existing
-    )
-    _tell(outcomes, jobs, report.encoded_line, json=json, quiet=quiet)
+    how: dict[str, Any] = {
+        "num_codebooks": codebooks,
+        "mono": mono,
+        "coder": chosen_coder(coder),
+        "existing": Existing(overwrite=force, skip=skip_existing),
+    }
+    outcomes = encode_files(jobs, codecs, **how) if shard is None else encode_shard(items, shard, codecs, **how)
+    _tell(outcomes, len(items or jobs), report.encoded_line, json=json, quiet=quiet)
 
 
 @command
 def decode(
     inputs: Inputs,
     output: Output = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
+    ] = None,
     model: Model = None,
     codebooks: Codebooks = None,
     device: Device = "cpu",
@@ -237,16 +256,18 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn token files, or what was exported from them, back into images and sounds."""
-    from vqtok.tokens.export import is_export, read_export
+    """Turn token files, or the items of shards and of what was exported, back into images and sounds."""
+    from vqtok.media.kinds import stem
+    from vqtok.models.reader import open_items
     from vqtok.tokens.header import read_header
 
-    open_export = functools.cache(read_export)
+    opened = functools.lru_cache(maxsize=1)(open_items)
 
     # What is wrong with an input, its own job will say.
     def items(path: Path) -> Iterable[str] | None:
         try:
-            return open_export(path) if is_export(path) else None
+            found = opened(path)
+            return found and (keys or list(found))
         except VqtokError:
             return None
 
@@ -254,11 +275,15 @@ def decode(
         if path == STDIO:
             raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            made_of = open_export(path).form if is_export(path) else read_header(path)
+            made_of = opened(path) or read_header(path)
             return ".wav" if made_of.modality == "audio" else ".png"
         except (VqtokError, OSError):
             return ".png"
 
+    if keys and not (len(inputs) == 1 and items(inputs[0])):
+        raise UsageError("--key chooses items of a shard or export; give one shard or export")
+    if keys and len(keys) == 1 and output is None:
+        output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
     jobs = plan_jobs(
         inputs,
         output,
@@ -266,6 +291,7 @@ def decode(
         accepts=lambda path: path.suffix.lower() == ".vqt",
         what=".vqt files",
         items=items,
+        stem=stem,
     )
     _refuse_terminal(jobs, json)
     from vqtok import report
@@ -275,7 +301,35 @@ def decode(
     codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
-    _tell(outcomes, jobs, report.decoded_line, json=json, quiet=quiet)
+    _tell(outcomes, len(jobs), report.decoded_line, json=json, quiet=quiet)
+
+
+@command
+def merge(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN.vqts", help="Shards of one model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.vqts", help="The shard to write.")],
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Take what is whole of shards that are damaged or cut off.")
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Join shards into one, or salvage a damaged one."""
+    from vqtok import report
+    from vqtok.tokens.shard_writer import merge as merge_shards
+
+    merged = merge_shards(inputs, output, salvage=salvage, overwrite=force)
+    for loss in merged.losses:
+        _complain(str(loss))
+    if json:
+        losses = [loss._asdict() for loss in merged.losses]
+        report.print_json({"output": str(output), "num_items": merged.num_items, "losses": losses})
+    elif not quiet:
+        report.say(report.merged_line(output, merged))
+    if merged.losses:
+        raise typer.Exit(1)
 
 
 SPECIAL = "ID, auto (the next behind the codes) or none"
@@ -283,7 +337,7 @@ SPECIAL = "ID, auto (the next behind the codes) or none"
 
 @command
 def export(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Token files or folders of them; - is stdin.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Token files, shards or folders; - is stdin.")],
     to: Annotated[
         Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], typer.Option("--to", help="The kind of file.")
     ],
@@ -313,7 +367,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write token files to one file for a trainer of language models."""
+    """Write token files and shards to one file for a trainer of language models."""
     from vqtok import report
     from vqtok.dataset import find_items, iterate_tokens
     from vqtok.tokens.export import write_export
@@ -340,12 +394,12 @@ def export(
     found = find_items(inputs)
     failed = 0
 
-    def on_error(file: Path, error: VqtokError) -> None:
+    def on_error(item: Item, error: VqtokError) -> None:
         nonlocal failed
         failed += 1
         _complain(str(error))
         if json:
-            report.print_json({"file": str(file), "error": str(error), "exit_code": error.exit_code})
+            report.print_json(item.facts() | {"error": str(error), "exit_code": error.exit_code})
 
     turns = report.with_progress(found, len(found), quiet or target == STDIO)
     items = iterate_tokens(turns, model, codebooks, on_error if len(found) > 1 else None)
@@ -364,14 +418,15 @@ def inspect(
     model: Model = None,
     usage: Annotated[bool, typer.Option("--usage", help="Count the codes of all the token files.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw --usage as a picture.")] = None,
+    items: Annotated[bool, typer.Option("--items", help="List all items of shards.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what token files, models, images or sounds are."""
+    """Show what token files, shards, models, images or sounds are."""
     from vqtok import report
     from vqtok.facts import inspect as inspect_file
-    from vqtok.facts import token_files
+    from vqtok.facts import shard_items, token_files
     from vqtok.facts import usage as count_usage
 
     if plot is not None and not usage:
@@ -395,13 +450,19 @@ def inspect(
             report.print_json(facts)
         elif "error" not in facts:
             report.show_facts(facts)
+        if facts.get("kind") == "shard":
+            listed = shard_items(name) if items else () if json else islice(shard_items(name), ITEMS_SHOWN)
+            for item in listed:
+                report.print_json(item) if json else report.show_item(item)
+            if not json and not items and facts["num_items"] > ITEMS_SHOWN:
+                report.say(f"  and {facts['num_items'] - ITEMS_SHOWN} more; --items lists all")
     if exit_code:
         raise typer.Exit(exit_code)
 
 
 def _tell(
     outcomes: Iterable[Outcome],
-    jobs: list[Job],
+    total: int,
     line: Callable[[dict[str, Any]], str],
     *,
     json: bool,
@@ -412,10 +473,10 @@ def _tell(
 
     failed = skipped = 0
     exit_code = 0
-    for outcome in report.with_progress(outcomes, len(jobs), quiet):
+    for outcome in report.with_progress(outcomes, total, quiet):
         if outcome.error:
             failed += 1
-            exit_code = outcome.error.exit_code if len(jobs) == 1 else 1
+            exit_code = outcome.error.exit_code if total == 1 else 1
             _complain(str(outcome.error))
         elif outcome.skipped:
             skipped += 1
@@ -423,8 +484,8 @@ def _tell(
             report.say(line(outcome.facts))
         if json:
             report.print_json(outcome.facts)
-    if (len(jobs) > 1 or skipped) and not quiet:
-        report.say(f"{len(jobs) - failed - skipped} done, {skipped} skipped, {failed} failed")
+    if (total > 1 or skipped) and not quiet:
+        report.say(f"{total - failed - skipped} done, {skipped} skipped, {failed} failed")
     if exit_code:
         raise typer.Exit(exit_code)
 

@@ -1,20 +1,38 @@
-"""Many token files to one data set for a trainer of language models; without torch."""
+"""Many token files and shards to one data set for a trainer of language models; without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vqtok.errors import UsageError, VqtokError
 from vqtok.facts import token_files
-from vqtok.files import STDIO, naming, read_bytes
-from vqtok.models.entropy import TokenReader
+from vqtok.files import STDIO, naming
+from vqtok.media.kinds import stem
+from vqtok.models.reader import TokenReader
 from vqtok.tokens.export import write_export
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.recipe import Recipe, Target
 
-OnError = Callable[[Path, VqtokError], None]
+
+class Item(NamedTuple):
+    """Tokens to export, and where they lie."""
+
+    key: str
+    file: Path
+    inside: str | None = None
+    """Its key in the shard `file`; None for a token file."""
+
+    @property
+    def name(self) -> str:
+        return str(self.file) if self.inside is None else f"{self.file}: {self.inside}"
+
+    def facts(self) -> dict[str, str]:
+        return {"file": str(self.file)} | ({} if self.inside is None else {"key": self.inside})
+
+
+OnError = Callable[[Item, VqtokError], None]
 
 
 def export(
@@ -27,7 +45,7 @@ def export(
     overwrite: bool = False,
     **choices: Any,
 ) -> dict[str, Any]:
-    """Write token files, and those in folders, to one file for a trainer of language models.
+    """Write token files, shards, and those in folders, to one file for a trainer of language models.
 
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
@@ -45,27 +63,33 @@ def export(
     return write_export(items, Path(output), Recipe(to, **choices), overwrite=overwrite)
 
 
-def find_items(inputs: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """Give each token file a key: its name, or its path in the folder that was given, without `.vqt`.
+def find_items(inputs: Sequence[str | Path]) -> list[Item]:
+    """Find token files and the items of shards, and give each a key without its suffix.
+
+    The key of a token file is its name, or its path in the folder that was given; that of an item its key in the shard.
 
     Raises:
         UsageError: an input that is missing, or two with the same key. MediaError: a folder without token files.
+        CorruptFileError: a shard whose keys cannot be read.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Item] = {}
+    reader = TokenReader()
     for path in map(Path, inputs):
         if path != STDIO and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
         for file in [STDIO] if path == STDIO else token_files([path]):
             name = file.relative_to(path) if path.is_dir() else Path(file.name if file != STDIO else "stdin")
-            key = name.with_suffix("").as_posix()
-            if key in found:
-                raise UsageError(f"{found[key]} and {file} would both have the key {key}; rename one")
-            found[key] = file
-    return list(found.items())
+            for inside in reader.keys(file):
+                item = Item(name.with_suffix("").as_posix() if inside is None else stem(inside), file, inside)
+                if item.key in found:
+                    names = f"{found[item.key].name} and {item.name}"
+                    raise UsageError(f"{names} would both have the key {item.key}; rename one")
+                found[item.key] = item
+    return list(found.values())
 
 
 def iterate_tokens(
-    items: Iterable[tuple[str, Path]],
+    items: Iterable[Item],
     model: str | None = None,
     num_codebooks: int | None = None,
     on_error: OnError | None = None,
@@ -73,20 +97,20 @@ def iterate_tokens(
     """Read the tokens of each item when its turn comes.
 
     Args:
-        on_error: Takes the error of a file that cannot be read, which is then left out; by default it is raised.
+        on_error: Takes the error of an item that cannot be read, which is then left out; by default it is raised.
     """
     reader = TokenReader(model)
-    for key, file in items:
+    for item in items:
         try:
-            with naming(file):
-                _check_key(key)
-                tokens = reader.read(read_bytes(file), num_codebooks)
+            with naming(item.name if item.file != STDIO else STDIO):
+                _check_key(item.key)
+                tokens = reader.read(item.file, item.inside, num_codebooks)
         except VqtokError as error:
             if on_error is None:
                 raise
-            on_error(file, error)
+            on_error(item, error)
         else:
-            yield key, tokens
+            yield item.key, tokens
 
 
 def _check_key(key: str) -> None:

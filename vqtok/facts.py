@@ -1,18 +1,21 @@
-"""What a token file, a model or a medium is; for token files and models without torch or numpy."""
+"""What a token file, a shard, a model or a medium is; but for media without torch or numpy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import MediaError, ModelError
-from vqtok.files import naming, read_bytes
-from vqtok.media.kinds import modality_of, sniff
+from vqtok.files import naming
+from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.zoo import bundled_models, find_model
-from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.header import Header, read_header
+from vqtok.tokens.index import map_file, parse_index, walk
+from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
 
 if TYPE_CHECKING:
     from vqtok.tokens.grid import Tokens
@@ -21,13 +24,13 @@ Facts = dict[str, Any]
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
-    """Describe a token file, a model (by path or bundled name), a picture or a sound.
+    """Describe a token file, a shard, a model (by path or bundled name), a picture or a sound.
 
     Args:
         model: What a medium would be coded with; by default the bundled model of its modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "model", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "model", "image" or "audio").
 
     Raises:
         VqtokError: the file cannot be read, is damaged, or is none of these.
@@ -36,23 +39,13 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     kind = kind_of(path)
     if kind == "tokens":
         return token_facts(path, read_header(path))
+    if kind == "shard":
+        return shard_facts(path)
     if kind == "model":
         return model_facts(path, read_card(path))
     if kind is None:
-        raise MediaError(f"{path}: neither a token file, a model, a picture nor a sound")
+        raise MediaError(f"{path}: neither a token file, a shard, a model, a picture nor a sound")
     return media_facts(path, kind, model)
-
-
-def kind_of(path: Path) -> str | None:
-    """Tell what a file is: "tokens", "model", "image" or "audio", by its first bytes, then by its suffix."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
-    # The names of our own formats count too, so that a damaged file is called damaged.
-    own = {".vqt": "tokens", ".safetensors": "model"}.get(path.suffix.lower())
-    return sniff(head) or own or modality_of(path)
 
 
 def token_facts(path: Path, header: Header) -> Facts:
@@ -89,6 +82,54 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
         return facts | {"width": tokens.size[0], "height": tokens.size[1]}
     samples, sample_rate, channels = tokens.size
     return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
+
+
+def shard_facts(path: Path) -> Facts:
+    """Describe a shard, having read all of it and checked that each item is whole."""
+    coders: Counter[str] = Counter()
+    num_tokens = payload_bytes = 0
+    extent = 0.0  # pixels, or seconds
+    shard = None
+    for shard, record in _records(path):
+        coders[record.coder] += 1
+        num_tokens += math.prod(record.grid) * len(shard.codebook_sizes)
+        payload_bytes += record.payload_bytes
+        extent += math.prod(record.size[:2]) if shard.modality == "image" else record.size[0] / record.size[1]
+    assert shard
+    file_bytes = path.stat().st_size
+    facts: Facts = {
+        "file": str(path),
+        "kind": "shard",
+        "version": shard.version,
+        "modality": shard.modality,
+        "model": shard.model.hex(),
+        "coders": dict(coders),
+        "num_codebooks": len(shard.codebook_sizes),
+        "codebook_sizes": list(shard.codebook_sizes),
+        "stride": shard.stride,
+        "num_items": coders.total(),
+        "num_tokens": num_tokens,
+        "raw_bits": num_tokens / len(shard.codebook_sizes) * sum(map(math.log2, shard.codebook_sizes)),
+        "coded_bits": 8 * payload_bytes,
+        "file_bytes": file_bytes,
+    }
+    if shard.modality == "image":
+        return facts | {"bpp": 8 * file_bytes / extent}
+    return facts | {"kbps": 0.008 * file_bytes / extent, "duration_seconds": extent}
+
+
+def shard_items(path: str | Path) -> Iterator[Facts]:
+    """Describe each item of a shard as if it were a token file, with its `key`."""
+    for shard, record in _records(Path(path)):
+        yield {"file": str(path), "key": record.key} | token_facts(Path(path), record.header(shard))
+
+
+def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
+    with naming(path):
+        data = map_file(path)
+        shard, start = parse_shard_header(data)
+        for record in walk(shard, data, start, parse_index(data, start)):
+            yield shard, record
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:
@@ -159,28 +200,28 @@ def _audio_facts(path: Path) -> Facts:
 
 
 def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
-    """Count the codes of token files, and of those in folders, added up over all.
+    """Count the codes of token files, shards, and those in folders, added up over all.
 
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
 
     Returns:
-        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files`, `num_tokens`, and
-        `counts`: the histogram of each codebook, most frequent code first.
+        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files` (items of shards
+        count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
     """
-    from vqtok.models.entropy import TokenReader
+    from vqtok.models.reader import TokenReader
     from vqtok.tokens.statistics import CodeStatistics
 
     statistics = CodeStatistics()
     reader = TokenReader(model)
     for file in token_files(paths):
         with naming(file):
-            data = read_bytes(file)
-            header, _ = parse_header(data)
-            statistics.add(reader.read(data))
+            for key in reader.keys(file):
+                tokens = reader.read(file, key)
+                statistics.add(tokens)
     return {
         "kind": "usage",
-        "model": header.model.hex(),
+        "model": tokens.model.hex(),
         "num_files": statistics.num_files,
         "num_tokens": statistics.num_tokens,
         "codebook_sizes": [count.size for count in statistics.counts],
@@ -193,15 +234,15 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
 
 
 def token_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Give the token files among the paths and below the folders among them.
+    """Give the token files and shards among the paths and below the folders among them.
 
     Raises:
         MediaError: a folder has none.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.rglob("*.vqt")) if path.is_dir() else [path]
+        found = sorted([*path.rglob("*.vqt"), *path.rglob("*.vqts")]) if path.is_dir() else [path]
         if not found:
-            raise MediaError(f"{path}: no .vqt files in this folder")
+            raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
         files += found
     return files

@@ -42,6 +42,7 @@ def plan_jobs(
     accepts: Callable[[Path], bool],
     what: str,
     items: Callable[[Path], Iterable[str] | None] = lambda path: None,
+    stem: Callable[[str], str] = lambda key: key,
 ) -> list[Job]:
     """Decide the output of every input before any work is done.
 
@@ -54,6 +55,7 @@ def plan_jobs(
         accepts: Tells which files of a folder are inputs.
         what: The files of a folder that are inputs, in messages.
         items: Gives the keys of the items that an input holds; None for one that is an item itself.
+        stem: Gives the name of an item's output, but for its suffix, from its key.
 
     Raises:
         UsageError: a folder without an output, an input that is missing, or two inputs with the same output.
@@ -83,12 +85,10 @@ def plan_jobs(
     jobs = []
     for path in inputs:
         if path.is_dir() and below is not None:
-            sources = [source for source in sorted(path.rglob("*")) if source.is_file() and accepts(source)]
-            if not sources:
-                raise MediaError(f"{path}: no {what} in this folder")
+            sources = _files_below(path, accepts, what)
             jobs += [Job(source, below / source.relative_to(path).with_suffix(suffix(source))) for source in sources]
         elif path in keys and below is not None:
-            jobs += [Job(path, below / _inside(key + suffix(path), path), key) for key in keys[path]]
+            jobs += [Job(path, below / _inside(stem(key) + suffix(path), path), key) for key in keys[path]]
         elif below is not None:
             name = Path("stdin") if path == STDIO else Path(path.name)
             jobs.append(Job(path, below / name.with_suffix(suffix(path))))
@@ -97,6 +97,35 @@ def plan_jobs(
             jobs.append(Job(path, target or beside, *keys.get(path, ())))
     _refuse_collisions(jobs)
     return jobs
+
+
+def plan_items(inputs: Sequence[Path], *, accepts: Callable[[Path], bool], what: str) -> list[tuple[str, Path]]:
+    """Give each input its key in a shard: its name, or its path in the folder that was given.
+
+    Args:
+        accepts, what: As `plan_jobs` takes them.
+
+    Raises:
+        UsageError: an input that is missing or has no name, or two with the same key. MediaError: a folder without
+            inputs.
+    """
+    found: dict[str, Path] = {}
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"{path}: " + ("has no name to be a key" if path == STDIO else "no such file or folder"))
+        for source in _files_below(path, accepts, what) if path.is_dir() else [path]:
+            key = source.relative_to(path).as_posix() if path.is_dir() else path.name
+            if key in found:
+                raise UsageError(f"{found[key]} and {source} would both have the key {key}; rename one")
+            found[key] = source
+    return list(found.items())
+
+
+def _files_below(folder: Path, accepts: Callable[[Path], bool], what: str) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and accepts(path)]
+    if not found:
+        raise MediaError(f"{folder}: no {what} in this folder")
+    return found
 
 
 def _inside(name: str, source: Path) -> Path:

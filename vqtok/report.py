@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from vqtok.config import Config
+    from vqtok.tokens.shard_writer import Merged
     from vqtok.training.monitor import Progress as TrainingProgress
 
 out = Console(soft_wrap=False, highlight=False)
@@ -96,7 +97,7 @@ def file_size(num_bytes: float) -> str:
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print what `inspect` found, as a table."""
-    {"tokens": _show_tokens, "model": _show_model}.get(facts["kind"], _show_media)(facts)
+    {"tokens": _show_tokens, "shard": _show_shard, "model": _show_model}.get(facts["kind"], _show_media)(facts)
 
 
 def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -125,6 +126,36 @@ def _show_tokens(facts: Mapping[str, Any]) -> None:
     if "metadata" in facts:
         rows.append(("metadata", json.dumps(facts["metadata"], ensure_ascii=False)))
     _facts_table(facts["file"], rows)
+
+
+def _show_shard(facts: Mapping[str, Any]) -> None:
+    if "bpp" in facts:
+        rate, medium = f"{facts['bpp']:.4f} bpp", facts["modality"]
+    else:
+        rate, medium = f"{facts['kbps']:.3f} kbps", f"{facts['modality']} {facts['duration_seconds']:.2f} s"
+    saved = 1 - facts["coded_bits"] / facts["raw_bits"]
+    rows = [
+        ("format", f"vqts {facts['version']}, {', '.join(f'{n} {coder}' for coder, n in facts['coders'].items())}"),
+        ("medium", medium),
+        ("model", facts["model"]),
+        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {facts['stride']}"),
+        ("items", f"{facts['num_items']}, {facts['num_tokens']} tokens"),
+        ("raw bits", f"{facts['raw_bits']:.0f}"),
+        ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
+        ("file", f"{facts['file_bytes']} bytes, {rate}"),
+    ]
+    _facts_table(facts["file"], rows)
+
+
+def show_item(facts: Mapping[str, Any]) -> None:
+    """Print a line on an item of a shard."""
+    size = f"{media_size(facts)}, {facts['num_tokens']} tokens, {file_size(facts['file_bytes'])}"
+    out.print(_line(f"  {facts['key']} {size}"), soft_wrap=True)
+
+
+def merged_line(output: Path, merged: Merged) -> str:
+    """Sum up what became one shard."""
+    return f"{output}: {merged.num_items} items, {file_size(output.stat().st_size)}"
 
 
 def _show_media(facts: Mapping[str, Any]) -> None:

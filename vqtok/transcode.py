@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +15,22 @@ from typing import Any, BinaryIO
 import torch
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
-from vqtok.errors import MediaError, OutputError, VqtokError
-from vqtok.facts import grid_facts, kind_of, token_facts
+from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.facts import grid_facts, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.base import Media, spool
 from vqtok.media.image import read_pixels, write_pixels
-from vqtok.media.kinds import sniff
+from vqtok.media.kinds import kind_of, modality_of, sniff
+from vqtok.models.reader import open_items
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
-from vqtok.tokens.export import is_export, read_export
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.shard_writer import ShardWriter
 from vqtok.tokens.vqt import ChosenCoder, dump, load
+
+logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -136,6 +141,89 @@ def encode_files(
         yield _attempt(job, encode)
 
 
+def encode_shard(
+    items: Sequence[tuple[str, Path]],
+    shard: Path,
+    codecs: Codecs,
+    *,
+    num_codebooks: int | None = None,
+    mono: bool = False,
+    coder: ChosenCoder = "auto",
+    existing: Existing = Existing(),
+) -> Iterator[Outcome]:
+    """Encode media files, each with its key, to one shard; an outcome an item, in order.
+
+    Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
+
+    Raises:
+        UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
+    """
+    kinds = {modality_of(source) or kind_of(source) for _, source in items}
+    if {"image", "audio"} <= kinds and codecs.model is None:
+        raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
+    codec = codecs.get("audio" if "audio" in kinds else "image")
+    codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
+
+    def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
+        with _open_medium(job.source) as (medium, kind):
+            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
+        return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
+
+    with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
+        if writer.header:
+            with naming(shard):
+                check_model(writer.header.model, codec.tokenizer.identity)
+        if writer.header and writer.header.codebook_sizes != codebook_sizes:
+            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
+        for key, source in items:
+            job = Job(source, shard)
+            if key in writer.keys:
+                yield _skipped(Job(source, shard, key))
+            else:
+                yield _attempt(job, functools.partial(add, writer, key))
+
+
+@contextmanager
+def _partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
+    """Give the writer of a shard that gets its name when all is written; what was written till then is kept."""
+    partial = shard.with_name(f"{shard.name}.part")
+    if shard.exists() and not existing.overwrite and not existing.skip:
+        raise OutputError(f"{shard}: exists; give --force to overwrite it or --skip-existing to add what it lacks")
+    if partial.exists() and not existing.overwrite and not existing.skip:
+        raise OutputError(
+            f"{partial}: left by an interrupted run; give --skip-existing to go on with it or --force to start anew"
+        )
+    make_folder(shard.parent)
+    if existing.overwrite:
+        partial.unlink(missing_ok=True)
+    there = partial.exists()
+    resume = there and partial.stat().st_size > 0
+    writer, num_kept = None, 0
+    try:
+        with partial.open("r+b" if there else "xb") as file:
+            with naming(partial):
+                writer = ShardWriter.resume(file) if resume else ShardWriter(file, model_rate)
+            if shard.is_file() and not existing.overwrite:
+                writer.copy_all(shard, skip_existing=True)
+            num_kept = len(writer.keys)
+            yield writer
+            if writer.keys:
+                writer.finish()
+        if writer.keys:
+            os.replace(partial, shard)
+        else:
+            partial.unlink()
+    except BaseException as error:
+        if writer and len(writer.keys) > num_kept:
+            logger.warning("%s keeps the %d items done; --skip-existing goes on with it", partial, len(writer.keys))
+        elif writer and not resume:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{partial}: cannot be written: {error.strerror}") from error
+        raise
+
+
 def decode_files(
     jobs: Sequence[Job],
     codecs: Codecs,
@@ -143,22 +231,21 @@ def decode_files(
     num_codebooks: int | None = None,
     existing: Existing = Existing(),
 ) -> Iterator[Outcome]:
-    """Decode token files, and items of exports, to media files; an outcome a job, in order."""
-    open_export = functools.lru_cache(maxsize=1)(read_export)
+    """Decode token files, and items of shards and exports, to media files; an outcome a job, in order."""
+    opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
     def decode(job: Job) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
-        if is_export(job.source):
-            export = open_export(job.source)
-            assert job.key is not None
-            tokens = export[job.key]
-            codec = codecs.get(tokens.modality)
-            facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
-        else:
+        items = opened(job.source)
+        if items is None:
             codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
             facts = token_facts(job.source, header)
+        else:
+            tokens = _item(items, job.key)
+            codec = codecs.get(tokens.modality)
+            facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
         with _output(job.target) as file:
             _decode_tokens(tokens, codec, num_codebooks, file, job.target)
         used = num_codebooks or tokens.num_codebooks
@@ -246,6 +333,14 @@ def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tupl
     codec = codecs.get(header.modality)
     check_model(header.model, codec.tokenizer.identity)
     return codec, load(data, codec.tokenizer.entropy_model, num_codebooks), header
+
+
+def _item(items: Mapping[str, Tokens], key: str | None) -> Tokens:
+    try:
+        # Without a key its keys could not be listed before, and listing them says why.
+        return items[list(items)[-1] if key is None else key]
+    except KeyError:
+        raise MediaError("holds no item of this key; of a shard, vqtok inspect --items lists all") from None
 
 
 @contextmanager

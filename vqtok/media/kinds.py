@@ -1,10 +1,12 @@
-"""What a file is, by its suffix or its first bytes; imports nothing, so that listing files stays quick."""
+"""What a file is, by its suffix or its first bytes; imports next to nothing, so that listing files stays quick."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Literal
+
+from vqtok.errors import MediaError
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
@@ -30,6 +32,7 @@ _SIGNATURES = {
         re.DOTALL,
     ),
     "tokens": re.compile(rb"\x89VQ\n"),
+    "shard": re.compile(rb"\x89VS\n"),
 }
 _MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit safetensors itself sets
 
@@ -40,11 +43,33 @@ def modality_of(path: Path) -> Literal["image", "audio"] | None:
     return "image" if suffix in IMAGE_SUFFIXES else "audio" if suffix in AUDIO_SUFFIXES else None
 
 
-def sniff(head: bytes) -> Literal["image", "audio", "tokens", "model"] | None:
+def stem(key: str) -> str:
+    """Give the key of an item without the suffix of a picture or a sound."""
+    return key.removesuffix(Path(key).suffix) if modality_of(Path(key)) else key
+
+
+def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] | None:
     """Tell what a stream holds by its first bytes (16 are enough)."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_MODEL_HEADER_BYTES:
         return "model"
-    for kind in ("image", "audio", "tokens"):
+    for kind in ("image", "audio", "tokens", "shard"):
         if _SIGNATURES[kind].match(head):
             return kind
     return None
+
+
+def kind_of(path: Path) -> str | None:
+    """Tell what a file is: "tokens", "shard", "model", "image" or "audio", by its first bytes, then by its suffix."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+    # The names of our own formats count too, so that a damaged file is called damaged.
+    own = {".vqt": "tokens", ".vqts": "shard", ".safetensors": "model"}.get(path.suffix.lower())
+    return sniff(head) or own or modality_of(path)
+
+
+def is_shard(path: Path) -> bool:
+    """Tell whether a path is that of a shard, or of a file with the name of one."""
+    return path.is_file() and kind_of(path) == "shard"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files import naming
 from vqtok.models.card import read_card
 from vqtok.models.zoo import bundled_models, find_model
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import parse_header
 from vqtok.tokens.prior import PREFIX as PRIOR_PREFIX
 from vqtok.tokens.prior import from_arrays
 from vqtok.tokens.rans import TOTAL
-from vqtok.tokens.vqt import NO_MODEL, EntropyModel, load
+from vqtok.tokens.vqt import EntropyModel
 
 TABLE_PREFIX = "entropy."
 PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)
@@ -65,23 +62,3 @@ def entropy_model_of(identity: bytes, model: str | None) -> EntropyModel:
         given = read_card(paths[0]).identity[:16]
         raise WrongModelError(f"made by model {identity.hex()}, you gave {given}; give the right one with --model")
     raise ModelError(f"made by model {identity.hex()}, which is no bundled model; give it with --model")
-
-
-class TokenReader:
-    """Read token files, with what they need of the models that made them.
-
-    Args:
-        model: The model that made them all; by default a bundled one. Bit-packed files need none.
-    """
-
-    def __init__(self, model: str | None = None) -> None:
-        self._model_of = functools.cache(lambda identity: entropy_model_of(identity, model))
-
-    def read(self, data: bytes, num_codebooks: int | None = None) -> Tokens:
-        """Read a token file, as `vqtok.tokens.vqt.load` does.
-
-        Raises:
-            WrongModelError, ModelError: another model made it, or one that is not at hand.
-        """
-        header, _ = parse_header(data)
-        return load(data, NO_MODEL if header.coder == "packed" else self._model_of(header.model), num_codebooks)

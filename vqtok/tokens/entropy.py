@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
+from vqtok.tokens.header import packed_bytes
 from vqtok.tokens.rans import TOTAL
 
 
@@ -58,7 +59,7 @@ def unpack(data: bytes, codebook_size: int, count: int) -> NDArray[np.int32]:
         CorruptFileError: the wrong number of bytes, bits set behind the last code, or a code out of range.
     """
     width = _bits(codebook_size)
-    if len(data) != (count * width + 7) // 8:
+    if len(data) != packed_bytes(codebook_size, count):
         raise CorruptFileError(f"damaged codes: {len(data)} bytes for {count} codes of {width} bits")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     code_bytes = np.zeros((count, 4), np.uint8)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError, WrongModelError
 from vqtok.files import STDIO, atomic_open, make_folder, read_bytes
 from vqtok.tokens.grid import Tokens
+from vqtok.tokens.header import Modality
 from vqtok.tokens.layout import to_codes, to_ids
 from vqtok.tokens.recipe import ARRAYS, TABLES, Form, Recipe, Target
 from vqtok.tokens.targets import WRITERS, Add, Item, open_rows
@@ -97,6 +98,10 @@ class Export(Mapping[str, Tokens]):
             self._places = {key: index for index, key in enumerate(self._rows.keys)}
             if len(self._places) < len(self._rows.keys):
                 raise ValueError("two items have the same key")
+
+    @property
+    def modality(self) -> Modality:
+        return self.form.modality
 
     def __getitem__(self, key: str) -> Tokens:
         place = self._places[key]

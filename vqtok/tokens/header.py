@@ -20,6 +20,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,8 @@ MAX_METADATA_BYTES = 2**16
 
 _SIGNATURE = b"\x89VQ\n"
 _MAJOR, _MINOR = 1, 0
-_MODALITIES: tuple[Modality, ...] = ("image", "audio")
-_CODERS: tuple[Coder, ...] = ("packed", "static", "prior")
+MODALITIES: tuple[Modality, ...] = ("image", "audio")
+CODERS: tuple[Coder, ...] = ("packed", "static", "prior")
 _HAS_METADATA = 1 << 4
 _MUST_BE_ZERO = 0b11 << 5
 _FIXED_BYTES = 14
@@ -57,7 +58,7 @@ def check_layout(
     Raises:
         ValueError: numbers that do not fit together or exceed the format's limits.
     """
-    if modality not in _MODALITIES or len(size) != _size_dims(modality):
+    if modality not in MODALITIES or len(size) != size_dims(modality):
         raise ValueError(f"size {tuple(size)} does not fit modality {modality!r}")
     if not all(1 <= number < 1 << 7 * _VARINT_BYTES for number in (stride, *size)):
         raise ValueError(f"stride {stride} or size {tuple(size)} out of range")
@@ -65,7 +66,7 @@ def check_layout(
         raise ValueError(f"{len(codebook_sizes)} codebooks: there must be 1 to {MAX_CODEBOOKS}")
     if not all(2 <= number <= MAX_CODEBOOK_SIZE for number in codebook_sizes):
         raise ValueError(f"codebook sizes {tuple(codebook_sizes)} out of 2..{MAX_CODEBOOK_SIZE}")
-    if len(grid) != _grid_dims(modality, size) or min(grid) < 1:
+    if len(grid) != grid_dims(modality, size) or min(grid) < 1:
         raise ValueError(f"grid {tuple(grid)} does not fit {modality} of size {tuple(size)}")
     if len(codebook_sizes) * math.prod(grid) > MAX_TOKENS:
         raise ValueError(f"{len(codebook_sizes)} codebooks of grid {tuple(grid)} exceed {MAX_TOKENS} tokens")
@@ -89,7 +90,7 @@ class Header:
     stride: int
     size: tuple[int, ...]
     payload_lengths: tuple[int, ...]
-    """Bytes of each codebook's stream."""
+    """Bytes of each codebook's stream; of an item of a shard, of the one stream of all."""
     metadata: dict[str, Any] = field(default_factory=dict)
     version: str = f"{_MAJOR}.{_MINOR}"
     file_bytes: int = 0
@@ -97,7 +98,7 @@ class Header:
 
     def __post_init__(self) -> None:
         check_layout(self.modality, self.codebook_sizes, self.grid, self.size, self.stride, self.model)
-        if len(self.payload_lengths) != self.num_codebooks:
+        if len(self.payload_lengths) not in (1, self.num_codebooks):
             raise ValueError(f"{len(self.payload_lengths)} streams for {self.num_codebooks} codebooks")
 
     @property
@@ -140,7 +141,7 @@ def pack_header(header: Header) -> bytes:
     Raises:
         ValueError: metadata that is no JSON or longer than 64 KiB.
     """
-    flags = _CODERS.index(header.coder) | _MODALITIES.index(header.modality) << 3
+    flags = CODERS.index(header.coder) | MODALITIES.index(header.modality) << 3
     numbers = (
         header.num_codebooks,
         *header.codebook_sizes,
@@ -149,15 +150,25 @@ def pack_header(header: Header) -> bytes:
         *header.grid,
         *header.payload_lengths,
     )
-    metadata = b""
-    if header.metadata:
+    metadata = pack_metadata(header.metadata)
+    if metadata:
         flags |= _HAS_METADATA
-        metadata = json.dumps(header.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        if len(metadata) > MAX_METADATA_BYTES:
-            raise ValueError(f"metadata of {len(metadata)} bytes exceeds {MAX_METADATA_BYTES}")
-        metadata = _varint(len(metadata)) + metadata
     fixed = _SIGNATURE + bytes([_MAJOR << 4 | _MINOR, flags]) + header.model
-    return fixed + b"".join(map(_varint, numbers)) + metadata
+    return fixed + b"".join(map(varint, numbers)) + metadata
+
+
+def pack_metadata(metadata: dict[str, Any]) -> bytes:
+    """Write metadata behind its length; nothing where there is none.
+
+    Raises:
+        ValueError: metadata that is no JSON or longer than 64 KiB.
+    """
+    if not metadata:
+        return b""
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata of {len(text)} bytes exceeds {MAX_METADATA_BYTES}")
+    return varint(len(text)) + text
 
 
 def parse_header(data: bytes) -> tuple[Header, int]:
@@ -173,24 +184,24 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     _check_whole(data)
     version, flags = data[4:6]
     coder = flags & 0b111
-    if coder >= len(_CODERS) or flags & _MUST_BE_ZERO:
+    if coder >= len(CODERS) or flags & _MUST_BE_ZERO:
         raise UnsupportedVersionError(f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok")
-    modality = _MODALITIES[flags >> 3 & 1]
-    fields = _Fields(data)
+    modality = MODALITIES[flags >> 3 & 1]
+    fields = Fields(data, _FIXED_BYTES, len(data) - _CRC_BYTES)
     num_codebooks = fields.number()
     if num_codebooks > MAX_CODEBOOKS:
         raise CorruptFileError(f"damaged token file: it claims {num_codebooks} codebooks")
     codebook_sizes = fields.numbers(num_codebooks)
     stride = fields.number()
-    size = fields.numbers(_size_dims(modality))
-    grid = fields.numbers(_grid_dims(modality, size))
+    size = fields.numbers(size_dims(modality))
+    grid = fields.numbers(grid_dims(modality, size))
     payload_lengths = fields.numbers(num_codebooks)
     metadata = fields.metadata() if flags & _HAS_METADATA else {}
     if fields.offset + sum(payload_lengths) != fields.end:
         raise CorruptFileError("damaged token file: its streams do not add up to its length")
     try:
         header = Header(
-            coder=_CODERS[coder],
+            coder=CODERS[coder],
             modality=modality,
             model=data[6:_FIXED_BYTES],
             codebook_sizes=codebook_sizes,
@@ -238,15 +249,20 @@ def _check_whole(data: bytes) -> None:
         raise CorruptFileError("damaged token file (truncated or altered): copy or encode it again")
 
 
-def _size_dims(modality: Modality) -> int:
+def packed_bytes(codebook_size: int, count: int) -> int:
+    """Return how many bytes `count` bit-packed codes take."""
+    return (count * (codebook_size - 1).bit_length() + 7) // 8
+
+
+def size_dims(modality: Modality) -> int:
     return 2 if modality == "image" else 3
 
 
-def _grid_dims(modality: Modality, size: Sequence[int]) -> int:
+def grid_dims(modality: Modality, size: Sequence[int]) -> int:
     return 1 if modality == "audio" and size[2] == 1 else 2
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)
@@ -255,11 +271,14 @@ def _varint(number: int) -> bytes:
     return bytes(digits)
 
 
-class _Fields:
-    """The header's fields one after another, from behind the fixed part to before the checksum."""
+class Fields:
+    """Fields one after another, from an offset on and before an end.
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.offset, self.end = data, _FIXED_BYTES, len(data) - _CRC_BYTES
+    Its methods raise CorruptFileError where a field is malformed or the end is overrun.
+    """
+
+    def __init__(self, data: bytes | mmap, offset: int, end: int) -> None:
+        self.data, self.offset, self.end = data, offset, end
 
     def take(self, length: int) -> bytes:
         start, self.offset = self.offset, self.offset + length
@@ -269,24 +288,28 @@ class _Fields:
 
     def number(self) -> int:
         value = 0
-        for shift in range(0, 7 * _VARINT_BYTES, 7):
-            (byte,) = self.take(1)
-            value |= (byte & 0x7F) << shift
+        for index, byte in enumerate(self.data[self.offset : min(self.offset + _VARINT_BYTES, self.end)]):
+            value |= (byte & 0x7F) << 7 * index
             if byte < 0x80:
-                if byte == 0 and shift:
+                if byte == 0 and index:
                     break  # not the shortest form
+                self.offset += index + 1
                 return value
         raise CorruptFileError("damaged token file: a number in its header is malformed")
 
     def numbers(self, count: int) -> tuple[int, ...]:
         return tuple(self.number() for _ in range(count))
 
-    def metadata(self) -> dict[str, Any]:
+    def text(self, max_length: int, what: str) -> bytes:
+        """Take what stands behind its length."""
         length = self.number()
-        if length > MAX_METADATA_BYTES:
-            raise CorruptFileError(f"damaged token file: it claims {length} bytes of metadata")
+        if length > max_length:
+            raise CorruptFileError(f"damaged token file: it claims {length} bytes of {what}")
+        return self.take(length)
+
+    def metadata(self) -> dict[str, Any]:
         try:
-            metadata = json.loads(self.take(length).decode())
+            metadata = json.loads(self.text(MAX_METADATA_BYTES, "metadata").decode())
         except (ValueError, RecursionError):
             metadata = None
         if not isinstance(metadata, dict):

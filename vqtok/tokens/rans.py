@@ -27,6 +27,7 @@ LANES_FROM = 1 << 16
 """Codes from which on a stream has lanes: these lose 1 to 3 bytes each, here some 0.5 % of 10-bit codes."""
 
 _LOW = 1 << 24
+_STATE_BYTES = 4
 _LIMIT_SHIFT = 32 - FREQUENCY_BITS
 _FOREIGN = "codes were not coded with these frequencies: give the model that made them"
 _UNBOUNDED_ROWS = 2
@@ -40,10 +41,9 @@ def encode(codes: NDArray[np.int32], frequencies: NDArray[np.integer]) -> bytes:
         codes: one dimension.
         frequencies: integers >= 1 that sum to 2^14, one a code.
     """
-    frequency, start = _intervals(frequencies)
     if codes.size >= LANES_FROM:
-        return _encode_lanes(codes, frequency, start)
-    return encode_intervals(frequency[codes], start[codes])
+        return _encode_lanes(codes, *_intervals(frequencies))
+    return push(b"", codes, frequencies)
 
 
 def decode(data: bytes, frequencies: NDArray[np.integer], count: int) -> NDArray[np.int32]:
@@ -52,15 +52,54 @@ def decode(data: bytes, frequencies: NDArray[np.integer], count: int) -> NDArray
     Raises:
         CorruptFileError: no `count` codes are encoded to this stream with these frequencies.
     """
-    frequency, start = _intervals(frequencies)
-    code = np.repeat(np.arange(frequency.size, dtype=np.int32), frequency)
-    # What a step needs, looked up by the low bits of the state: its slot.
-    offset = np.arange(TOTAL, dtype=np.uint32) - start[code]
-    decode_slots = _decode_lanes if count >= LANES_FROM else _decode_one
-    slots = decode_slots(data, frequency[code], offset, count)
+    if count < LANES_FROM:
+        codes, left = pop(data, frequencies, count)
+        if left:
+            raise CorruptFileError(_FOREIGN)
+        return codes
+    code, frequency, offset = _slots(frequencies)
+    slots = _decode_lanes(data, frequency, offset, count)
     if slots is None:
         raise CorruptFileError(_FOREIGN)
     return code[slots]
+
+
+def push(stream: bytes, codes: NDArray[np.int32], frequencies: NDArray[np.integer]) -> bytes:
+    """Encode codes on top of a stream without lanes: `pop` gives them, and then what was there before.
+
+    One state goes through all of them, so that nothing is spent on where one ends and the next begins.
+    """
+    frequency, start = _intervals(frequencies)
+    return encode_intervals(frequency[codes], start[codes], stream)
+
+
+def pop(stream: bytes, frequencies: NDArray[np.integer], count: int) -> tuple[NDArray[np.int32], bytes]:
+    """Decode the `count` codes on top of a stream.
+
+    Returns:
+        The codes, and the stream below them: empty after the first that were encoded.
+
+    Raises:
+        CorruptFileError: no codes are encoded to this stream.
+    """
+    if stream.startswith(b"\0"):  # a state is never written with a leading zero
+        raise CorruptFileError(_FOREIGN)
+    code, frequency, offset = _slots(frequencies)
+    frequency_at, offset_at = frequency.data, offset.data  # quicker to index than arrays
+    state, position, end = 0, 0, len(stream)
+    slots = []
+    for _ in range(count):
+        while state < _LOW and position < end:
+            state = state << 8 | stream[position]
+            position += 1
+        slot = state & (TOTAL - 1)
+        slots.append(slot)
+        state = frequency_at[slot] * (state >> FREQUENCY_BITS) + offset_at[slot]
+    return code[np.array(slots, dtype=np.uint16)], _minimal(state) + stream[position:]
+
+
+def _minimal(state: int) -> bytes:
+    return state.to_bytes((state.bit_length() + 7) // 8)
 
 
 def _intervals(frequencies: NDArray[np.integer]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
@@ -70,9 +109,22 @@ def _intervals(frequencies: NDArray[np.integer]) -> tuple[NDArray[np.uint32], ND
     return frequency, np.cumsum(frequency, dtype=np.uint32) - frequency
 
 
-def encode_intervals(frequency: NDArray[np.integer], start: NDArray[np.integer]) -> bytes:
-    """Encode symbols, each by the frequency it has where it stands and the sum of those of the symbols below it."""
-    state = 0
+def _slots(
+    frequencies: NDArray[np.integer],
+) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return what a step looks up by the low bits of the state: code, its frequency, offset in its interval."""
+    frequency, start = _intervals(frequencies)
+    code = np.repeat(np.arange(frequency.size, dtype=np.int32), frequency)
+    return code, frequency[code], np.arange(TOTAL, dtype=np.uint32) - start[code]
+
+
+def encode_intervals(frequency: NDArray[np.integer], start: NDArray[np.integer], stream: bytes = b"") -> bytes:
+    """Encode symbols, each by the frequency it has where it stands and the sum of those of the symbols below it.
+
+    Args:
+        stream: What they are encoded on top of.
+    """
+    state = int.from_bytes(stream[:_STATE_BYTES])
     backwards = bytearray()
     for f, s in zip(frequency[::-1].tolist(), start[::-1].tolist(), strict=True):
         limit = f << _LIMIT_SHIFT
@@ -80,8 +132,7 @@ def encode_intervals(frequency: NDArray[np.integer], start: NDArray[np.integer])
             backwards.append(state & 0xFF)
             state >>= 8
         state += state // f * (TOTAL - f) + s
-    backwards += state.to_bytes((state.bit_length() + 7) // 8, "little")
-    return bytes(reversed(backwards))
+    return _minimal(state) + bytes(reversed(backwards)) + stream[_STATE_BYTES:]
 
 
 class IntervalDecoder:
@@ -119,24 +170,6 @@ class IntervalDecoder:
         """Check that the stream ends here."""
         if self._state or self._position < len(self._data):
             raise CorruptFileError(_FOREIGN)
-
-
-def _decode_one(
-    data: bytes, frequency: NDArray[np.uint32], offset: NDArray[np.uint32], count: int
-) -> NDArray[np.uint16] | None:
-    if data.startswith(b"\0"):  # a state is never written with a leading zero
-        return None
-    frequency_at, offset_at = frequency.data, offset.data  # quicker to index than arrays
-    state, position, end = 0, 0, len(data)
-    slots = []
-    for _ in range(count):
-        while state < _LOW and position < end:
-            state = state << 8 | data[position]
-            position += 1
-        slot = state & (TOTAL - 1)
-        slots.append(slot)
-        state = frequency_at[slot] * (state >> FREQUENCY_BITS) + offset_at[slot]
-    return None if state or position < end else np.array(slots, dtype=np.uint16)
 
 
 def _rows(count: int) -> tuple[int, list[slice]]:

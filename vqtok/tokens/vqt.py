@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import ModelError, UsageError
+from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.tokens import entropy, rans
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Header, checksum, pack_header, parse_header
+from vqtok.tokens.header import Coder, Fields, Header, checksum, pack_header, packed_bytes, parse_header, varint
 from vqtok.tokens.prior import Prior
 
 logger = logging.getLogger(__name__)
@@ -74,28 +74,41 @@ def chosen_coder(name: str) -> ChosenCoder:
     raise UsageError(f"no coder {name!r}; there are {', '.join(CHOSEN_CODERS)}")
 
 
-def _code(tokens: Tokens, model: EntropyModel, coder: ChosenCoder) -> tuple[Coder, list[bytes]]:
-    """Give the payload, one stream a codebook, by the coder asked for or the best."""
+def _code(tokens: Tokens, model: EntropyModel, coder: ChosenCoder, *, joint: bool = False) -> tuple[Coder, list[bytes]]:
+    """Give the payload by the coder asked for or the best: one stream a codebook, or the parts of a joint one."""
     planes = tokens.codes.reshape(tokens.num_codebooks, -1)
     sizes = tokens.codebook_sizes
     candidates: dict[Coder, list[bytes]] = {}
-    if coder in ("auto", "packed"):
+    if joint or coder in ("auto", "packed"):
         candidates["packed"] = [entropy.pack(plane, size) for plane, size in zip(planes, sizes, strict=True)]
     tables = model.tables[: len(sizes)]
     if coder == "static" or (coder == "auto" and tables and all(table is not None for table in tables)):
         fitting = _fitting_tables(model, sizes, tokens.model)
-        candidates["static"] = [rans.encode(plane, table) for plane, table in zip(planes, fitting, strict=True)]
+        pairs = list(zip(planes, fitting, strict=True))
+        candidates["static"] = [_push(pairs)] if joint else [rans.encode(plane, table) for plane, table in pairs]
     if coder == "prior" or (coder == "auto" and model.prior):
         prior = _fitting_prior(model, sizes, tokens.model)
         streams = prior.encode(tokens.codes)
         # Decoded at once: a coder whose two sides could disagree must never be the only copy of anyone's tokens.
         if np.array_equal(prior.decode(streams, tokens.grid), tokens.codes):
-            candidates["prior"] = streams
+            candidates["prior"] = _with_lengths(streams) if joint else streams
         else:
             logger.warning("the prior does not give back the codes on this machine, please report it; left out")
     if not candidates:
         raise ModelError("the prior does not give back the codes on this machine, please report it; use another coder")
     return min(candidates.items(), key=lambda candidate: sum(map(len, candidate[1])))
+
+
+def _push(planes: Sequence[tuple[NDArray[np.int32], NDArray[np.uint16]]]) -> bytes:
+    stream = b""
+    for plane, table in reversed(planes):
+        stream = rans.push(stream, plane, table)
+    return stream
+
+
+def _with_lengths(streams: Sequence[bytes]) -> list[bytes]:
+    """Put its length before each stream but the last, which ends where all end."""
+    return [*(varint(len(stream)) + stream for stream in streams[:-1]), streams[-1]]
 
 
 def load(data: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None = None) -> Tokens:
@@ -112,15 +125,71 @@ def load(data: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None 
         UsageError: the file has fewer codebooks than asked for.
     """
     header, offset = parse_header(data)
-    if num_codebooks is None:
-        num_codebooks = header.num_codebooks
-    if not 1 <= num_codebooks <= header.num_codebooks:
-        raise UsageError(f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}")
-    sizes, count = header.codebook_sizes[:num_codebooks], math.prod(header.grid)
     streams = []
-    for length in header.payload_lengths[:num_codebooks]:
+    for length in header.payload_lengths[: _wanted(header, num_codebooks)]:
         streams.append(data[offset : offset + length])
         offset += length
+    return _decode(header, streams, model)
+
+
+def dump_joint(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "auto") -> tuple[Coder, bytes]:
+    """Code tokens as shards do, which have no room for the lengths of codebooks; `load_joint` reads it.
+
+    Packed codes stand one codebook after the other, statically coded ones in one stream of all. With a prior each
+    codebook has a stream, and all but the last its length before it, as a varint.
+
+    Args:
+        model, coder: as `dump` takes them, but never more bytes than packed codes take: rather these.
+
+    Raises:
+        ModelError: a coder was asked for and the model lacks what it needs.
+    """
+    chosen, parts = _code(tokens, model, coder, joint=True)
+    return chosen, b"".join(parts)
+
+
+def load_joint(
+    header: Header, stream: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None = None
+) -> Tokens:
+    """Read what `dump_joint` has written.
+
+    Args:
+        model, num_codebooks: as `load` takes them.
+
+    Raises:
+        As `load` does.
+    """
+    wanted, count = _wanted(header, num_codebooks), math.prod(header.grid)
+    if header.coder == "static":
+        planes = []
+        for table in _fitting_tables(model, header.codebook_sizes[:wanted], header.model):
+            plane, stream = rans.pop(stream, table, count)
+            planes.append(plane)
+        if stream and wanted == header.num_codebooks:
+            raise CorruptFileError("codes were not coded with these frequencies: give the model that made them")
+        return _tokens(header, np.stack(planes))
+    fields, streams = Fields(stream, 0, len(stream)), []
+    for index in range(wanted):
+        if header.coder == "packed":
+            length = packed_bytes(header.codebook_sizes[index], count)
+        else:
+            length = fields.number() if index < header.num_codebooks - 1 else len(stream) - fields.offset
+        streams.append(fields.take(length))
+    return _decode(header, streams, model)
+
+
+def _wanted(header: Header, num_codebooks: int | None) -> int:
+    """Return how many codebooks to decode."""
+    if num_codebooks is None:
+        return header.num_codebooks
+    if not 1 <= num_codebooks <= header.num_codebooks:
+        raise UsageError(f"cannot decode {num_codebooks} codebooks: the token file has {header.num_codebooks}")
+    return num_codebooks
+
+
+def _decode(header: Header, streams: list[bytes], model: EntropyModel) -> Tokens:
+    """Decode the streams of the first codebooks."""
+    sizes, count = header.codebook_sizes[: len(streams)], math.prod(header.grid)
     if header.coder == "prior":
         codes = _fitting_prior(model, sizes, header.model).decode(streams, header.grid)
     elif header.coder == "static":
@@ -128,9 +197,13 @@ def load(data: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None 
         codes = np.stack([rans.decode(stream, table, count) for stream, table in zip(streams, tables, strict=True)])
     else:
         codes = np.stack([entropy.unpack(stream, size, count) for stream, size in zip(streams, sizes, strict=True)])
+    return _tokens(header, codes)
+
+
+def _tokens(header: Header, codes: NDArray[np.int32]) -> Tokens:
     return Tokens(
-        codes=codes.reshape(num_codebooks, *header.grid),
-        codebook_sizes=sizes,
+        codes=codes.reshape(len(codes), *header.grid),
+        codebook_sizes=header.codebook_sizes[: len(codes)],
         modality=header.modality,
         size=header.size,
         stride=header.stride,
