@@ -59,7 +59,8 @@ def test_streams_are_stacks(layers):
     streams = [b""]
     for table, codes in drawn:
         streams.append(push(streams[-1], codes, table))
-    assert len(streams[-1]) <= sum(len(encode(codes, table)) for table, codes in drawn)
+    # Codes at the bottom, where the state is 0, may take up to 14 bits less than above others.
+    assert len(streams[-1]) <= sum(len(encode(codes, table)) + 2 for table, codes in drawn)
     stream = streams.pop()
     for table, codes in reversed(drawn):
         found, stream = pop(stream, table, codes.size)
