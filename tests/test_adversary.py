@@ -24,6 +24,7 @@ from test_training import (
     kill_at,
     make_trainer,
     metrics,
+    quick,  # noqa: F401 (a fixture for all tests here)
     run_train,
     watched,
 )
@@ -32,7 +33,7 @@ from torch import Tensor
 from vqtok.config import load_preset
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
-from vqtok.training import loop, start
+from vqtok.training import loop
 from vqtok.training.adversary import Adversary
 from vqtok.training.finetune import tuning_config
 from vqtok.training.optim import Budget, cosine
@@ -42,12 +43,6 @@ from vqtok.training.validation import Validation
 GAN = ["adversarial.weight=0.5", "adversarial.width=4", "adversarial.start=0.5", "adversarial.warm_up=0.2"]
 PICTURES = [*GAN, "data.crop_pixels=24"]
 SOUNDS = [*TINY_AUDIO, *GAN, "adversarial.width=2", "adversarial.feature_matching=1", "train.batch_size=2"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

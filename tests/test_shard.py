@@ -616,7 +616,7 @@ def test_usage_errors(run, album, shard, tmp_path, arguments, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("key", ["../up.png", "/tmp/up.png", "a/../../up.png"])
+@pytest.mark.parametrize("key", ["../up.png", "/up.png", "a/../../up.png"])
 def test_keys_do_not_lead_out_of_the_folder(run, shard, tmp_path, key):
     tokens = vqtok.open_shard(shard)[0]
     write_shard(tmp_path / "in/odd.vqts", [(key, tokens), ("b.png", tokens)])

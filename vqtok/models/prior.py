@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
-from vqtok.tokens.prior import ACTIVATION_BITS, MAX_ACTIVATION, PREFIX, STAGES, WEIGHT_BITS
+from vqtok.tokens.prior import ACTIVATION_BITS, MAX_ACTIVATION, PREFIX, STAGES, WEIGHT_BITS, stage_of
 
 CROP = {"image": (24, 24), "audio": (1, 256)}
 KERNEL = {"image": (3, 3), "audio": (1, 7)}
@@ -121,7 +121,7 @@ def fit_prior(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = _batch(planes, CROP[modality], np.random.default_rng([seed, step]))
-        stage = _stage(batch.shape[2:], kernel)
+        stage = torch.from_numpy(stage_of(batch.shape[2], batch.shape[3], kernel))
         below = torch.zeros(len(batch), config.dim, *batch.shape[2:])
         total = torch.zeros(())
         # Activations and weights have 8 bits at most, which bfloat16 holds exactly.
@@ -154,14 +154,6 @@ def _batch(planes: Sequence[Codes], crop: tuple[int, int], rng: np.random.Genera
             top, left = (int(rng.integers(space + 1)) // 4 * 4 for space in room)
             crops.append(plane[:, top : top + size[0], left : left + size[1]])
     return torch.from_numpy(np.stack(crops)).long()
-
-
-def _stage(grid: torch.Size, kernel: tuple[int, int]) -> Tensor:
-    """Give the stage of each position, as `Prior` has them."""
-    rows, columns = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
-    if kernel[0] > 1:
-        return torch.where((rows + columns) % 2 == 0, rows % 2, 2)
-    return torch.where(columns % 2 == 0, columns % 4 // 2, 2)
 
 
 def _ranks(vectors: Tensor) -> Tensor:

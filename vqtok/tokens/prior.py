@@ -188,7 +188,9 @@ class Prior:
         by_rank = np.full(codebook.member_bias.size, -1)
         by_rank[codebook.rank] = np.arange(len(codebook.rank))
         offsets = (np.arange(high)[:, None] * known.shape[1] + np.arange(wide)).ravel()
-        for stage, positions in enumerate(self._stages(height, width)):
+        stages = stage_of(height, width, self.kernel)
+        for stage in range(STAGES):
+            positions = np.flatnonzero(stages == stage)
             for begin in range(0, len(positions), MAX_POSITIONS):
                 part = positions[begin : begin + MAX_POSITIONS]
                 corner = part // width * known.shape[1] + part % width
@@ -217,14 +219,13 @@ class Prior:
                 logits[order[begin:end]] = x[order[begin:end]] @ weight + bias
         return group * codebook.members + coder.code(_cumulative(logits), members)
 
-    def _stages(self, height: int, width: int) -> list[NDArray[np.int64]]:
-        """Give the flat positions of each stage."""
-        rows, columns = np.indices((height, width))
-        if self.kernel[0] > 1:
-            stage = np.where((rows + columns) % 2 == 0, rows % 2, 2)
-        else:
-            stage = np.where(columns % 2 == 0, columns % 4 // 2, 2)
-        return [np.flatnonzero(stage == index) for index in range(STAGES)]
+
+def stage_of(height: int, width: int, kernel: tuple[int, int]) -> NDArray[np.int64]:
+    """Give the stage `(height, width)` that each position of a segment is coded in."""
+    rows, columns = np.indices((height, width))
+    if kernel[0] > 1:
+        return np.where((rows + columns) % 2 == 0, rows % 2, 2)
+    return np.where(columns % 2 == 0, columns % 4 // 2, 2)
 
 
 def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
