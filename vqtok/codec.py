@@ -15,9 +15,10 @@ from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tiling import chunks, padded, windows
-from vqtok.tokens.grid import Tokens
+from vqtok.tokens.grid import Tokens, pack_side_data
 
 TILE_PIXELS = 1024
+NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)
 CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
 
@@ -70,7 +71,7 @@ class Codec:
         codes = np.empty((len(tokenizer.codebook_sizes), *grid), np.int32)
         for (top, rows), (left, columns) in self._tiles(grid, tokenizer.encoder_context):
             window = pixels[:, _scaled(top, stride), _scaled(left, stride)]
-            found = self._encode_window(padded(as_float(window), stride))
+            found = self._encode_window(padded(as_float(window), stride, tokenizer.padding))
             codes[:, _inner(top, rows), _inner(left, columns)] = found[:, rows, columns]
         return self._tokens(codes, (width, height), num_codebooks)
 
@@ -86,16 +87,23 @@ class Codec:
         self._check_modality("audio")
         assert tokenizer.sample_rate
         resampler = Resampler(sample_rate, tokenizer.sample_rate, channels)
-        codes = [
-            # One channel at a time: its codes must not depend on the others.
-            np.stack([self._encode_window(channel[None])[:, given] for channel in window], axis=1)
-            for window, given in chunks(
-                resampler.stream(pieces), self._core(CHUNK_SECONDS), tokenizer.encoder_context, tokenizer.stride
-            )
-        ]
+        codes, side_data = [], []
+        for window, given in chunks(
+            resampler.stream(pieces),
+            self._core(CHUNK_SECONDS),
+            tokenizer.encoder_context,
+            tokenizer.stride,
+            tokenizer.padding,
+        ):
+            groups = _grouped(window, tokenizer.channels)
+            side_data += [self._side_data(group) for group in groups]
+            found = np.stack([self._encode_window(group) for group in groups], axis=1)
+            codes.append(found if tokenizer.encoder_context is None else found[:, :, given])
         joined = np.concatenate(codes, axis=2)
         size = resampler.taken, sample_rate, channels
-        return self._tokens(joined if channels > 1 else joined[:, 0], size, num_codebooks)
+        return self._tokens(
+            joined if channels > 1 else joined[:, 0], size, num_codebooks, pack_side_data(np.concatenate(side_data))
+        )
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
@@ -139,7 +147,13 @@ class Codec:
         if modality != self.tokenizer.modality:
             raise ModelError(f"this model codes {self.tokenizer.modality}, not {modality}; choose another --model")
 
-    def _tokens(self, codes: NDArray[np.int32], size: tuple[int, ...], num_codebooks: int | None) -> Tokens:
+    def _tokens(
+        self,
+        codes: NDArray[np.int32],
+        size: tuple[int, ...],
+        num_codebooks: int | None,
+        metadata: dict[str, str] | None = None,
+    ) -> Tokens:
         tokenizer = self.tokenizer
         tokens = Tokens(
             codes=codes,
@@ -148,6 +162,7 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
+            metadata=metadata or {},
         )
         return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
 
@@ -174,11 +189,20 @@ class Codec:
         stride = self.tokenizer.stride
         samples, sample_rate, channels = tokens.size
         missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
-        planes = tokens.codes.reshape(tokens.num_codebooks, channels, -1)
+        groups = _num_groups(channels, self.tokenizer.channels)
+        planes = tokens.codes.reshape(tokens.num_codebooks, groups, -1).swapaxes(0, 1)
+        side_data = np.array_split(tokens.side_data, groups)
         for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context):
-            decoded = [self._decode_window(planes[:, i, lies])[0, _scaled(given, stride)] for i in range(channels)]
-            yield np.stack(decoded)[:, :missing]
-            missing -= decoded[0].size
+            decoded = np.concatenate(
+                [
+                    self._decode_window(plane[:, lies], side)[:, _scaled(given, stride)]
+                    for plane, side in zip(planes, side_data, strict=True)
+                ]
+            )
+            if len(decoded) > channels:  # A mono sound that was coded as several channels.
+                decoded = decoded.mean(axis=0, keepdims=True)
+            yield decoded[:, :missing]
+            missing -= decoded.shape[1]
 
     def _encode_window(self, item: NDArray[np.float32]) -> NDArray[np.int32]:
         """Give the codes `(num_codebooks, *grid)` of media `(channels, *size)`."""
@@ -187,12 +211,20 @@ class Codec:
         codes: NDArray[np.int32] = self.tokenizer.encode(x)[0].to(torch.int32).cpu().numpy()
         return codes
 
-    def _decode_window(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _side_data(self, item: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give what decoding needs of media `(channels, *size)` beside their codes."""
+        x = torch.from_numpy(np.ascontiguousarray(item))[None].to(self.device)
+        side_data: NDArray[np.float32] = self.tokenizer.side_data(x)[0].cpu().numpy()
+        return side_data
+
+    def _decode_window(
+        self, codes: NDArray[np.int32], side_data: NDArray[np.float32] = NO_SIDE_DATA
+    ) -> NDArray[np.float32]:
         """Give the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
-        media: NDArray[np.float32] = (
-            self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None].to(self.device))[0].cpu().numpy()
-        )
-        return media
+        given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(side_data)
+        media = self.tokenizer.decode_with(*(x[None].to(self.device) for x in given))
+        item: NDArray[np.float32] = media[0].cpu().numpy()
+        return item
 
 
 def choose_device(name: str) -> torch.device:
@@ -223,13 +255,11 @@ def check_model(made_by: bytes, given: bytes) -> None:
 
 def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
     """Refuse tokens whose codebooks are not the model's, or whose grid does not fit their size."""
-    extent = tokens.size[::-1]
-    leading: tuple[int, ...] = ()
-    if tokens.modality == "audio":
+    grid = tuple(-(-length // tokenizer.stride) for length in tokens.size[::-1])
+    if tokens.modality == tokenizer.modality == "audio":
         samples, sample_rate, channels = tokens.size
-        extent = (_model_samples(samples, sample_rate, tokenizer.sample_rate or 1),)
-        leading = (channels,) if channels > 1 else ()
-    grid = (*leading, *(-(-length // tokenizer.stride) for length in extent))
+        steps = tokenizer.num_steps(_model_samples(samples, sample_rate, tokenizer.sample_rate or 1))
+        grid = (_num_groups(channels, tokenizer.channels), steps) if channels > 1 else (steps,)
     sizes = tuple(tokenizer.codebook_sizes)[: tokens.num_codebooks]
     if (tokens.modality, tokens.codebook_sizes, tokens.grid) != (tokenizer.modality, sizes, grid):
         raise CorruptFileError("these tokens do not fit the model that they name; encode again")
@@ -238,6 +268,25 @@ def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
 def _model_samples(samples: int, sample_rate: int, model_rate: int) -> int:
     """Return how many samples a sound has at the model's rate."""
     return -(-samples * model_rate // sample_rate)
+
+
+def _num_groups(channels: int, together: int) -> int:
+    """Return how many groups of channels a sound has that are coded together.
+
+    Raises:
+        ModelError: they do not come out even, and it is not mono either.
+    """
+    if channels > 1 and channels % together:
+        raise ModelError(f"this model codes {together} channels together, this sound has {channels}; give --mono")
+    return -(-channels // together)
+
+
+def _grouped(window: NDArray[np.float32], together: int) -> NDArray[np.float32]:
+    """Give the channels of each group, `(groups, together, samples)`; mono is repeated in all of them."""
+    groups, samples = _num_groups(len(window), together), window.shape[1]
+    if len(window) == 1:
+        window = np.repeat(window, together, axis=0)
+    return window.reshape(groups, together, samples)
 
 
 def _prefix(tokens: Tokens, num_codebooks: int) -> Tokens:

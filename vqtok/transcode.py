@@ -23,8 +23,7 @@ from vqtok.media.base import Media, spool
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
-from vqtok.models.weights import load_model
-from vqtok.models.zoo import find_model
+from vqtok.models.zoo import open_tokenizer
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
 from vqtok.tokens.shard_writer import ShardWriter
@@ -72,14 +71,14 @@ class Codecs:
     ) -> None:
         self.model, self.device = model, device
         self.tile, self.chunk_seconds = tile, chunk_seconds
-        self._loaded: dict[Path, Codec] = {}
+        self._loaded: dict[str, Codec] = {}
 
     def get(self, modality: str) -> Codec:
-        path = find_model(self.model or modality)
-        if path not in self._loaded:
-            model = load_model(path).to(self.device)
-            self._loaded[path] = Codec(model, self.device, tile=self.tile, chunk_seconds=self.chunk_seconds)
-        return self._loaded[path]
+        name = self.model or modality
+        if name not in self._loaded:
+            tokenizer = open_tokenizer(name).to(self.device)
+            self._loaded[name] = Codec(tokenizer, self.device, tile=self.tile, chunk_seconds=self.chunk_seconds)
+        return self._loaded[name]
 
 
 def encode(
