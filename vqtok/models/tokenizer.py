@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Tokenizer(ABC):
     """Grid steps to either side that a code depends on; None: all of the medium, which cannot be tiled."""
     decoder_context: int | None = None
     """Grid steps to either side that the media of a grid step depend on; None: all of them."""
+    why_whole: str = ""
+    """Why a context is None, for people to read."""
     identity: bytes
     """SHA-256 over all that decoding depends on."""
     entropy_model: EntropyModel = NO_MODEL
@@ -62,6 +64,10 @@ class Tokenizer(ABC):
     def decode_with(self, codes: Tensor, side_data: Tensor) -> Tensor:
         """Give the media of codes and side data; raises CorruptFileError where these do not go together."""
         return self.decode(codes)
+
+    def facts(self) -> dict[str, Any]:
+        """Give what `vqtok inspect` tells of the model beside the above: `num_parameters`, `config` and the like."""
+        return {}
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network to a device."""

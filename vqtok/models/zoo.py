@@ -21,7 +21,13 @@ BUNDLED = Path(__file__).parent.parent / "bundled"
 ENTRY_POINTS = "vqtok.tokenizers"
 """The group in which an installed package names its families."""
 
-ADAPTERS: dict[str, str] = {}
+ADAPTERS = {
+    "encodec": "vqtok.models.adapters.encodec:Encodec",
+    "dac": "vqtok.models.adapters.dac:Dac",
+    "mimi": "vqtok.models.adapters.mimi:Mimi",
+    "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
+    "VQModel": "vqtok.models.adapters.vqmodel:DiffusersVQModel",
+}
 """Families that vqtok adapts itself: by the name that a folder's config.json gives, the module and class."""
 
 _registered: dict[str, Family] = {}
