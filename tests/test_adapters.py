@@ -5,14 +5,25 @@ Each model is made by the real library, saved as its users do, and run by both s
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import sys
+from operator import attrgetter
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vqtok
-from vqtok.errors import ModelError
+from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.media.base import Media
+from vqtok.models.adapters.weights import weights_digest
 from vqtok.models.zoo import open_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -321,8 +332,6 @@ def test_mimi(saved, samples):
 
 def test_mimi_sounds_do_not_depend_on_others(saved, tmp_path, run):
     """Encoded in one go from files of any length, each is as by itself."""
-    import soundfile
-
     model, folder = saved("mimi")
     for samples in (700, 3000, 1500):
         soundfile.write(tmp_path / f"{samples}.wav", sound(samples).data.T, RATE, subtype="FLOAT")
@@ -380,3 +389,206 @@ def test_windows_over_long_sounds_do_not_show(saved, name, monkeypatch):
     monkeypatch.setattr("vqtok.codec.CHUNK_SECONDS", 99)
     assert tokens.codes.tolist() == whole.encode(media).codes.tolist()
     np.testing.assert_allclose(codec.decode(tokens).data, whole.decode(tokens).data, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("encodec", "front"), ("mimi", "network.encoder.encoder_seanet"), ("dac", "")]
+)
+def test_how_far_encoders_look(saved, name, part):
+    """By gradients: a step depends on samples up to the context away, and on none beyond."""
+    _, folder = saved(name)
+    tokenizer = open_tokenizer(folder)
+    network = attrgetter(part)(tokenizer) if part else tokenizer.network.encoder
+    context = {"encodec": "front_context", "mimi": "encoder_reach", "dac": "encoder_context"}[name]
+    hop = {"encodec": 8, "mimi": 8, "dac": 320}[name]
+    x = torch.randn(1, 1, 60 * hop, requires_grad=True)
+    network(x)[0, :, 30].sum().backward()
+    seen = x.grad[0, 0].nonzero()[:, 0]
+    reach = max(30 - int(seen.min()) // hop, int(seen.max()) // hop - 30)
+    assert reach == getattr(tokenizer, context)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("encodec", "tail"), ("mimi", "network.decoder.decoder_seanet"), ("dac", "")]
+)
+def test_how_far_decoders_look(saved, name, part):
+    _, folder = saved(name)
+    tokenizer = open_tokenizer(folder)
+    network = attrgetter(part)(tokenizer) if part else tokenizer.network.decoder
+    context = {"encodec": "tail_context", "mimi": "decoder_reach", "dac": "decoder_context"}[name]
+    hop, dim = {"encodec": (8, 16), "mimi": (8, 16), "dac": (320, 64)}[name]
+    z = torch.randn(1, dim, 60, requires_grad=True)
+    network(z)[0, 0, 30 * hop : 31 * hop].sum().backward()
+    seen = z.grad[0].abs().sum(dim=0).nonzero()[:, 0]
+    assert max(30 - int(seen.min()), int(seen.max()) - 30) == getattr(tokenizer, context)
+
+
+def test_identity_follows_weights_and_settings(saved, tmp_path):
+    """Not the place, the kind of file, nor the names of tensors; but any weight and any setting that decides."""
+    model, folder = saved("encodec")
+    identity = open_tokenizer(folder).identity
+    tokens = vqtok.encode(sound(100), folder)
+
+    def variant(name, change=lambda state: None, **settings):
+        target = tmp_path / name
+        shutil.copytree(folder, target)
+        config = json.loads((target / "config.json").read_text()) | settings
+        (target / "config.json").write_text(json.dumps(config))
+        state = load_file(target / "model.safetensors")
+        change(state)
+        save_file(state, target / "model.safetensors")
+        return str(target)
+
+    model.save_pretrained(tmp_path / "again")
+    assert open_tokenizer(str(tmp_path / "again")).identity == identity
+    assert open_tokenizer(variant("other version", transformers_version="4.31.0")).identity == identity
+    pickled = Path(variant("pickled"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    assert open_tokenizer(str(pickled)).identity == identity
+    assert vqtok.decode(tokens, str(pickled)).data.shape == (1, 100)
+    nudged = variant("nudged", lambda state: state["decoder.layers.0.conv.bias"].add_(1e-3))
+    causal = variant("settings", pad_mode="constant")
+    for other in (nudged, causal):
+        assert open_tokenizer(other).identity != identity
+        with pytest.raises(WrongModelError, match=f"made by model {identity.hex()[:16]}, you gave"):
+            vqtok.decode(tokens, other)
+
+
+def test_hashes_of_weights_are_remembered_by_file(saved, tmp_path, monkeypatch):
+    _, folder = saved("encodec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = [tmp_path / "model.safetensors"]
+    shutil.copy(Path(folder) / "model.safetensors", tmp_path)
+    digest = weights_digest(files)
+    assert digest in (tmp_path / "vqtok" / "weights.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("vqtok.models.adapters.weights.safe_open", None)
+        assert weights_digest(files) == digest
+        os.utime(files[0], ns=(0, 0))
+        with pytest.raises(TypeError):
+            weights_digest(files)
+    for broken in ("{", "[]"):
+        (tmp_path / "vqtok" / "weights.json").write_text(broken)
+        assert weights_digest(files) == digest
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # which is no folder
+    assert weights_digest(files) == digest
+
+
+class Harmful:
+    def __reduce__(self):
+        return pytest.fail, ("ran code of a pickle",)
+
+
+def test_folders_that_cannot_be_used(saved, tmp_path, monkeypatch):
+    _, folder = saved("dac")
+
+    def broken(name):
+        shutil.copytree(folder, tmp_path / name)
+        return tmp_path / name
+
+    empty = broken("empty")
+    (empty / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="empty: holds no weights; there should be one of model.safetensors,"):
+        open_tokenizer(str(empty))
+    torch.save({"weight": Harmful()}, empty / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pytorch_model.bin: a pickle that may run code, which vqtok never does"):
+        open_tokenizer(str(empty))
+    cut = broken("cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match="cut/model.safetensors: damaged"):
+        open_tokenizer(str(cut))
+    state = load_file(Path(folder) / "model.safetensors")
+    for what, changed in {
+        "unexpected keys extra": state | {"extra": torch.zeros(1)},
+        "missing keys encoder.conv1.bias": {name: state[name] for name in state if name != "encoder.conv1.bias"},
+        "mismatched": state | {"encoder.conv1.bias": torch.zeros(5)},
+    }.items():
+        odd = broken(what)
+        save_file(changed, odd / "model.safetensors")
+        with pytest.raises(ModelError, match=f"{what}: .*{what}"):
+            open_tokenizer(str(odd))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ModelError, match=r"needs transformers: pip install 'vqtok\[transformers\]'"):
+            open_tokenizer(folder)
+
+
+@pytest.fixture
+def hub(saved, tmp_path, monkeypatch):
+    """A Hugging Face cache with two models, and no network."""
+    from huggingface_hub import constants
+
+    for name, below, revision in (("dac", "", "main"), ("dac", "", "v2"), ("movq", "movq", "main")):
+        repo = tmp_path / "hub" / f"models--me--{name}"
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / revision).write_text(commit)
+        shutil.copytree(saved(name)[1], repo / "snapshots" / commit / below)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_models_of_the_hub_come_from_its_cache(saved, hub, run, tmp_path):
+    media = sound(500)
+    tokens = vqtok.encode(media, "hf:me/dac")
+    for name in ("hf:me/dac@v2", saved("dac")[1]):
+        assert vqtok.encode(media, name).model == tokens.model
+    assert vqtok.encode(picture(8, 8), "hf:me/movq/movq").codebook_sizes == (32,)
+    with pytest.raises(ModelError, match="hf:me/else: not in the Hugging Face cache, and the Hub cannot be reached"):
+        vqtok.encode(media, "hf:me/else")
+    with pytest.raises(ModelError, match="hf:me/dac@v3: not in the Hugging Face cache"):
+        vqtok.encode(media, "hf:me/dac@v3")
+    for name in ("hf:dac", "hf:", "hf:a/b/c@"):
+        with pytest.raises(ModelError, match=f"{name}: not a name of the form hf:ORG/NAME"):
+            vqtok.encode(media, name)
+    result = run("models", "--json")
+    listed = {model["name"]: model for model in map(json.loads, result.stdout.splitlines())}
+    assert listed["hf:me/dac"]["where"] == listed["hf:me/dac@v2"]["where"] == "cache"
+    assert listed["hf:me/movq/movq"]["family"] == "VQModel"
+    assert listed["audio"]["where"] == "bundled"
+    assert listed["hf:kyutai/mimi"] | {"where": "hub", "sample_rate": 24_000} == listed["hf:kyutai/mimi"]
+
+
+def test_revisions_on_the_command_line(hub, run, tmp_path, sound):
+    assert run("encode", sound, "--model", "hf:me/dac", "--revision", "v2").exit_code == 0
+    result = run(
+        "decode", sound.with_suffix(".vqt"), "--model", "hf:me/dac", "--revision", "v3", "-o", tmp_path / "a.wav"
+    )
+    assert result.exit_code == 3
+    assert "hf:me/dac@v3: not in the Hugging Face cache" in result.stderr
+    for model in ([], ["--model", "image"], ["--model", "hf:me/dac@v2"]):
+        result = run("encode", sound, *model, "--revision", "v2", "--force")
+        assert result.exit_code == 2
+        assert "--revision v2: goes with --model hf:ORG/NAME" in result.stderr
+
+
+def test_every_command_takes_a_saved_folder(saved, run, tmp_path):
+    _, folder = saved("encodec48")
+    wav, shard = tmp_path / "a.wav", tmp_path / "all.vqts"
+    soundfile.write(wav, sound(3000, channels=2).data.T, RATE, subtype="FLOAT")
+    for command in (
+        ["encode", wav, "-m", folder],
+        ["encode", wav, "-m", folder, "--shard", shard],
+        ["decode", tmp_path / "a.vqt", "-m", folder, "-o", tmp_path / "b.wav"],
+        ["decode", shard, "--key", "a.wav", "-m", folder, "-o", tmp_path / "c.wav"],
+        ["export", tmp_path / "a.vqt", "--to", "npy", "-o", tmp_path / "a.npy"],
+        ["decode", tmp_path / "a.npy", "-m", folder, "-o", tmp_path / "d.wav"],
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+    first = (tmp_path / "b.wav").read_bytes()
+    assert first == (tmp_path / "c.wav").read_bytes() == (tmp_path / "d.wav").read_bytes()
+    card = json.loads(run("inspect", folder, "--json").stdout)
+    tokens = json.loads(run("inspect", tmp_path / "a.vqt", "--json").stdout)
+    future = json.loads(run("inspect", wav, "-m", folder, "--json").stdout)["would_become"]
+    assert future["grid"] == tokens["grid"] == [1, 379]
+    assert card["identity"].startswith(tokens["model"])
+    assert {
+        "family": "EncodecModel",
+        "channels": 2,
+        "sample_rate": RATE,
+        "codebook_sizes": [64] * 4,
+    }.items() <= card.items()
+    shown = run("inspect", folder).stdout
+    assert "it cuts sounds into overlapping segments by itself" in " ".join(shown.split())

@@ -41,7 +41,11 @@ app = typer.Typer(
 Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Files or folders; - is stdin.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
 Model = Annotated[
-    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model file or name; default: the bundled one.")
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="File, folder or name (see vqtok models); else a bundled one."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
@@ -190,6 +194,7 @@ def encode(
     inputs: Inputs,
     output: Output = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     shard: Annotated[
         Path | None, typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead.")
@@ -224,9 +229,11 @@ def encode(
         raise UsageError(f"-o {output}: to write a shard give --shard {output}")
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
 
+    model = at_revision(model, revision)
     codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
@@ -246,6 +253,7 @@ def decode(
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
     ] = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     device: Device = "cpu",
     tile: Tile = 1024,
@@ -296,8 +304,10 @@ def decode(
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.transcode import Codecs, Existing, decode_files
 
+    model = at_revision(model, revision)
     codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
@@ -428,6 +438,7 @@ def inspect(
     from vqtok.facts import inspect as inspect_file
     from vqtok.facts import shard_items, token_files
     from vqtok.facts import usage as count_usage
+    from vqtok.models.zoo import is_adapted
 
     if plot is not None and not usage:
         raise UsageError("--plot draws what --usage counts; give both")
@@ -438,7 +449,9 @@ def inspect(
         report.print_json(facts) if json else report.show_usage(facts)
         return
     exit_code = 0
-    files = [str(file) for name in inputs for file in (token_files([name]) if Path(name).is_dir() else [name])]
+    files: list[str] = []
+    for name in inputs:
+        files += map(str, token_files([name])) if Path(name).is_dir() and not is_adapted(name) else [name]
     for name in files:
         try:
             facts = inspect_file(name, model)
@@ -458,6 +471,19 @@ def inspect(
                 report.say(f"  and {facts['num_items'] - ITEMS_SHOWN} more; --items lists all")
     if exit_code:
         raise typer.Exit(exit_code)
+
+
+@command
+def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List the models that go by name: bundled, in the Hugging Face cache, of packages, on the Hub."""
+    from vqtok import report
+    from vqtok.models.catalogue import list_models
+
+    if json:
+        for facts in list_models():
+            report.print_json(facts)
+    else:
+        report.show_models(list_models())
 
 
 def _tell(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from vqtok.errors import ModelError, UsageError
+from vqtok.files import naming
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
@@ -72,6 +73,11 @@ def register(name: str, family: Family) -> None:
     _registered[name] = family
 
 
+def families() -> list[str]:
+    """Give the names of the families that packages and `register` have added."""
+    return sorted({*_registered, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+
+
 def find_family(name: str) -> Family | None:
     """Give the family of a name; None where there is none.
 
@@ -94,14 +100,19 @@ def find_family(name: str) -> Family | None:
 
 
 def is_adapted(name: str) -> bool:
-    """Tell whether a name is that of a family's model rather than of a model file, whether or not it is there."""
+    """Tell whether a name is that of a family's model rather than of a file, whether or not it is there."""
     if name in bundled_models() or Path(name).is_file():
         return False
-    return _folder_family(Path(name)) is not None or (":" in name and find_family(name.partition(":")[0]) is not None)
+    family, colon, _ = name.partition(":")
+    return folder_family(Path(name)) is not None or (
+        colon != "" and (family == "hf" or find_family(family) is not None)
+    )
 
 
 def open_tokenizer(name: str) -> Tokenizer:
     """Open a model: a bundled one, a model file, a folder that a known family has saved, or `FAMILY:SOURCE`.
+
+    `hf:ORG/NAME[/FOLDER][@REVISION]` is such a folder of the Hugging Face Hub.
 
     Raises:
         ModelError: there is none of this name, or it cannot be used. CorruptFileError: it is damaged.
@@ -110,6 +121,11 @@ def open_tokenizer(name: str) -> Tokenizer:
     if path.is_dir() and name not in bundled_models():
         return _open_folder(path)
     family_name, colon, source = name.partition(":")
+    if family_name == "hf" and colon:
+        from vqtok.models.adapters.hub import download
+
+        with naming(name):
+            return _open_folder(download(source))
     if colon and not path.exists():
         family = find_family(family_name)
         if family is None:
@@ -121,7 +137,7 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def _open_folder(folder: Path) -> Tokenizer:
-    name = _folder_family(folder)
+    name = folder_family(folder)
     family = find_family(name) if name else None
     if family is None:
         what = (
@@ -131,8 +147,8 @@ def _open_folder(folder: Path) -> Tokenizer:
     return family(str(folder))
 
 
-def _folder_family(folder: Path) -> str | None:
-    """Give the name of the family that saved a folder, by its config.json; None where it is not there."""
+def folder_family(folder: Path) -> str | None:
+    """Give the name of the family that saved a folder, by its config.json; None where there is none."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         name = config.get("model_type") or config.get("_class_name")

@@ -16,16 +16,9 @@ from torch import Tensor
 
 from vqtok.errors import CorruptFileError, ModelError, OutputError
 from vqtok.files import atomic_write
+from vqtok.models.adapters.hub import WEIGHTS
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
-)
-"""Names of files with weights, in the order in which the libraries look for them."""
 
 
 def weight_files(folder: Path) -> list[Path]:
