@@ -36,7 +36,7 @@ class Batches:
 
     def __init__(self, workers: int, positions: int) -> None:
         self.workers, self._positions = workers, positions
-        self._pool = ThreadPoolExecutor(workers, "vqtok-network", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(workers, "vqtok-network", _compute_alone, (torch.get_num_threads(),))
         self._lock = threading.Lock()
         self._waiting: dict[tuple[Run, tuple[int, ...]], _Waiting] = {}
         self._sizes: dict[tuple[Run, tuple[int, ...]], int] = {}
@@ -74,20 +74,31 @@ class Batches:
                 future.set_result(result)
 
     def _compute(self, kind: tuple[Run, tuple[int, ...]], windows: list[Array]) -> list[Array]:
-        """Run a batch, filled up; where memory does not suffice halve its size, from here on."""
+        """Run a batch, filled up; where memory does not suffice, smaller ones, from here on."""
         run, shape = kind
-        size = max(self._sizes[kind], len(windows))
-        batch = np.zeros((size, *shape), windows[0].dtype)
-        batch[: len(windows)] = windows
-        try:
-            return list(run(batch)[: len(windows)])
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        # Only here, since the exception holds on to all that was allocated.
-        self._sizes[kind] = half = math.ceil(size / 2)
-        logger.warning("not enough memory for a batch of %d; going on with batches of %d", size, half)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        parts = [windows[begin : begin + half] for begin in range(0, len(windows), half)]
-        return [result for part in parts for result in self._compute(kind, part)]
+        results: list[Array] = []
+        while len(results) < len(windows):
+            size = self._sizes[kind]
+            part = windows[len(results) :][:size]
+            batch = np.zeros((size, *shape), windows[0].dtype)
+            batch[: len(part)] = part
+            try:
+                results += list(run(batch)[: len(part)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._sizes[kind] = math.ceil(size / 2)
+                logger.warning("not enough memory for batches of %d; going on with %d", size, self._sizes[kind])
+            if size > self._sizes[kind] and torch.cuda.is_available():
+                torch.cuda.empty_cache()  # Only here, since the exception held on to what had been allocated.
+        return results
+
+
+def _compute_alone(threads: int) -> None:
+    """Let this thread compute by itself, and others that start after it with so many threads, as before."""
+    torch.get_num_threads()  # which sets them, when first asked in a thread
+    torch.set_num_threads(1)
+    # That was also for threads yet to start, which another call, in a thread without further work, makes good.
+    other = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    other.start()
+    other.join()
