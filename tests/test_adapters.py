@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vqtok
-from vqtok.errors import CorruptFileError, ModelError, WrongModelError
+from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.models.adapters.weights import weights_digest
 from vqtok.models.zoo import open_tokenizer
@@ -255,6 +255,22 @@ def test_encodec_has_all_its_codebooks_not_those_of_the_lowest_bandwidth(saved):
         bandwidth = model.config.target_bandwidths[count > 1]
         codes = vqtok.encode(sound(100), folder, num_codebooks=count).codes
         assert codes.tolist() == model.encode(tensor(sound(100)), bandwidth=bandwidth).audio_codes[0, 0].tolist()
+
+
+@pytest.mark.parametrize("name", ["encodec", "encodec48", "dac", "mimi", "xcodec"])
+def test_fewer_codebooks_are_the_first_and_cost_less(saved, name):
+    _, folder = saved(name)
+    tokenizer = open_tokenizer(folder)
+    codec, media = vqtok.Codec(tokenizer), sound(3000, tokenizer.sample_rate, tokenizer.channels)
+    tokens = codec.encode(media)
+    for count in range(1, tokens.num_codebooks + 1):
+        assert codec.encode(media, count).codes.tolist() == tokens.codes[:count].tolist()
+        assert codec.decode(tokens, count).data.shape == media.data.shape
+    x = tensor(sound(6400, channels=tokenizer.channels))
+    assert tokenizer.encode_first(x, 1).shape[1] == 1
+    for wrong in (0, tokens.num_codebooks + 1):
+        with pytest.raises(UsageError, match=f"--codebooks {wrong}: there are {tokens.num_codebooks}"):
+            codec.encode(media, wrong)
 
 
 @pytest.mark.parametrize("samples", [1, 1089, 1090, 1091, 1096, 1099, 1102, 1103, 3000, 10_000])

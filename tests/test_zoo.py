@@ -48,6 +48,7 @@ class Pairs(Tokenizer):
     stride = 8
     codebook_sizes = (256, 256)
     padding = "constant"
+    one_by_one = True
     identity = b"pairs" + bytes(27)
 
     def __init__(self, source=""):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vqtok.batches import Batches
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
 from vqtok.models.tokenizer import Tokenizer
+from vqtok.pipeline import ahead
 from vqtok.tiling import chunks, padded, windows
 from vqtok.tokens.grid import Tokens, pack_side_data
 
@@ -21,20 +28,26 @@ TILE_PIXELS = 1024
 NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)
 CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
+BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
+"""Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Codec:
     """Encode and decode pictures and sounds of any size with one tokenizer.
 
-    The network runs in float32 on one window of one item at a time, so that codes do not depend on what else is
-    encoded. A processor may round convolutions of other shapes otherwise, in the last bits, and once in a while the
-    nearest codebook vector is another then. So windows lie where the size of the medium alone puts them, whether it
-    is encoded from memory or as a stream. Only another `tile` moves them.
+    A processor may round convolutions of other shapes otherwise, in the last bits, and once in a while the nearest
+    codebook vector is another then. So windows lie where the size of the medium alone puts them, whether it is encoded
+    from memory or as a stream, and go to the network in `Batches`, so that codes depend neither on what else is encoded
+    nor on the number of threads. Only another `tile` moves windows. All methods may be called from many threads.
 
     Args:
         tokenizer: The model; a module must be on `device` already.
         tile: Side of the part of a picture that is computed at once, less the context about it.
         chunk_seconds: As much of a sound is decoded at once.
+        precision: What the network computes in; in bfloat16 codes differ from those in float32.
+        jobs: Processor cores to use; by default those that torch uses.
     """
 
     def __init__(
@@ -44,10 +57,17 @@ class Codec:
         *,
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
+        precision: Precision = "float32",
+        jobs: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.tile, self.chunk_seconds = tile, chunk_seconds
+        self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
+        on_processor = self.device.type == "cpu"
+        self._batches = Batches(
+            (jobs or torch.get_num_threads()) if on_processor else 1,
+            BATCH_POSITIONS["cpu" if on_processor else "cuda"],
+        )
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
@@ -68,12 +88,17 @@ class Codec:
         if channels != tokenizer.channels:
             raise ModelError(f"this model codes pictures of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
-        codes = np.empty((len(tokenizer.codebook_sizes), *grid), np.int32)
-        for (top, rows), (left, columns) in self._tiles(grid, tokenizer.encoder_context):
-            window = pixels[:, _scaled(top, stride), _scaled(left, stride)]
-            found = self._encode_window(padded(as_float(window), stride, tokenizer.padding))
-            codes[:, _inner(top, rows), _inner(left, columns)] = found[:, rows, columns]
-        return self._tokens(codes, (width, height), num_codebooks)
+        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        codes = np.empty((count, *grid), np.int32)
+
+        def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
+            window = pixels[:, *(_scaled(lies, stride) for lies, _ in tile)]
+            return self._encode_window(padded(as_float(window), stride, tokenizer.padding), count)
+
+        for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._batches.workers):
+            (top, rows), (left, columns) = tile
+            codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
+        return self._tokens(codes, (width, height))
 
     def encode_audio(
         self,
@@ -87,23 +112,22 @@ class Codec:
         self._check_modality("audio")
         assert tokenizer.sample_rate
         resampler = Resampler(sample_rate, tokenizer.sample_rate, channels)
-        codes, side_data = [], []
-        for window, given in chunks(
-            resampler.stream(pieces),
-            self._core(CHUNK_SECONDS),
-            tokenizer.encoder_context,
-            tokenizer.stride,
-            tokenizer.padding,
-        ):
-            groups = _grouped(window, tokenizer.channels)
-            side_data += [self._side_data(group) for group in groups]
-            found = np.stack([self._encode_window(group) for group in groups], axis=1)
-            codes.append(found if tokenizer.encoder_context is None else found[:, :, given])
-        joined = np.concatenate(codes, axis=2)
-        size = resampler.taken, sample_rate, channels
-        return self._tokens(
-            joined if channels > 1 else joined[:, 0], size, num_codebooks, pack_side_data(np.concatenate(side_data))
-        )
+        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        core, context, side_data = self._core(CHUNK_SECONDS), tokenizer.encoder_context, [NO_SIDE_DATA]
+        windows = chunks(resampler.stream(pieces), core, context, tokenizer.stride, tokenizer.padding)
+
+        def groups() -> Iterator[tuple[NDArray[np.float32], slice]]:
+            for window, given in windows:
+                for group in _grouped(window, tokenizer.channels):
+                    side_data.append(self._side_data(group))
+                    yield group, slice(None) if context is None else given
+
+        encoded = ahead(lambda group: self._encode_window(group[0], count), groups(), self._batches.workers)
+        codes = [found[:count, given] for (_, given), found in encoded]
+        num_groups, size = _num_groups(channels, tokenizer.channels), (resampler.taken, sample_rate, channels)
+        planes = [np.concatenate(codes[group::num_groups], axis=1) for group in range(num_groups)]
+        joined = np.stack(planes, axis=1) if channels > 1 else planes[0]
+        return self._tokens(joined, size, pack_side_data(np.concatenate(side_data)))
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
@@ -141,7 +165,7 @@ class Codec:
     def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
         check_model(tokens.model, self.tokenizer.identity)
         _check_fit(tokens, self.tokenizer)
-        return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
+        return tokens if num_codebooks is None else tokens.prefix(_count(num_codebooks, tokens.num_codebooks))
 
     def _check_modality(self, modality: str) -> None:
         if modality != self.tokenizer.modality:
@@ -151,20 +175,18 @@ class Codec:
         self,
         codes: NDArray[np.int32],
         size: tuple[int, ...],
-        num_codebooks: int | None,
         metadata: dict[str, str] | None = None,
     ) -> Tokens:
         tokenizer = self.tokenizer
-        tokens = Tokens(
+        return Tokens(
             codes=codes,
-            codebook_sizes=tuple(tokenizer.codebook_sizes),
+            codebook_sizes=tuple(tokenizer.codebook_sizes)[: len(codes)],
             modality=tokenizer.modality,
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata=metadata or {},
+            metadata=(metadata or {}) | ({} if self.precision == "float32" else {"precision": self.precision}),
         )
-        return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
 
     def _core(self, seconds: float) -> int:
         """Give the grid steps of a chunk."""
@@ -178,53 +200,94 @@ class Codec:
     def _decoded_tiles(self, tokens: Tokens) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float32]]]:
         """Give the tiles of a picture and where they belong."""
         stride = self.tokenizer.stride
-        for (top, rows), (left, columns) in self._tiles(tokens.grid, self.tokenizer.decoder_context):
-            tile = self._decode_window(tokens.codes[:, top, left])[:, _scaled(rows, stride), _scaled(columns, stride)]
+        width, height = tokens.size
+
+        def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.float32]]:
+            return self._decode_window(tokens.codes[:, *(lies for lies, _ in tile)])
+
+        tiles = self._tiles(tokens.grid, self.tokenizer.decoder_context)
+        for ((top, rows), (left, columns)), decoded in ahead(submit, tiles, self._batches.workers):
             where = slice(None), _scaled(_inner(top, rows), stride), _scaled(_inner(left, columns), stride)
-            width, height = tokens.size
-            yield where, tile[:, : height - where[1].start, : width - where[2].start]
+            given = decoded[:, _scaled(rows, stride), _scaled(columns, stride)]
+            yield where, given[:, : height - where[1].start, : width - where[2].start]
 
     def _decoded_chunks(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
         """Give the pieces of a sound at the model's rate."""
         stride = self.tokenizer.stride
         samples, sample_rate, channels = tokens.size
         missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
-        groups = _num_groups(channels, self.tokenizer.channels)
-        planes = tokens.codes.reshape(tokens.num_codebooks, groups, -1).swapaxes(0, 1)
-        side_data = np.array_split(tokens.side_data, groups)
-        for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context):
-            decoded = np.concatenate(
-                [
-                    self._decode_window(plane[:, lies], side)[:, _scaled(given, stride)]
-                    for plane, side in zip(planes, side_data, strict=True)
-                ]
-            )
-            if len(decoded) > channels:  # A mono sound that was coded as several channels.
-                decoded = decoded.mean(axis=0, keepdims=True)
-            yield decoded[:, :missing]
-            missing -= decoded.shape[1]
+        num_groups = _num_groups(channels, self.tokenizer.channels)
+        planes = tokens.codes.reshape(tokens.num_codebooks, num_groups, -1).swapaxes(0, 1)
+        side_data = np.array_split(tokens.side_data, num_groups)
+        parts = (
+            (plane[:, lies], side, given)
+            for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context)
+            for plane, side in zip(planes, side_data, strict=True)
+        )
 
-    def _encode_window(self, item: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Give the codes `(num_codebooks, *grid)` of media `(channels, *size)`."""
-        x = torch.from_numpy(np.ascontiguousarray(item))[None].to(self.device)
-        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        codes: NDArray[np.int32] = self.tokenizer.encode(x)[0].to(torch.int32).cpu().numpy()
-        return codes
+        def submit(part: tuple[NDArray[np.int32], NDArray[np.float32], slice]) -> Future[NDArray[np.float32]]:
+            codes, side, _ = part
+            return self._decode_window(codes, side)
 
-    def _side_data(self, item: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give what decoding needs of media `(channels, *size)` beside their codes."""
-        x = torch.from_numpy(np.ascontiguousarray(item))[None].to(self.device)
-        side_data: NDArray[np.float32] = self.tokenizer.side_data(x)[0].cpu().numpy()
-        return side_data
+        decoded = (found[:, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._batches.workers))
+        while pieces := list(itertools.islice(decoded, num_groups)):
+            piece = np.concatenate(pieces)
+            if len(piece) > channels:  # A mono sound that was coded as several channels.
+                piece = piece.mean(axis=0, keepdims=True)
+            yield piece[:, :missing]
+            missing -= piece.shape[1]
+
+    def _encode_window(self, item: NDArray[np.float32], num_codebooks: int) -> Future[NDArray[np.int32]]:
+        """Compute the codes `(num_codebooks, *grid)` of media `(channels, *size)`, perhaps of more codebooks."""
+        if self.tokenizer.one_by_one:
+            return self._batches.alone(lambda: self._encode(item[None], num_codebooks)[0])
+        return self._batches.submit(self._encode, item, math.prod(item.shape[1:]))
 
     def _decode_window(
         self, codes: NDArray[np.int32], side_data: NDArray[np.float32] = NO_SIDE_DATA
-    ) -> NDArray[np.float32]:
-        """Give the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
-        given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(side_data)
-        media = self.tokenizer.decode_with(*(x[None].to(self.device) for x in given))
-        item: NDArray[np.float32] = media[0].cpu().numpy()
-        return item
+    ) -> Future[NDArray[np.float32]]:
+        """Compute the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
+        if self.tokenizer.one_by_one:
+            return self._batches.alone(lambda: self._decode(codes[None], side_data[None])[0])
+        steps = codes.shape[1:]
+        return self._batches.submit(self._decode, codes, math.prod(steps) * self.tokenizer.stride ** len(steps))
+
+    def _encode(self, batch: NDArray[np.float32], num_codebooks: int | None = None) -> NDArray[np.int32]:
+        x = self._on_device(batch)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        with self._computing():
+            found = self.tokenizer.encode_first(x, num_codebooks) if num_codebooks else self.tokenizer.encode(x)
+            codes: NDArray[np.int32] = found.to(torch.int32).cpu().numpy()
+        return codes
+
+    def _decode(self, batch: NDArray[np.int32], side_data: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        codes = self._on_device(batch).long()
+        with self._computing():
+            if side_data is None:
+                decoded = self.tokenizer.decode(codes)
+            else:
+                decoded = self.tokenizer.decode_with(codes, self._on_device(side_data))
+            media: NDArray[np.float32] = decoded.float().cpu().numpy()
+        return media
+
+    def _side_data(self, item: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give what decoding needs of media `(channels, *size)` beside their codes."""
+        with torch.inference_mode():
+            side_data: NDArray[np.float32] = self.tokenizer.side_data(self._on_device(item[None]))[0].cpu().numpy()
+        return side_data
+
+    def _on_device(self, batch: NDArray[Any]) -> Tensor:
+        x = torch.from_numpy(batch)
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Let the network compute in the precision asked for, on GPUs without TF32."""
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        on_gpu = self.device.type == "cuda"
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if on_gpu else nullcontext()
+        with torch.inference_mode(), autocast, exact:
+            yield
 
 
 def choose_device(name: str) -> torch.device:
@@ -289,10 +352,11 @@ def _grouped(window: NDArray[np.float32], together: int) -> NDArray[np.float32]:
     return window.reshape(groups, together, samples)
 
 
-def _prefix(tokens: Tokens, num_codebooks: int) -> Tokens:
-    if not 1 <= num_codebooks <= tokens.num_codebooks:
-        raise UsageError(f"--codebooks {num_codebooks}: there are {tokens.num_codebooks}")
-    return tokens.prefix(num_codebooks)
+def _count(wanted: int | None, there: int) -> int:
+    """Return how many codebooks to use."""
+    if wanted is not None and not 1 <= wanted <= there:
+        raise UsageError(f"--codebooks {wanted}: there are {there}")
+    return there if wanted is None else wanted
 
 
 def _scaled(steps: slice, stride: int) -> slice:

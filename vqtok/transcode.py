@@ -1,38 +1,50 @@
-"""Files to token files and back: one job after the other, a failed one reported and the rest done."""
+"""Files to token files and back: many at once, told of in order, a failed one reported and the rest done."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_model
 from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
-from vqtok.media.audio import audio_writer, open_audio
+from vqtok.media.audio import audio_info, audio_writer, open_audio
 from vqtok.media.base import Media, spool
-from vqtok.media.image import read_pixels, write_pixels
+from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
 from vqtok.models.zoo import open_tokenizer
+from vqtok.pipeline import Room, in_order
+from vqtok.processes import Processes
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.header import Coder, Header, parse_header, read_header
 from vqtok.tokens.shard_writer import ShardWriter
-from vqtok.tokens.vqt import ChosenCoder, dump, load
+from vqtok.tokens.vqt import ChosenCoder, dump, dump_joint, load
 
 logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
+ITEMS_AHEAD = 64
+"""Items under way at once: enough to fill batches with windows of small pictures."""
+ROOM_BYTES = 1 << 29
+"""Memory for the media of all items under way; one that takes more is worked on by itself."""
+BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 16, 32
+"""Of memory that it takes to encode or decode a medium, counted with Pillow's copies and float32 windows."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,8 @@ class Codecs:
 
     Args:
         model: Name or path of the model for everything; by default the bundled model of each modality.
-        tile, chunk_seconds: As for `Codec`; as much of a sound is also read at once.
+        tile, chunk_seconds, precision: As for `Codec`; as much of a sound is also read at once.
+        jobs: Processor cores to use, for the network and for coding its codes; by default those that torch uses.
     """
 
     def __init__(
@@ -68,16 +81,25 @@ class Codecs:
         *,
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
+        precision: Precision = "float32",
+        jobs: int | None = None,
     ) -> None:
         self.model, self.device = model, device
-        self.tile, self.chunk_seconds = tile, chunk_seconds
+        self.jobs = jobs or torch.get_num_threads()
+        self._how: dict[str, Any] = {
+            "tile": tile,
+            "chunk_seconds": chunk_seconds,
+            "precision": precision,
+            "jobs": self.jobs,
+        }
         self._loaded: dict[str, Codec] = {}
+        self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
         name = self.model or modality
-        if name not in self._loaded:
-            tokenizer = open_tokenizer(name).to(self.device)
-            self._loaded[name] = Codec(tokenizer, self.device, tile=self.tile, chunk_seconds=self.chunk_seconds)
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, **self._how)
         return self._loaded[name]
 
 
@@ -108,7 +130,7 @@ def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codeboo
     if isinstance(tokens, Tokens):
         return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
     with naming(Path(tokens)):
-        codec, loaded, _ = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks)
+        codec, loaded, _ = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks, Processes(0))
         return codec.decode(loaded)
 
 
@@ -120,24 +142,24 @@ def encode_files(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = Existing(),
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode media files to token files; an outcome a job, in order."""
 
-    def encode(job: Job) -> Outcome:
+    def encode(job: Job, share: Share) -> Outcome:
         with _open_medium(job.source) as (medium, kind):
             codec = codecs.get(kind)
             identity = codec.tokenizer.identity[:8]
             if _settled(job, existing, lambda target: read_header(target).model == identity):
                 return _skipped(job)
-            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
+            with share.room.take(_bytes_held(medium, kind, codec)):
+                tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        encoded = share.processes.call(dump, tokens, codec.tokenizer.entropy_model, coder)
         with _output(job.target) as file:
             file.write(encoded)
         header, _ = parse_header(encoded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
-    for job in jobs:
-        yield _attempt(job, encode)
+    return _at_once(jobs, codecs, lambda job: job, encode)
 
 
 def encode_shard(
@@ -149,7 +171,7 @@ def encode_shard(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = Existing(),
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode media files, each with its key, to one shard; an outcome an item, in order.
 
     Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
@@ -163,10 +185,16 @@ def encode_shard(
     codec = codecs.get("audio" if "audio" in kinds else "image")
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
-    def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
-        with _open_medium(job.source) as (medium, kind):
+    def code(item: tuple[str, Path], share: Share) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
+        key, source = item
+        if key in kept:
+            return _skipped(Job(source, shard, key))
+        with _open_medium(source) as (medium, kind), share.room.take(_bytes_held(medium, kind, codec)):
             tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
+        return tokens, share.processes.call(dump_joint, tokens, codec.tokenizer.entropy_model, coder)
+
+    def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
+        header = writer.add_coded(key, tokens, *coded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
     with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
@@ -175,12 +203,13 @@ def encode_shard(
                 check_model(writer.header.model, codec.tokenizer.identity)
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
-        for key, source in items:
-            job = Job(source, shard)
-            if key in writer.keys:
-                yield _skipped(Job(source, shard, key))
+        kept = frozenset(writer.keys)
+        results = _at_once(items, codecs, lambda item: Job(item[1], shard), code)
+        for (key, source), result in zip(items, results, strict=True):
+            if isinstance(result, Outcome):
+                yield result
             else:
-                yield _attempt(job, functools.partial(add, writer, key))
+                yield _attempt(Job(source, shard), functools.partial(add, key, *result))
 
 
 @contextmanager
@@ -229,32 +258,56 @@ def decode_files(
     *,
     num_codebooks: int | None = None,
     existing: Existing = Existing(),
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Decode token files, and items of shards and exports, to media files; an outcome a job, in order."""
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
-    def decode(job: Job) -> Outcome:
+    def decode(job: Job, share: Share) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
         items = opened(job.source)
         if items is None:
-            codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
+            codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks, share.processes)
             facts = token_facts(job.source, header)
         else:
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)
             facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
-        with _output(job.target) as file:
+        pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
+        with share.room.take(BYTES_PER_PIXEL * pixels), _output(job.target) as file:
             _decode_tokens(tokens, codec, num_codebooks, file, job.target)
         used = num_codebooks or tokens.num_codebooks
         return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used})
 
-    for job in jobs:
-        yield _attempt(job, decode)
+    return _at_once(jobs, codecs, lambda job: job, decode)
 
 
-def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
+@dataclass(frozen=True)
+class Share:
+    """What items under way at once have in common."""
+
+    processes: Processes
+    room: Room
+
+
+def _at_once(
+    items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Share], Result]
+) -> Generator[Result | Outcome, None, None]:
+    """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
+    several = len(items) > 1
+    with Processes(codecs.jobs if several and codecs.jobs > 1 else 0) as processes:
+        share = Share(processes, Room(ROOM_BYTES))
+        yield from in_order(
+            lambda item: _attempt(job_of(item), lambda _: work(item, share)),
+            items,
+            ITEMS_AHEAD,
+            here=lambda item: not several or not job_of(item).source.is_file(),  # A pipe may keep one waiting.
+            on_stop=processes.kill,
+        )
+
+
+def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
     try:
         with naming(job.name):
             return work(job)
@@ -263,6 +316,18 @@ def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     except (MemoryError, torch.OutOfMemoryError):
         error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
     return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
+
+
+def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
+    """Estimate how much memory it takes to encode a file."""
+    if not isinstance(source, Path):
+        return 0  # of a pipe, which nothing else is done beside
+    if kind == "image":
+        return BYTES_PER_PIXEL * num_pixels(source)
+    samples, sample_rate, channels = audio_info(source)
+    if codec.tokenizer.encoder_context is not None:
+        samples = min(samples, round(codec.chunk_seconds * sample_rate))
+    return BYTES_PER_SAMPLE * samples * channels
 
 
 def _skipped(job: Job) -> Outcome:
@@ -327,11 +392,13 @@ def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file
             write(piece)
 
 
-def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tuple[Codec, Tokens, Header]:
+def _load_tokens(
+    data: bytes, codecs: Codecs, num_codebooks: int | None, processes: Processes
+) -> tuple[Codec, Tokens, Header]:
     header, _ = parse_header(data)
     codec = codecs.get(header.modality)
     check_model(header.model, codec.tokenizer.identity)
-    return codec, load(data, codec.tokenizer.entropy_model, num_codebooks), header
+    return codec, processes.call(load, data, codec.tokenizer.entropy_model, num_codebooks), header
 
 
 def _item(items: Mapping[str, Tokens], key: str | None) -> Tokens:

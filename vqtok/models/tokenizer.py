@@ -37,6 +37,8 @@ class Tokenizer(ABC):
     """Grid steps to either side that the media of a grid step depend on; None: all of them."""
     why_whole: str = ""
     """Why a context is None, for people to read."""
+    one_by_one: bool = False
+    """Whether media do not go into batches, because rounding would be another; needed for side data, too."""
     identity: bytes
     """SHA-256 over all that decoding depends on."""
     entropy_model: EntropyModel = NO_MODEL
@@ -50,6 +52,10 @@ class Tokenizer(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Give the media of codes, or of a prefix of their codebooks."""
 
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
+        """Give the codes of the first so many codebooks, and of more where that spares no work."""
+        return self.encode(x)
+
     def num_steps(self, samples: int) -> int:
         """Give the grid steps of a sound of so many samples, at the model's rate."""
         return -(-samples // self.stride)
@@ -57,7 +63,7 @@ class Tokenizer(ABC):
     def side_data(self, x: Tensor) -> Tensor:
         """Give what decoding needs of media beside their codes, such as scales: `(batch, numbers)`, mostly none.
 
-        Only of a model that takes a medium whole.
+        Only of a model that takes media whole and one by one.
         """
         return x.new_zeros(len(x), 0)
 

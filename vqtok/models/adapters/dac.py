@@ -30,8 +30,8 @@ class Dac(SavedModel):
         self.encoder_context = context(conv_layers(self.network.encoder))
         self.decoder_context = context(conv_layers(self.network.decoder))
 
-    def encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.network.encode(x).audio_codes
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
+        codes: Tensor = self.network.encode(x, n_quantizers=num_codebooks).audio_codes
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:

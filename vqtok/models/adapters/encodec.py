@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,8 +45,7 @@ class Encodec(SavedModel):
         super().__init__(source)
         config = self.config
         self.sample_rate, self.channels, self.stride = config.sampling_rate, config.audio_channels, config.hop_length
-        self.bandwidth = config.target_bandwidths[-1]
-        count = self.network.quantizer.get_num_quantizers_for_bandwidth(self.bandwidth)
+        count = self.network.quantizer.get_num_quantizers_for_bandwidth(config.target_bandwidths[-1])
         self.codebook_sizes = (config.codebook_size,) * count
         self.segment, self.hop = config.chunk_length, config.chunk_stride
         self.has_scales = config.normalize or self.segment is not None
@@ -67,13 +68,14 @@ class Encodec(SavedModel):
             return super().num_steps(samples)
         return sum(-(-length // self.stride) for length in self._segment_lengths(samples))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
+        bandwidth = sufficient_bandwidth(self.network, num_codebooks)
         if self.core is not None and x.shape[2] > self.core * self.stride:
             features = in_windows(self.front, x, self.core, self.front_context, takes=self.stride)
             quantizer = self.network.quantizer
-            long_codes: Tensor = quantizer.encode(self.middle(features), self.bandwidth).transpose(0, 1)
+            long_codes: Tensor = quantizer.encode(self.middle(features), bandwidth).transpose(0, 1)
             return long_codes
-        found = self.network.encode(self._filled(x), bandwidth=self.bandwidth)
+        found = self.network.encode(self._filled(x), bandwidth=bandwidth)
         codes: Tensor = found.audio_codes.permute(1, 2, 0, 3).flatten(2)
         return codes[..., : codes.shape[2] - found.last_frame_pad_length]
 
@@ -136,6 +138,12 @@ class Encodec(SavedModel):
         """Fill a sound up with zeros to where its segments end."""
         lengths = self._segment_lengths(x.shape[2])
         return F.pad(x, (0, (len(lengths) - 1) * (self.hop or 0) + lengths[-1] - x.shape[2]))
+
+
+def sufficient_bandwidth(network: Any, num_codebooks: int) -> float:
+    """Give the lowest bandwidth, in kbit/s, at which a network of EnCodec's kind gives so many codebooks."""
+    count_at = network.quantizer.get_num_quantizers_for_bandwidth
+    return next(float(rate) for rate in network.config.target_bandwidths if count_at(rate) >= num_codebooks)
 
 
 def _split(network: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:

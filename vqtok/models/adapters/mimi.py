@@ -53,16 +53,17 @@ class Mimi(SavedModel):
         self.encoder_reach = context(seanet_layers(self.network.encoder.encoder_seanet, causal, trim))
         self.decoder_reach = context(seanet_layers(self.network.decoder.decoder_seanet, causal, trim))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         network = self.network
+        count = max(num_codebooks, self.config.num_semantic_quantizers)
         codes: Tensor
         if x.shape[2] <= self.core * self.inner_stride:
-            codes = network.encode(x, num_quantizers=len(self.codebook_sizes)).audio_codes
+            codes = network.encode(x, num_quantizers=count).audio_codes
             return codes
         encoder = network.encoder
         features = in_windows(encoder.encoder_seanet, x, self.core, self.encoder_reach, takes=self.inner_stride)
         latents = encoder.downsample(self._attend(encoder.encoder_transformer, features))
-        codes = network.quantizer.encode(latents)
+        codes = network.quantizer.encode(latents, count)
         return codes.transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqtok.errors import ModelError
 from vqtok.models.adapters.weights import weight_files, weights_digest
@@ -31,6 +32,7 @@ class SavedModel(Tokenizer):
 
     library: ClassVar[str] = "transformers"
     network_class: ClassVar[str]
+    one_by_one = True
     settings: ClassVar[tuple[str, ...]]
     """Entries of the config that codes and media depend on, beside the weights."""
 
@@ -42,6 +44,12 @@ class SavedModel(Tokenizer):
         settings = {name: attrgetter(name)(self.config) for name in self.settings}
         text = json.dumps([self.network_class, settings, digest], sort_keys=True)
         self.identity = hashlib.sha256(text.encode()).digest()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encode_first(x, len(self.codebook_sizes))
+
+    @abstractmethod
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor: ...
 
     def to(self, device: torch.device | str) -> Self:
         self.network.to(device)

@@ -38,7 +38,7 @@ class DiffusersVQModel(SavedModel):
         self.stride = 2 ** (len(self.config.block_out_channels) - 1)
         self.codebook_sizes = (self.config.num_vq_embeddings,)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         # In the memory format that the library's users have, so that rounding is theirs.
         latents = self.network.encode(x.contiguous()).latents
         codes: Tensor = self.network.quantize(latents)[2][2]

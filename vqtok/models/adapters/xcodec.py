@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vqtok.models.adapters.encodec import sufficient_bandwidth
 from vqtok.models.adapters.saved import SavedModel
 from vqtok.models.adapters.windows import context, conv_layers
 
@@ -45,13 +46,13 @@ class Xcodec(SavedModel):
         super().__init__(source)
         self.sample_rate = self.config.sample_rate
         self.stride = self.config.hop_length
-        self.bandwidth = self.config.target_bandwidths[-1]
-        count = self.network.quantizer.get_num_quantizers_for_bandwidth(self.bandwidth)
+        count = self.network.quantizer.get_num_quantizers_for_bandwidth(self.config.target_bandwidths[-1])
         self.codebook_sizes = (self.config.codebook_size,) * count
         self.decoder_context = context(conv_layers(self.network.acoustic_decoder))
 
-    def encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.network.encode(x, bandwidth=self.bandwidth).audio_codes
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
+        bandwidth = sufficient_bandwidth(self.network, num_codebooks)
+        codes: Tensor = self.network.encode(x, bandwidth=bandwidth).audio_codes
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Run a network on windows from many threads, in batches whose size depends on the shape of the windows alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Array: TypeAlias = NDArray[Any]
+Run: TypeAlias = Callable[[Array], Array]
+
+_Waiting: TypeAlias = list[tuple[Array, "Future[Array]"]]
+
+
+class Batches:
+    """Worker threads that run functions `(batch, *shape) -> (batch, *shape)` on batches of windows of one shape.
+
+    Libraries round convolutions by the shape of the batch and by the number of threads that share it. So that what
+    comes out for a window depends neither on what else is computed nor on the number of workers, each batch is computed
+    by a single thread, and the batches of windows of one shape have all the same size: large windows come one by one,
+    small ones are filled up with zeros.
+
+    Args:
+        workers: Threads, each of which keeps one processor core busy.
+        positions: Pixels or samples of a batch, unless one window has more.
+    """
+
+    def __init__(self, workers: int, positions: int) -> None:
+        self.workers, self._positions = workers, positions
+        self._pool = ThreadPoolExecutor(workers, "vqtok-network", _compute_alone, (torch.get_num_threads(),))
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[Run, tuple[int, ...]], _Waiting] = {}
+        self._sizes: dict[tuple[Run, tuple[int, ...]], int] = {}
+
+    def submit(self, run: Run, window: Array, positions: int) -> Future[Array]:
+        """Run a function on a window without its batch axis, of so many pixels or samples."""
+        future: Future[Array] = Future()
+        kind = run, window.shape
+        with self._lock:
+            self._sizes.setdefault(kind, max(1, self._positions // positions))
+            self._waiting.setdefault(kind, []).append((window, future))
+        # As many calls as windows; those that come after a full batch find nothing left to do.
+        self._pool.submit(self._take)
+        return future
+
+    def alone(self, run: Callable[[], Array]) -> Future[Array]:
+        """Run a function by itself, in one of the threads."""
+        return self._pool.submit(run)
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                return
+            full = (kind for kind, waiting in self._waiting.items() if len(waiting) >= self._sizes[kind])
+            kind = next(full, next(iter(self._waiting)))  # else the one that has waited longest
+            waiting, size = self._waiting.pop(kind), self._sizes[kind]
+            if waiting[size:]:
+                self._waiting[kind] = waiting[size:]
+        batch = [(window, future) for window, future in waiting[:size] if future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            results = self._compute(kind, [window for window, _ in batch])
+        except BaseException as error:
+            for _, future in batch:
+                future.set_exception(error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+
+    def _compute(self, kind: tuple[Run, tuple[int, ...]], windows: list[Array]) -> list[Array]:
+        """Run a batch, filled up; where memory does not suffice, smaller ones, from here on."""
+        run, shape = kind
+        results: list[Array] = []
+        while len(results) < len(windows):
+            size = self._sizes[kind]
+            part = windows[len(results) :][:size]
+            batch = np.zeros((size, *shape), windows[0].dtype)
+            batch[: len(part)] = part
+            try:
+                results += list(run(batch)[: len(part)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._sizes[kind] = math.ceil(size / 2)
+                logger.warning("not enough memory for batches of %d; going on with %d", size, self._sizes[kind])
+            if size > self._sizes[kind] and torch.cuda.is_available():
+                torch.cuda.empty_cache()  # Only here, since the exception held on to what had been allocated.
+        return results
+
+
+def _compute_alone(threads: int) -> None:
+    """Let this thread compute by itself, and others that start after it with so many threads, as before."""
+    torch.get_num_threads()  # which sets them, when first asked in a thread
+    torch.set_num_threads(1)
+    # That was also for threads yet to start, which another call, in a thread without further work, makes good.
+    other = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    other.start()
+    other.join()
