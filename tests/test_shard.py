@@ -34,8 +34,9 @@ from vqtok.errors import (
     WrongModelError,
 )
 from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.fields import checksum
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import checksum, parse_header
+from vqtok.tokens.header import parse_header
 from vqtok.tokens.index import GROUP, key_hash, pack_index
 from vqtok.tokens.record import MAX_KEY_BYTES, ShardHeader, pack_record, parse_record, parse_shard_header
 from vqtok.tokens.shard import Shard

@@ -56,6 +56,7 @@ def token_facts(path: Path, header: Header) -> Facts:
         "kind": "tokens",
         "version": header.version,
         "coder": header.coder,
+        "num_segments": header.num_segments,
         **grid_facts(header),
         "coded_bits": header.coded_bits,
         "file_bytes": header.file_bytes,
@@ -82,6 +83,23 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
         return facts | {"width": tokens.size[0], "height": tokens.size[1]}
     samples, sample_rate, channels = tokens.size
     return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
+
+
+def losses(header: Header, starts: Sequence[int | None]) -> Facts:
+    """Describe what is lost of a token file: stretches of a picture's rows or of a sound's seconds, and how much."""
+    end, unit = (header.size[1], "rows") if header.modality == "image" else (header.duration_seconds or 0, "seconds")
+    steps = header.grid[0 if header.modality == "image" else -1]
+    scale = header.stride if header.modality == "image" else end / steps
+    stretches: list[list[float]] = []
+    for number, start in enumerate(starts):
+        if start is None:
+            begin = number * header.segment_steps
+            if not stretches or stretches[-1][1] != begin:
+                stretches.append([begin, begin])
+            stretches[-1][1] = min(begin + header.segment_steps, steps)
+    lost = sum(stop - begin for begin, stop in stretches) / steps
+    found = [[min(begin * scale, end), min(stop * scale, end)] for begin, stop in stretches]
+    return {f"lost_{unit}": found, "lost_fraction": lost}
 
 
 def shard_facts(path: Path) -> Facts:

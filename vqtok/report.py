@@ -113,8 +113,9 @@ def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def _show_tokens(facts: Mapping[str, Any]) -> None:
     rate = f"{facts['bpp']:.4f} bpp" if "bpp" in facts else f"{facts['kbps']:.3f} kbps"
     saved = 1 - facts["coded_bits"] / facts["raw_bits"]
+    segments = f", {facts['num_segments']} segments" if facts["num_segments"] > 1 else ""
     rows = [
-        ("format", f"vqt {facts['version']}, {facts['coder']}"),
+        ("format", f"vqt {facts['version']}, {facts['coder']}{segments}"),
         ("medium", f"{facts['modality']} {media_size(facts)}"),
         ("model", facts["model"]),
         ("codebooks", _codebooks(facts["codebook_sizes"])),
