@@ -51,6 +51,7 @@ def test_picture_tokens(tokens, image_model):
         "modality": "image",
         "model": read_card(image_model).identity[:16],
         "coder": "static",
+        "num_segments": 1,
         "num_codebooks": 4,
         "codebook_sizes": [16] * 4,
         "stride": 4,
