@@ -21,7 +21,7 @@ from vqtok.tokens.vqt import dump, load
 # fmt: off
 TOKEN_KEYS = {
     "file", "kind", "version", "modality", "model", "coder", "num_codebooks", "codebook_sizes", "stride", "grid",
-    "num_tokens", "raw_bits", "coded_bits", "file_bytes",
+    "num_segments", "num_tokens", "raw_bits", "coded_bits", "file_bytes",
 }
 IMAGE_KEYS = TOKEN_KEYS | {"bpp", "width", "height"}
 AUDIO_KEYS = TOKEN_KEYS | {"kbps", "duration_seconds", "sample_rate", "channels"}
