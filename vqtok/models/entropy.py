@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files import naming
-from vqtok.models.card import read_card
+from vqtok.models.card import check_identity, read_card
 from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.prior import PREFIX as PRIOR_PREFIX
 from vqtok.tokens.prior import from_arrays
@@ -24,7 +24,8 @@ PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)
 
 
 def read_entropy_model(path: Path) -> EntropyModel:
-    """Read the integer frequencies of each codebook, and the prior where there is one."""
+    """Read the integer frequencies of each codebook, and the prior where there is one, and check the identity."""
+    check_identity(path)
     count = len(read_card(path).codebook_sizes)
     try:
         with safe_open(path, framework="numpy") as file:

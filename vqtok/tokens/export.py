@@ -130,7 +130,16 @@ class Export(Mapping[str, Tokens]):
         """Turn what damaged or foreign data raise into one error."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             if isinstance(error, OSError) and error.errno:
                 raise MediaError(f"{self.path}: cannot be read: {os.strerror(error.errno)}") from error
             what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
