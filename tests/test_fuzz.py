@@ -27,17 +27,18 @@ from safetensors import SafetensorError, safe_open
 from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
-from vqtok.facts import shard_facts
+from vqtok.facts import inspect, shard_facts
 from vqtok.models.card import read_card
 from vqtok.models.entropy import PREFIXES, entropy_model, read_entropy_model
 from vqtok.tokens import header, record, vqt
-from vqtok.tokens.export import json_file, output_files, read_export
+from vqtok.tokens.export import output_files, read_export
 from vqtok.tokens.fields import checksum, varint
 from vqtok.tokens.header import cut, parse_header, parse_parts, parse_whole, seal
 from vqtok.tokens.index import GROUP, HASH_BYTES, pack_index, parse_index, walk
 from vqtok.tokens.record import parse_shard_header
 from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import merge
+from vqtok.tokens.sidecar import json_file
 from vqtok.tokens.vqt import dump, load, load_parts
 
 Random = random.Random
@@ -359,6 +360,7 @@ class Fuzzer:
             data = self.mutated(whole, {name: whole})
         self.put(chosen.name, self.put_last(data))
         try:
+            inspect(self.folder / name)
             opened = read_export(self.folder / name)
             for key in opened:
                 opened[key]

@@ -47,6 +47,10 @@ def checksum(data: bytes | memoryview, before: bytes = b"") -> bytes:
     return zlib.crc32(data, zlib.crc32(before)).to_bytes(CRC_BYTES, "little")
 
 
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 class Fields:
     """Fields one after another, from an offset on and before an end.
 
@@ -85,7 +89,8 @@ class Fields:
 
     def metadata(self) -> dict[str, Any]:
         try:
-            metadata = json.loads(self.text(MAX_METADATA_BYTES, "metadata").decode())
+            text = self.text(MAX_METADATA_BYTES, "metadata").decode()
+            metadata = json.loads(text, parse_constant=_no_json)
         except (ValueError, RecursionError):
             metadata = None
         if not isinstance(metadata, dict):
