@@ -6,6 +6,7 @@ what lies behind them is reached. `python tests/test_fuzz.py COUNT [SEED]` runs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
@@ -39,7 +42,7 @@ from vqtok.tokens.record import parse_shard_header
 from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import merge
 from vqtok.tokens.sidecar import json_file
-from vqtok.tokens.vqt import dump, load, load_parts
+from vqtok.tokens.vqt import EntropyModel, dump, load, load_parts
 
 Random = random.Random
 REFUSED = CorruptFileError, UnsupportedVersionError
@@ -170,7 +173,7 @@ class Fuzzer:
     def mutated(self, data: bytes, files: dict[str, bytes]) -> bytes:
         return mutate(self.rng, data, list(files.values()))
 
-    def model_of(self, name: str) -> vqt.EntropyModel:
+    def model_of(self, name: str) -> EntropyModel:
         return self.models[MODELS["image" if name.startswith("image") else "audio"]]
 
     def put(self, name: str, data: bytes) -> Path:
@@ -220,7 +223,7 @@ class Fuzzer:
             data = body + checksum(body)
         return self.consistent(self.put_last(data), self.model_of(name))
 
-    def consistent(self, data: bytes, model: vqt.EntropyModel) -> str:
+    def consistent(self, data: bytes, model: EntropyModel) -> str:
         try:
             tokens = load(data, model)
         except VqtokError as error:
@@ -341,7 +344,7 @@ class Fuzzer:
             return type(error).__name__
         return "accepted"
 
-    def unchecked(self, path: Path) -> vqt.EntropyModel:
+    def unchecked(self, path: Path) -> EntropyModel:
         """Read a model as if its identity were right, which a forged one can have."""
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIXES)}  # noqa: SIM118
@@ -393,6 +396,24 @@ def test_memory_of_mutated_files(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000
+
+
+@pytest.mark.usefixtures("few_tokens")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flags=st.integers(0, 255),
+    numbers=st.lists(st.sampled_from(NUMBERS) | st.integers(0, 40), max_size=20),
+    rest=st.binary(max_size=60),
+    sealed=st.booleans(),
+)
+def test_any_fields(flags, numbers, rest, sealed):
+    """Headers made of numbers, which hypothesis makes smaller when one is not refused as it should be."""
+    head = b"\x89VQ\n\x10" + bytes([flags]) + b"identity" + b"".join(map(varint, numbers))
+    for data in (head + rest, seal(head + checksum(head), [rest]) if sealed else head + rest + checksum(head + rest)):
+        with contextlib.suppress(VqtokError):
+            load(data, EntropyModel([np.array([2**14 - 1, 1])]))
+        with contextlib.suppress(VqtokError):
+            load_parts(data, parse_parts(data), blank=[0] * 256)
 
 
 @pytest.mark.slow
