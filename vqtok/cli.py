@@ -268,6 +268,8 @@ def decode(
 
     # What is wrong with an input, its own job will say.
     def items(path: Path) -> Iterable[str] | None:
+        if path.suffix.lower() == ".vqt":
+            return None
         try:
             found = opened(path)
             return found and (keys or list(found))
@@ -291,8 +293,8 @@ def decode(
         inputs,
         output,
         suffix=suffix,
-        accepts=lambda path: path.suffix.lower() == ".vqt",
-        what=".vqt files",
+        accepts=lambda path: path.suffix.lower() in (".vqt", ".vqts"),
+        what=".vqt or .vqts files",
         items=items,
         stem=stem,
     )

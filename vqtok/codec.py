@@ -135,9 +135,10 @@ class Codec:
 
     def blank(self) -> list[int]:
         """Give the codes, one a codebook, of grey or of silence: what stands for a lost part to be seen as such."""
-        axes = 2 if self.tokenizer.modality == "image" else 1
-        nothing = np.zeros((self.tokenizer.channels, *[BLANK_STEPS * self.tokenizer.stride] * axes), np.float32)
-        codes = self._encode_window(nothing)
+        tokenizer = self.tokenizer
+        sides = [BLANK_STEPS * tokenizer.stride] * (2 if tokenizer.modality == "image" else 1)
+        nothing = np.zeros((tokenizer.channels, *sides), np.float32)
+        codes = self.encode(Media(tokenizer.modality, nothing, tokenizer.sample_rate)).codes
         blank: list[int] = codes.reshape(len(codes), -1)[:, codes[0].size // 2].tolist()
         return blank
 
