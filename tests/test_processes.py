@@ -12,11 +12,15 @@ import pytest
 
 from vqtok.errors import CorruptFileError
 from vqtok.processes import Processes
-from vqtok.tokens.vqt import NO_MODEL, load
+from vqtok.tokens.vqt import load
 
 
-def process_id(first: object, shared: object) -> int:
+def process_id() -> int:
     return os.getpid()
+
+
+def joined(own: list[int], shared: list[int]) -> list[int]:
+    return own + shared
 
 
 @pytest.fixture
@@ -27,35 +31,35 @@ def processes(monkeypatch):
 
 
 def test_calls_go_to_another_process_which_stays(processes):
-    first = processes.call(process_id, None, None)
+    first = processes.call(process_id)
     assert first not in (0, os.getpid())
-    assert processes.call(process_id, None, None) == first
+    assert processes.call(process_id) == first
     assert processes.call(operator.add, [1], [2]) == [1, 2]
 
 
 def test_shared_objects_are_given_once(processes):
     shared = [1, 2]
-    assert processes.call(operator.add, [], shared) == [1, 2]
+    assert processes.call(joined, [], shared=shared) == [1, 2]
     shared.append(3)
-    assert processes.call(operator.add, [], shared) == [1, 2]
-    assert processes.call(operator.add, [], list(shared)) == [1, 2, 3]
+    assert processes.call(joined, [], shared=shared) == [1, 2]
+    assert processes.call(joined, [], shared=list(shared)) == [1, 2, 3]
 
 
 def test_errors_come_back(processes):
     with pytest.raises(CorruptFileError, match="not a token file"):
-        processes.call(load, b"nonsense", NO_MODEL)
+        processes.call(load, b"nonsense")
     assert processes.call(operator.add, 1, 2) == 3
 
 
 def test_a_process_that_dies_fails_its_call_alone(processes):
     with pytest.raises(MemoryError):
-        processes.call(os.kill, processes.call(process_id, None, None), 9)
+        processes.call(os.kill, processes.call(process_id), 9)
     assert processes.call(operator.add, 1, 2) == 3
 
 
 def test_as_many_as_asked_for(processes):
     found = set()
-    threads = [threading.Thread(target=lambda: found.add(processes.call(process_id, None, None))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.add(processes.call(process_id))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -64,7 +68,7 @@ def test_as_many_as_asked_for(processes):
 
 
 def test_none_calls_here():
-    assert Processes(0).call(process_id, None, None) == os.getpid()
+    assert Processes(0).call(process_id) == os.getpid()
 
 
 def test_they_end_with_the_process_that_started_them():
@@ -74,7 +78,7 @@ def test_they_end_with_the_process_that_started_them():
         f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         "from vqtok.processes import Processes\n"
         "from test_processes import process_id\n"
-        "print(Processes(1).call(process_id, None, None), flush=True)\n"
+        "print(Processes(1).call(process_id), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

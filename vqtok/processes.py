@@ -10,15 +10,46 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-First = TypeVar("First")
-Shared = TypeVar("Shared")
-Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _START = "import sys; sys.path[:] = {path!r}; from vqtok.processes import serve; serve()"
+
+
+class _Process:
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(path=sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | dict.fromkeys(_THREADS, "1"),
+            process_group=0,
+        )
+        self._sent: dict[int, object] = {}
+        """What it has been given to share, by address; held, so that no other object gets the address."""
+
+    def call(self, function: object, arguments: object, shared: dict[str, object]) -> tuple[bool, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        keys = {name: id(value) for name, value in shared.items()}
+        new = {id(value): value for value in shared.values() if id(value) not in self._sent}
+        try:
+            pickle.dump((function, arguments, keys, new), self._process.stdin, pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+            self._sent |= new
+            succeeded, result = pickle.load(self._process.stdout)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise MemoryError("a process that helped has died") from error
+        return succeeded, result
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()  # closes the pipes
 
 
 class Processes:
@@ -32,28 +63,24 @@ class Processes:
         self._slots, self._idle = threading.BoundedSemaphore(count or 1), queue.LifoQueue[_Process]()
         self._count, self._all = count, list[_Process]()
 
-    def call(
-        self,
-        function: Callable[Concatenate[First, Shared, Rest], Result],
-        first: First,
-        shared: Shared,
-        *rest: Rest.args,
-        **keywords: Rest.kwargs,
-    ) -> Result:
-        """Call a function of a module that loads quickly; `shared`, which many calls have, each process gets once.
+    def call(self, function: Callable[..., Result], *arguments: object, **shared: object) -> Result:
+        """Call a function of a module that loads quickly.
+
+        Args:
+            shared: Keyword arguments that many calls have in common: each process gets an object but once.
 
         Raises:
             MemoryError: the process died, as it does where the system runs out of memory; or what the function raises.
         """
         if not self._count:
-            return function(first, shared, *rest, **keywords)
+            return function(*arguments, **shared)
         with self._slots:
             try:
                 process = self._idle.get_nowait()
             except queue.Empty:
                 process = _Process()
                 self._all.append(process)
-            succeeded, result = process.call(function, first, shared, rest, keywords)
+            succeeded, result = process.call(function, arguments, shared)
             self._idle.put(process)
         if not succeeded:
             raise result
@@ -76,37 +103,7 @@ class Processes:
         self.close()
 
 
-class _Process:
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | dict.fromkeys(_THREADS, "1"),
-            process_group=0,
-        )
-        self._sent: dict[int, object] = {}
-        """What it has been given to share, by address; held, so that no other object gets the address."""
-
-    def call(self, function: object, first: object, shared: object, *rest: object) -> tuple[bool, Any]:
-        assert self._process.stdin
-        assert self._process.stdout
-        key, is_new = id(shared), id(shared) not in self._sent
-        try:
-            pickle.dump((function, first, key, shared if is_new else None, *rest), self._process.stdin, -1)
-            self._process.stdin.flush()
-            self._sent[key] = shared
-            succeeded, result = pickle.load(self._process.stdout)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise MemoryError("a process that helped has died") from error
-        return succeeded, result
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()  # closes the pipes
+HERE = Processes(0)
 
 
 def serve() -> None:
@@ -115,13 +112,13 @@ def serve() -> None:
     given: dict[int, object] = {}
     with suppress(EOFError, BrokenPipeError):  # it may end at any time
         while True:
-            function, first, key, shared, rest, keywords = pickle.load(calls)
-            shared = given.setdefault(key, shared)
+            function, arguments, keys, new = pickle.load(calls)
+            given |= new
             try:
-                outcome = True, function(first, shared, *rest, **keywords)
+                outcome = True, function(*arguments, **{name: given[key] for name, key in keys.items()})
             except Exception as error:
                 outcome = False, error
-            pickle.dump(outcome, results, -1)
+            pickle.dump(outcome, results, pickle.HIGHEST_PROTOCOL)
             results.flush()
 
 
