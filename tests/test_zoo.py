@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import vqtok
-from vqtok.errors import CorruptFileError, ModelError, UsageError
+from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
 from vqtok.media.base import Media
 from vqtok.models import zoo
 from vqtok.models.tokenizer import Tokenizer
+from vqtok.tokens.grid import Tokens, pack_side_data
+from vqtok.tokens.vqt import dump, load
 
 PACKAGE = """
 import hashlib
@@ -135,6 +137,29 @@ def test_a_sound_is_given_whole_and_filled_with_zeros(families, monkeypatch):
     assert tokenizer.seen == [(1, 2, 80_008)]
     ending = steady(2).data[:, -3:].sum(axis=1) / 8 / 0.5
     assert tokens.codes[:, 0, -1].tolist() == np.round((ending + 1) * 127.5).tolist()
+
+
+def test_the_card_of_a_family(families, run):
+    card = vqtok.inspect("pairs:")
+    assert {
+        "identity": Pairs.identity.hex(),
+        "channels": 2,
+        "num_parameters": None,
+        "config": {},
+    }.items() <= card.items()
+    result = run("inspect", "pairs:")
+    assert result.exit_code == 0
+    assert "2 x 256" in result.stdout
+    listed = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
+    assert {"name": "pairs:...", "where": "package", "family": "pairs"} in listed
+
+
+def test_more_side_data_than_a_token_file_holds():
+    values = np.full(12_000, 0.1, np.float32)
+    tokens = Tokens(np.zeros((1, 4), np.int32), (2,), "audio", (4, 8000, 1), 1, bytes(8), pack_side_data(values))
+    assert load(dump(tokens)).side_data.tolist() == values.tolist()
+    with pytest.raises(MediaError, match="needs 12001 numbers of side data, a token file holds 12000; cut it up"):
+        pack_side_data(np.zeros(12_001, np.float32))
 
 
 def test_what_does_not_fit_a_family(families):

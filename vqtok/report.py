@@ -196,10 +196,11 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     rows = [
         ("identity", facts["identity"]),
         ("codes", f"{facts['modalities'][0]}{rate}"),
-        ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
+    if facts["num_parameters"] is not None:
+        rows.insert(2, ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"))
     if training:
         rows.append(
             (

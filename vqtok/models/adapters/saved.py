@@ -96,11 +96,12 @@ def _load(folder: Path, library: str, network_class: str) -> Any:
 def _silent(library: str) -> Iterator[None]:
     """Keep the library's progress bars and warnings off the terminal."""
     logging = import_module(f"{library}.utils.logging")
-    verbosity = logging.get_verbosity()
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if has_bars:
+            logging.enable_progress_bar()
