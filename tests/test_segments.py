@@ -174,12 +174,14 @@ def test_unknown_features_of_a_file_in_segments():
         load(bytes(head) + checksum(bytes(head)) + whole[len(head) + 4 :])
 
 
-def test_memory_of_coding_is_that_of_a_segment(monkeypatch):
+@pytest.mark.parametrize("channels", [1, 2])
+def test_memory_of_coding_is_that_of_a_segment(monkeypatch, channels):
     """But for the codes and the file themselves."""
     monkeypatch.setitem(vqt.SEGMENT_POSITIONS, "audio", 4096)
     peaks = []
     for time in (50_000, 400_000):
-        tokens = Tokens(np.zeros((2, time), np.int32) + 3, (1024, 1024), "audio", (10**7, 16_000, 1), 16, b"segments")
+        codes = np.full((2, time) if channels == 1 else (2, channels, time // channels), 3)
+        tokens = Tokens(codes, (1024, 1024), "audio", (10**7, 16_000, channels), 16, b"segments")
         tracemalloc.start()
         data = dump(tokens)
         held = len(data)

@@ -285,7 +285,7 @@ def decode(
         except (VqtokError, OSError):
             return ".png"
 
-    if keys and not (len(inputs) == 1 and items(inputs[0])):
+    if keys and not (len(inputs) == 1 and (items(inputs[0]) or not inputs[0].exists())):
         raise UsageError("--key chooses items of a shard or export; give one shard or export")
     if keys and len(keys) == 1 and output is None:
         output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
