@@ -221,6 +221,23 @@ def test_decode_salvages(run, damaged):
         assert image.size == (40, 100)
 
 
+def test_what_is_lost_is_told(run, damaged):
+    data = (damaged / "s.vqt").read_bytes()
+    run("encode", damaged / "p.png", "-o", damaged / "w.vqt")
+    (damaged / "w.vqt").write_bytes((damaged / "w.vqt").read_bytes()[20:])
+    result = run("decode", "--salvage", damaged / "w.vqt", "-o", damaged / "w.png")
+    assert (result.exit_code, "w.vqt: damaged (the header or the end), but nothing is lost in" in result.stderr) == (
+        1,
+        True,
+    )
+    (damaged / "half.vqt").write_bytes(data[: len(data) // 2])
+    result = run("decode", "--salvage", damaged / "half.vqt", "-o", "-")
+    assert result.exit_code == 1
+    assert "half.vqt: damaged, lost 0.0 to 0.0 s, 0.1 to 0.2 s of 0.2 s" in result.stderr
+    assert "silence in their place in stdout" in result.stderr
+    assert len(result.stdout_bytes) == 44 + 2 * 4000
+
+
 def test_library_salvages(bundled, damaged, caplog):
     with pytest.raises(CorruptFileError):
         vqtok.decode(damaged / "p.vqt")
