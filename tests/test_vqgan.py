@@ -12,7 +12,7 @@ from vqtok.config import Config, ModelConfig, NetworkConfig, QuantizerConfig, fr
 from vqtok.errors import UsageError
 from vqtok.media.base import Media
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks.vqgan import AdaptiveNorm, Attention, ResnetBlock, VQGANDecoder, VQGANEncoder
+from vqtok.networks.vqgan import AdaptiveNorm, Attention, GroupNorm, ResnetBlock, VQGANDecoder, VQGANEncoder
 from vqtok.training.optim import make_optimizer
 
 NETWORK = NetworkConfig((1, 2, 2), (32, 32, 64), (1, 2, 1), (2, 2, 1), kind="vqgan", attention=(False, False, True))
@@ -71,6 +71,11 @@ def test_adaptive_norm_takes_its_scale_and_shift_from_the_latents() -> None:
     plain = torch.nn.functional.group_norm(x, 32, eps=1e-6)
     scale, shift = layer.scale(z.std((2, 3))), layer.shift(z.mean((2, 3)))
     torch.testing.assert_close(layer(x, z), plain * scale[..., None, None] + shift[..., None, None])
+
+
+def test_norms_are_exact_far_from_zero() -> None:
+    x = (0.01 * torch.randn(1, 32, 64, 64) + 3).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(GroupNorm(32)(x), GroupNorm(32).double()(x.double()).float(), rtol=0, atol=1e-3)
 
 
 def test_blocks_are_computed_again_for_the_same_gradients() -> None:

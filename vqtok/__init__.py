@@ -20,6 +20,7 @@ _HOMES = {
     "decode": "vqtok.transcode",
     "encode": "vqtok.transcode",
     "export": "vqtok.dataset",
+    "import_checkpoint": "vqtok.models.importers.importing",
     "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
     "merge": "vqtok.tokens.shard_writer",

@@ -182,7 +182,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
-    if training:
+    if "imported" in training:
+        rows += _import_rows(training["imported"])
+    if "steps" in training:
         rows.append(
             (
                 "trained",
@@ -192,9 +194,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
             )
         )
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
-        if "parent" in training:
-            rows.append(("parent", training["parent"]))
-            rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
+    if "parent" in training:
+        rows.append(("parent", training["parent"]))
+        rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):
@@ -202,6 +204,17 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
     if "evaluation" in training:
         _show_evaluation(training["evaluation"])
+
+
+def _import_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
+    config = f", {imported['config']['file']}" if imported["config"] else ""
+    dropped = [f"{count} of {rule}" for rule, count in imported["dropped"].items()]
+    averaged = " averaged" if imported["averaged"] else ""
+    return [
+        ("imported", f"from {imported['file']}{config}, family {imported['family']}"),
+        ("taken", f"{imported['taken']}{averaged} weights"),
+        ("dropped", "; ".join(dropped) or "none"),
+    ]
 
 
 METRICS = {

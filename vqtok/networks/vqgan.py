@@ -34,7 +34,7 @@ class VQGANEncoder(nn.Module):
             layers += _blocks(config, stage, config.encoder_blocks[stage], inputs)
             inputs = width
         layers += _middle(config, config.encoder_blocks[-1])
-        layers += [_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, dim, 1) if magvit2 else _convolution(inputs, dim)]
+        layers += [GroupNorm(inputs), nn.SiLU(), nn.Conv2d(inputs, dim, 1) if magvit2 else _convolution(inputs, dim)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class VQGANDecoder(nn.Module):
                 layers += [_convolution(inputs, 4 * inputs), nn.PixelShuffle(2)]
             elif config.strides[stage] == 2:
                 layers += [nn.Upsample(scale_factor=2, mode="nearest"), _convolution(inputs, inputs)]
-        layers += [_norm(inputs), nn.SiLU(), _convolution(inputs, channels)]
+        layers += [GroupNorm(inputs), nn.SiLU(), _convolution(inputs, channels)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -68,13 +68,24 @@ class VQGANDecoder(nn.Module):
         return x
 
 
+class GroupNorm(nn.GroupNorm):
+    """Norm of 32 groups of channels over all positions."""
+
+    def __init__(self, channels: int, *, affine: bool = True) -> None:
+        super().__init__(32, channels, EPSILON, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In channels_last memory torch (2.13, CPU) loses the variance of a group far from zero.
+        return super().forward(x.contiguous())
+
+
 class ResnetBlock(Block):
     """Twice group norm, SiLU and convolution, added to the input."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _convolution(inputs, outputs, bias=bias)
-        self.norm2, self.conv2 = _norm(outputs), _convolution(outputs, outputs, bias=bias)
+        self.norm1, self.conv1 = GroupNorm(inputs), _convolution(inputs, outputs, bias=bias)
+        self.norm2, self.conv2 = GroupNorm(outputs), _convolution(outputs, outputs, bias=bias)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=bias)
 
     def _compute(self, x: Tensor) -> Tensor:
@@ -87,7 +98,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = GroupNorm(channels)
         self.q, self.k, self.v, self.out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +113,7 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, EPSILON, affine=False)
+        self.norm = GroupNorm(channels, affine=False)
         self.scale, self.shift = nn.Linear(dim, channels), nn.Linear(dim, channels)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -131,10 +142,6 @@ def _middle(config: NetworkConfig, count: int) -> list[nn.Module]:
         return [ResnetBlock(width, width, bias=False) for _ in range(count)]
     attention = [Attention(width)] if config.middle_attention else []
     return [ResnetBlock(width, width, bias=True), *attention, ResnetBlock(width, width, bias=True)]
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, EPSILON)
 
 
 def _convolution(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
