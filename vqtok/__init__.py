@@ -17,6 +17,7 @@ _HOMES = {
     "Codec": "vqtok.codec",
     "Media": "vqtok.media.base",
     "Tokens": "vqtok.tokens.grid",
+    "convert": "vqtok.conversion",
     "decode": "vqtok.transcode",
     "encode": "vqtok.transcode",
     "export": "vqtok.dataset",

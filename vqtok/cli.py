@@ -438,6 +438,32 @@ def export(
 
 
 @command
+def convert(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy.")
+    ],
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="The model that made the codes.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Where codes come without: WIDTHxHEIGHT, or SAMPLES[@HZ].")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn other tools' token files into token files, and token files into arrays."""
+    from vqtok import report
+    from vqtok.conversion import convert_files, plan_conversions
+
+    conversions = plan_conversions(inputs, output, model)
+    outcomes = convert_files(conversions, model, size=size, overwrite=force)
+    _tell(outcomes, len(conversions), report.converted_line, json=json, quiet=quiet)
+
+
+@command
 def inspect(
     inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="What to look at.")],
     model: Model = None,

@@ -130,6 +130,14 @@ class Codec:
         resampler = Resampler(self.tokenizer.sample_rate, sample_rate, channels)
         return resampler.stream(self._decoded_chunks(tokens), samples)
 
+    def check(self, tokens: Tokens) -> None:
+        """Refuse tokens that this model cannot have made.
+
+        Raises:
+            WrongModelError, CorruptFileError: as `decode`.
+        """
+        self._checked(tokens)
+
     def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
         check_model(tokens.model, self.tokenizer.identity)
         _check_fit(tokens, self.tokenizer)

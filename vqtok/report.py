@@ -71,6 +71,16 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
     return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
 
 
+def converted_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one converted item."""
+    if facts["kind"] == "array":
+        return f"{facts['file']} -> {facts['output']} (shape {_times(facts['shape'])})"
+    return (
+        f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"({facts['num_tokens']} tokens of {media_size(facts)})"
+    )
+
+
 def exported_line(facts: Mapping[str, Any]) -> str:
     """Sum up an export."""
     items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
