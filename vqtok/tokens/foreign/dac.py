@@ -101,7 +101,8 @@ def _unpickled(data: bytes) -> Any:
     """Give the only entry of an array of objects, as `np.save` pickles one.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError, OverflowError: there is none. CorruptFileError: it asks for anything else.
+        ValueError, LookupError, TypeError, AttributeError, OverflowError: there is none.
+        CorruptFileError: it asks for anything but arrays.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
