@@ -39,18 +39,28 @@ class Checkpoint:
         self.dropped = Counter(dropped)
         self.averaged = False
 
-    def take(self, name: str) -> Tensor:
+    def take(self, name: str, dims: int | None = None) -> Tensor:
         """Give weights, in float32.
 
         Raises:
-            ModelError: there are none of that name.
+            ModelError: there are none of that name, or with so many dimensions.
         """
-        try:
-            tensor = self.tensors.pop(name)
-        except KeyError:
-            raise ModelError(f"lacks {name}; is it of another family?") from None
+        tensor = self._find(name, dims)
+        del self.tensors[name]
         self.num_taken += 1
         return tensor.float()
+
+    def size(self, name: str, axis: int) -> int:
+        """Give the size along an axis of what is a convolution's weight; raises as `take`."""
+        return self._find(name, dims=4).shape[axis]
+
+    def _find(self, name: str, dims: int | None) -> Tensor:
+        if name not in self.tensors:
+            raise ModelError(f"lacks {name}; is it of another family?")
+        tensor = self.tensors[name]
+        if dims is not None and tensor.ndim != dims:
+            raise ModelError(f"its {name} has shape {tuple(tensor.shape)}; is it of another family?")
+        return tensor
 
     def drop(self, rule: str, applies: Callable[[str], bool]) -> None:
         names = [name for name in self.tensors if applies(name)]
@@ -126,7 +136,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unsafe is None:
-            raise ModelError("not a PyTorch checkpoint, or a damaged one") from None
+            raise ModelError("not a PyTorch checkpoint of weights, or a damaged one") from None
         raise ModelError(
             f"holds more than weights ({unsafe[1]}), and to read that would run code from it; if you trust it, "
             "keep its weights alone: python -c \"import torch; torch.save({'state_dict': torch.load("

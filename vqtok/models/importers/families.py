@@ -40,7 +40,7 @@ def _vq(checkpoint: Checkpoint, dim: int, metric: str = "l2") -> Quantised:
             f"quantize.{name}" for name in ("codebook_used", "embedding.cluster_size", "embedding.embed_avg")
         }.__contains__,
     )
-    codebook = _in_use(checkpoint, checkpoint.take("quantize.embedding.weight"))
+    codebook = _in_use(checkpoint, checkpoint.take("quantize.embedding.weight", 2))
     settings = {"kind": "vq", "metric": metric, "learning": "gradient"}
     return _projected(settings, codebook, *_convolutions(checkpoint))
 
@@ -50,7 +50,7 @@ def _cosine(checkpoint: Checkpoint, dim: int) -> Quantised:
 
 
 def _ibq(checkpoint: Checkpoint, dim: int) -> Quantised:
-    codebook = _in_use(checkpoint, checkpoint.take("quantize.embedding.weight"))
+    codebook = _in_use(checkpoint, checkpoint.take("quantize.embedding.weight", 2))
     return _projected({"kind": "ibq"}, codebook, *_convolutions(checkpoint))
 
 
@@ -59,8 +59,8 @@ def _gumbel(checkpoint: Checkpoint, dim: int) -> Quantised:
 
     Latents are filled up with 1 for the bias and with zeros, so that the product gives the classifier's logits.
     """
-    weights, vectors = (checkpoint.take(f"quantize.{name}.weight") for name in ("proj", "embed"))
-    bias = checkpoint.take("quantize.proj.bias")
+    weights, bias = checkpoint.take("quantize.proj.weight", 4), checkpoint.take("quantize.proj.bias", 1)
+    vectors = checkpoint.take("quantize.embed.weight", 2)
     codebook = _in_use(checkpoint, torch.cat([weights.flatten(1), bias[:, None], vectors], dim=1))
     into, into_bias, out, out_bias = _convolutions(checkpoint)
     constant = torch.cat([into_bias, torch.ones(1), torch.zeros(vectors.shape[1])])
@@ -91,10 +91,8 @@ def _in_use(checkpoint: Checkpoint, codebook: Tensor) -> Tensor:
 
 def _convolutions(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take the 1x1 convolutions before and after the quantiser as matrices and biases."""
-    taken = [
-        checkpoint.take(f"{name}.{part}") for name in ("quant_conv", "post_quant_conv") for part in ("weight", "bias")
-    ]
-    into, into_bias, out, out_bias = taken
+    into, out = (checkpoint.take(f"{name}.weight", 4) for name in ("quant_conv", "post_quant_conv"))
+    into_bias, out_bias = (checkpoint.take(f"{name}.bias", 1) for name in ("quant_conv", "post_quant_conv"))
     return into.flatten(1), into_bias, out.flatten(1), out_bias
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vqtok.config import Config, from_dict
+from vqtok.config import Config, from_dict, merged
 from vqtok.errors import ModelError, OutputError, UsageError
 from vqtok.files import naming
-from vqtok.models.importers.checkpoint import Checkpoint, read_checkpoint
-from vqtok.models.importers.families import FAMILIES, Family, family_of_class, recognise
+from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
+from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
 from vqtok.models.importers.layouts import weight_names
 from vqtok.models.importers.settings import Settings, read_settings
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import decoding_state, save_model
-
-logger = logging.getLogger(__name__)
 
 TUNING: dict[str, dict[str, Any]] = {
     "data": {"crop_pixels": 256},
@@ -73,14 +69,13 @@ def import_checkpoint(
     with naming(checkpoint):
         weights = read_checkpoint(checkpoint)
         weights.enter_first_stage()
+        weights.drop("discriminator and perceptual loss", lambda name: name.startswith(("loss.", f"{AVERAGES}loss")))
         weights.use_averages()
-        weights.drop("discriminator and perceptual loss", lambda name: name.startswith(("loss.", "model_ema.loss")))
         chosen = family or (family_of_class(settings.target) if settings else recognise(weights.tensors))
         if chosen is None:
             raise UsageError("give its --config, or --family: the weights of vqgan and ibq have the same names")
-        model_config, state = _translate(weights, FAMILIES[chosen], chosen, settings)
+        set_up, model = _translate(weights, chosen, settings)
         weights.refuse_leftovers()
-        model = _build(model_config, state)
     facts = {
         "file": checkpoint.name,
         "family": chosen,
@@ -89,53 +84,28 @@ def import_checkpoint(
         "taken": weights.num_taken,
         "dropped": dict(weights.dropped),
     }
-    identity = save_model(
-        output, model, model_config, entropy_tables={}, training={"imported": facts}, dtype=torch.float32
-    )
+    identity = save_model(output, model, set_up, entropy_tables={}, training={"imported": facts}, dtype=torch.float32)
     return Imported(output, identity.hex(), facts)
 
 
-def _translate(
-    weights: Checkpoint, family: Family, name: str, settings: Settings | None
-) -> tuple[Config, dict[str, Tensor]]:
-    """Take a model's weights, by their names here, and give the set-up that they are of."""
-    tensors = weights.tensors
-    network = family.layout.network(tensors)
-    for needed in ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"):
-        if needed not in tensors:
-            raise ModelError(f"lacks {needed}; is it of another family?")
-    channels, dim = tensors["encoder.conv_in.weight"].shape[1], tensors["decoder.conv_in.weight"].shape[1]
+def _translate(weights: Checkpoint, name: str, settings: Settings | None) -> tuple[Config, VQModel]:
+    """Make a model of the weights that a family has, and give the set-up to tune it with."""
+    family = FAMILIES[name]
+    network = family.layout.network(weights)
+    channels, dim = weights.size("encoder.conv_in.weight", 1), weights.size("decoder.conv_in.weight", 1)
     quantizer, state = family.quantizer(weights, dim)
-    stride = 2 ** (len(network["strides"]) - 1)
-    tuning = {
-        "data": {"crop_pixels": max(stride, TUNING["data"]["crop_pixels"])},
-        "loss": TUNING["loss"] | dict(family.loss),
-        "train": TUNING["train"],
-    }
-    model = {"modality": "image", "channels": channels, "network": network, "quantizer": quantizer}
-    config = from_dict(Config, {"model": model, **tuning})
+    architecture = {"modality": "image", "channels": channels, "network": network, "quantizer": quantizer}
+    config = from_dict(Config, merged(TUNING, {"model": architecture, "loss": dict(family.loss)}))
     if settings:
         settings.check(config.model, name)
-    with torch.device("meta"):
-        empty = VQModel(config.model)
-    layout, layers = family.layout, config.model.network
-    for part, module, sources in (
-        ("encoder", empty.encoder, layout.encoder(layers)),
-        ("decoder", empty.decoder, layout.decoder(layers)),
-    ):
-        assert isinstance(module.layers, torch.nn.Module)
-        for here, there in weight_names(module.layers, f"{part}.layers.", sources):
+    model, layers = VQModel(config.model), config.model.network
+    for part, layout in (("encoder", family.layout.encoder(layers)), ("decoder", family.layout.decoder(layers))):
+        for here, there in weight_names(model.get_submodule(f"{part}.layers"), f"{part}.layers.", layout):
             state[here] = family.adjust(there, weights.take(there))
-    return config, state
-
-
-def _build(config: Config, state: dict[str, Tensor]) -> VQModel:
-    """Make the model of these weights, which must be all of its own and no others."""
-    model = VQModel(config.model)
     own = decoding_state(model)
     assert state.keys() == own.keys()
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ModelError(f"its {name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
-        own[name].copy_(tensor)
-    return model
+    for weight, tensor in state.items():
+        if tensor.shape != own[weight].shape:
+            raise ModelError(f"its {weight} has shape {tuple(tensor.shape)}, not {tuple(own[weight].shape)}")
+        own[weight].copy_(tensor)
+    return config, model

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from vqtok.config import NetworkConfig
 from vqtok.errors import ModelError
+from vqtok.models.importers.checkpoint import Checkpoint
 
 NAMES = {"shortcut": "nin_shortcut", "out": "proj_out", "scale": "gamma", "shift": "beta"}
 """What parts of layers are called elsewhere; all others have the names that they have here."""
@@ -29,18 +30,19 @@ class Layout:
     downsample: str = "downsample.conv"
     upsample: str = "upsample.conv"
 
-    def network(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def network(self, weights: Checkpoint) -> dict[str, Any]:
         """Give the settings of the network that has these weights.
 
         Raises:
             ModelError: they are not of this layout.
         """
+        tensors = weights.tensors
         levels = _count(f"{self.down}.{self.block}.0.conv1.weight", "level", tensors)
         if not levels or f"encoder.{self.middle[0]}.conv1.weight" not in tensors:
             raise ModelError(f"has no {self.down.format(level=0)}; is it of another family?")
         downs, ups = ([names for names, _ in self._levels(which, levels)] for which in (self.down, self.up))
-        widths = [len(tensors[f"{name}.{self.block}.0.conv1.weight"]) for name in downs]
-        if len(tensors["encoder.conv_in.weight"]) != widths[0]:
+        widths = [weights.size(f"{name}.{self.block}.0.conv1.weight", 0) for name in downs]
+        if weights.size("encoder.conv_in.weight", 0) != widths[0]:
             raise ModelError("its first level is wider than its first layer (ch_mult begins with more than 1)")
         settings = {
             "kind": self.kind,
@@ -125,6 +127,6 @@ def weight_names(network: nn.Module, prefix: str, sources: Iterator[str]) -> Ite
             yield f"{prefix}{name}.{weight}", f"{source}.{NAMES.get(part, part)}" + (f".{rest}" if rest else "")
 
 
-def _count(template: str, field: str, names: Mapping[str, Tensor]) -> int:
+def _count(template: str, field: str, names: Container[str]) -> int:
     """Count from 0 on how often there is a name."""
     return len(list(takewhile(lambda number: template.format(**{field: number}) in names, count())))
