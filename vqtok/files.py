@@ -47,7 +47,8 @@ def plan_jobs(
     """Decide the output of every input before any work is done.
 
     One input goes beside itself or to `output`; several go beside themselves or below the folder `output`; a folder's
-    tree is mirrored below `output`, and so are the keys of an input that holds several items.
+    tree is mirrored below `output`, and so are the keys of an input that holds several items. Such a file in a folder
+    becomes a folder itself.
 
     Args:
         output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
@@ -85,8 +86,14 @@ def plan_jobs(
     jobs = []
     for path in inputs:
         if path.is_dir() and below is not None:
-            sources = _files_below(path, accepts, what)
-            jobs += [Job(source, below / source.relative_to(path).with_suffix(suffix(source))) for source in sources]
+            for source in _files_below(path, accepts, what):
+                target, ending = below / source.relative_to(path), suffix(source)
+                inside = items(source)
+                if inside is None:
+                    jobs.append(Job(source, target.with_suffix(ending)))
+                else:
+                    folder = target.with_suffix("")
+                    jobs += [Job(source, folder / _inside(stem(key) + ending, source), key) for key in inside]
         elif path in keys and below is not None:
             jobs += [Job(path, below / _inside(stem(key) + suffix(path), path), key) for key in keys[path]]
         elif below is not None:
