@@ -394,8 +394,10 @@ def test_what_cannot_be_meant(photo: Path, run: RUN, tmp_path: Path) -> None:
         convert(tmp_path / "p.npy", model="image", size="7")
     with pytest.raises(UsageError, match="leads out of the folder"):
         convert(tmp_path / "evil.txt", model="audio")
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match=r"none\.npy: is not there"):
         convert(tmp_path / "none.npy")
+    with pytest.raises(UsageError, match="is a folder; give its files"):
+        convert(tmp_path)
     with pytest.raises(OutputError, match="exists; give --force"):
         convert(tmp_path / "p.npy", tmp_path / "x.vqt", model="image")
     with pytest.raises(CorruptFileError, match=r"photo\.png: neither an \.ecdc, a \.dac, an \.npy nor a \.jsonl file"):

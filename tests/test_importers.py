@@ -317,6 +317,8 @@ def test_weights_that_are_unknown_missing_or_of_another_shape(made: Any, tmp_pat
         attempt(tensors, "llamagen")
     with pytest.raises(UsageError, match="give its --config, or --family: the weights of vqgan and ibq"):
         attempt(tensors, None)
+    with pytest.raises(ModelError, match="has no weights of vqgan, gumbel, llamagen, magvit2, ibq"):
+        attempt({"weight": torch.ones(1)}, None)
     with pytest.raises(UsageError, match="--family vae: there are vqgan, gumbel, llamagen, magvit2, ibq"):
         attempt(tensors, "vae")
 
@@ -358,6 +360,8 @@ def test_what_exists_is_kept(made: Any, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists; give --force"):
         import_checkpoint(checkpoint, tmp_path / "m.safetensors")
     import_checkpoint(checkpoint, tmp_path / "m.safetensors", force=True)
+    with pytest.raises(UsageError, match="would be overwritten by its own output"):
+        import_checkpoint(checkpoint, checkpoint, force=True)
 
 
 # Imported models are models like all others.

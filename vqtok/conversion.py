@@ -67,7 +67,7 @@ def plan_conversions(sources: Sequence[Path], output: str | None, model: str | N
     """
     for source in sources:
         if not source.is_file():
-            raise UsageError(f"{source}: no such file")
+            raise UsageError(f"{source}: is {'a folder; give its files' if source.is_dir() else 'not there'}")
     conversions = [found for source in sources for found in _conversions(source, output, len(sources) > 1, model)]
     targets: dict[Path, str] = {}
     for conversion in conversions:

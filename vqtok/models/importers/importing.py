@@ -63,6 +63,8 @@ def import_checkpoint(
     checkpoint, output = Path(checkpoint), Path(output)
     if family is not None and family not in FAMILIES:
         raise UsageError(f"--family {family}: there are {', '.join(FAMILIES)}")
+    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise UsageError(f"{checkpoint}: would be overwritten by its own output; give another -o")
     if not force and output.exists():
         raise OutputError(f"{output}: exists; give --force to overwrite it")
     settings = read_settings(Path(config)) if config is not None else None
@@ -72,6 +74,8 @@ def import_checkpoint(
         weights.drop("discriminator and perceptual loss", lambda name: name.startswith(("loss.", f"{AVERAGES}loss")))
         weights.use_averages()
         chosen = family or (family_of_class(settings.target) if settings else recognise(weights.tensors))
+        if chosen is None and "encoder.conv_in.weight" not in weights.tensors:
+            raise ModelError(f"has no weights of {', '.join(FAMILIES)}")
         if chosen is None:
             raise UsageError("give its --config, or --family: the weights of vqgan and ibq have the same names")
         set_up, model = _translate(weights, chosen, settings)

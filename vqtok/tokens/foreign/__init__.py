@@ -29,4 +29,4 @@ def read_foreign(path: Path) -> Items:
         return {None: partial(arrays.read_npy, data)}
     if path.suffix.lower() in LINES:
         return arrays.read_lines(data)
-    raise CorruptFileError(f"{path.name}: neither an .ecdc, a .dac, an .npy nor a .jsonl file, or a damaged one")
+    raise CorruptFileError("neither an .ecdc, a .dac, an .npy nor a .jsonl file, or a damaged one")
