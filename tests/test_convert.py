@@ -128,6 +128,38 @@ def test_ecdc_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
     assert asked == ["hf:facebook/encodec_24khz"]
 
 
+@pytest.mark.parametrize("name", ["encodec_24khz", "encodec_48khz"])
+def test_ecdc_is_what_encodec_itself_codes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("vqtok.models.adapters.encodec")
+    transformers = pytest.importorskip("transformers")
+    settings: dict[str, Any] = {"num_filters": 4, "hidden_size": 16, "num_lstm_layers": 1}
+    if name == "encodec_48khz":
+        settings |= {"sampling_rate": 48_000, "audio_channels": 2, "normalize": True, "chunk_length_s": 1.0}
+        settings |= {"overlap": 0.01, "norm_type": "time_group_norm", "use_causal_conv": False}
+    torch.manual_seed(0)
+    model = transformers.EncodecModel(transformers.EncodecConfig(**settings)).eval()
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.normal_()
+    model.save_pretrained(tmp_path / name)
+    x = torch.rand(1, model.config.audio_channels, 60_000) - 0.5
+    with torch.no_grad():
+        found = model.encode(x, bandwidth=6.0)
+        expected = model.decode(
+            found.audio_codes, found.audio_scales, last_frame_pad_length=found.last_frame_pad_length
+        ).audio_values
+    payload = b""
+    for index, codes in enumerate(found.audio_codes[:, 0] if name == "encodec_48khz" else found.audio_codes[0]):
+        scale = found.audio_scales[index]
+        payload += b"" if scale is None else struct.pack("!f", scale)
+        last = found.last_frame_pad_length if index == len(found.audio_codes) - 1 else 0
+        payload += pack(codes[:, : codes.shape[1] - last].numpy())
+    path = tmp_path / "x.ecdc"
+    path.write_bytes(ecdc(payload, name, 60_000, found.audio_codes.shape[2]))
+    convert(path, model=str(tmp_path / name))
+    media = vqtok.decode(path.with_suffix(".vqt"), str(tmp_path / name))
+    np.testing.assert_allclose(media.data, expected[0, :, :60_000], rtol=0, atol=1e-5)
+
+
 WHOLE = ecdc(pack(np.ones((2, 4), int)))
 
 
