@@ -200,6 +200,17 @@ def _show_media(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
 
 
+def _import_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
+    config = f", {imported['config']['file']}" if imported["config"] else ""
+    dropped = [f"{count} of {rule}" for rule, count in imported["dropped"].items()]
+    averaged = " averaged" if imported["averaged"] else ""
+    return [
+        ("imported", f"from {imported['file']}{config}, family {imported['family']}"),
+        ("taken", f"{imported['taken']}{averaged} weights"),
+        ("dropped", "; ".join(dropped) or "none"),
+    ]
+
+
 def _show_model(facts: Mapping[str, Any]) -> None:
     training, model = facts["training"], facts["config"]["model"]
     rate = f", {model['sample_rate']} Hz" if model["sample_rate"] else ""
@@ -232,17 +243,6 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
     if "evaluation" in training:
         _show_evaluation(training["evaluation"])
-
-
-def _import_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
-    config = f", {imported['config']['file']}" if imported["config"] else ""
-    dropped = [f"{count} of {rule}" for rule, count in imported["dropped"].items()]
-    averaged = " averaged" if imported["averaged"] else ""
-    return [
-        ("imported", f"from {imported['file']}{config}, family {imported['family']}"),
-        ("taken", f"{imported['taken']}{averaged} weights"),
-        ("dropped", "; ".join(dropped) or "none"),
-    ]
 
 
 METRICS = {
