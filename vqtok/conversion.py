@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,7 +79,7 @@ def plan_conversions(sources: Sequence[Path], output: str | None, model: str | N
 
 def convert_files(
     conversions: Iterable[Conversion], model: str | None = None, *, size: str | None = None, overwrite: bool = False
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Convert item by item; an outcome each, in order.
 
     Args:
