@@ -17,9 +17,9 @@ PACKAGE = Path(vqtok.__file__).parent
 
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
-    {"files"},
+    {"files", "pipeline", "processes"},
     {"config", "media", "tiling", "tokens"},
-    {"quantizers", "networks", "losses"},  # torch begins
+    {"batches", "quantizers", "networks", "losses"},  # torch begins
     {"metrics", "models"},
     {"codec"},
     {"facts", "training"},

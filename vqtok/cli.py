@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -47,6 +48,10 @@ Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N"
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
 ChunkSeconds = Annotated[float, typer.Option(min=0.01, metavar="S", help="Seconds of sound held at once.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="What the network computes in; bfloat16 changes some codes.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, metavar="N", help="Processor cores to use; default: all.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
@@ -224,6 +229,8 @@ def encode(
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
+    precision: Precision = "float32",
+    num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
@@ -252,7 +259,9 @@ def encode(
     from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
 
-    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
+    codecs = Codecs(
+        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
+    )
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
         "mono": mono,
@@ -278,6 +287,8 @@ def decode(
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
+    precision: Precision = "float32",
+    num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
     json: Json = False,
@@ -328,7 +339,9 @@ def decode(
     from vqtok.codec import choose_device
     from vqtok.transcode import Codecs, Existing, decode_files
 
-    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
+    codecs = Codecs(
+        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
+    )
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)
     _tell(outcomes, len(jobs), report.decoded_line, json=json, quiet=quiet)
@@ -517,7 +530,7 @@ def inspect(
 
 
 def _tell(
-    outcomes: Iterable[Outcome],
+    outcomes: Generator[Outcome, None, None],
     total: int,
     line: Callable[[dict[str, Any]], str],
     *,
@@ -529,17 +542,18 @@ def _tell(
 
     failed = skipped = 0
     exit_code = 0
-    for outcome in report.with_progress(outcomes, total, quiet):
-        if outcome.error:
-            failed += 1
-            exit_code = outcome.error.exit_code if total == 1 else 1
-            _complain(str(outcome.error))
-        elif outcome.skipped:
-            skipped += 1
-        elif not quiet and not json:
-            report.say(line(outcome.facts))
-        if json:
-            report.print_json(outcome.facts)
+    with closing(outcomes):  # at once, so that on Ctrl-C nothing goes on behind
+        for outcome in report.with_progress(outcomes, total, quiet):
+            if outcome.error:
+                failed += 1
+                exit_code = outcome.error.exit_code if total == 1 else 1
+                _complain(str(outcome.error))
+            elif outcome.skipped:
+                skipped += 1
+            elif not quiet and not json:
+                report.say(line(outcome.facts))
+            if json:
+                report.print_json(outcome.facts)
     if (total > 1 or skipped) and not quiet:
         report.say(f"{total - failed - skipped} done, {skipped} skipped, {failed} failed")
     if exit_code:
@@ -581,6 +595,8 @@ def _terminate(*_: object) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # The products that are left to numpy are small: its threads would mostly wait for each other, at full speed.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -202,7 +203,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: as `atomic_write`.
     """
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         if path == STDIO or (path.exists() and not path.is_file()):
             with tempfile.TemporaryFile() as file:
@@ -213,18 +214,15 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
                     shutil.copyfileobj(file, target)
                     target.flush()
             return
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "w+b") as file:
+        # Not by tempfile, whose files are private; to find out what others may have changes it for all threads.
+        temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+        with temporary.open("x+b") as file:
             file.raw.name = str(path)  # type: ignore[attr-defined]
             yield file
-        # mkstemp makes files private; give the permissions that a plain open would.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None and temporary.exists():
+            temporary.unlink()
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
