@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -99,3 +101,14 @@ def test_threads_of_torch_stay_as_they_are():
             assert pool.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_codec_that_is_let_go_takes_its_threads_along():
+    batches = Batches(1, 1)
+    gone = weakref.ref(batches)
+    assert batches.submit(double, np.ones(1), 1).result(10) == 2
+    del batches
+    deadline = time.monotonic() + 10
+    while gone() and time.monotonic() < deadline:
+        time.sleep(0.01)  # The thread has just given the result.
+    assert gone() is None

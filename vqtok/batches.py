@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ logger = logging.getLogger(__name__)
 Array: TypeAlias = NDArray[Any]
 Run: TypeAlias = Callable[[Array], Array]
 
-_Waiting: TypeAlias = list[tuple[Array, "Future[Array]"]]
+
+class _Kind(NamedTuple):
+    """What windows have in common that may share a batch."""
+
+    run: Run
+    shape: tuple[int, ...]
+    positions: int
 
 
 class Batches:
@@ -38,16 +44,15 @@ class Batches:
         self.workers, self._positions = workers, positions
         self._pool = ThreadPoolExecutor(workers, "vqtok-network", _compute_alone, (torch.get_num_threads(),))
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[Run, tuple[int, ...]], _Waiting] = {}
-        self._sizes: dict[tuple[Run, tuple[int, ...]], int] = {}
+        self._waiting: dict[_Kind, list[tuple[Array, Future[Array]]]] = {}
+        self._limits: dict[_Kind, int] = {}
+        """Sizes of batches, where memory does not suffice for others."""
 
     def submit(self, run: Run, window: Array, positions: int) -> Future[Array]:
         """Run a function on a window without its batch axis, of so many pixels or samples."""
         future: Future[Array] = Future()
-        kind = run, window.shape
         with self._lock:
-            self._sizes.setdefault(kind, max(1, self._positions // positions))
-            self._waiting.setdefault(kind, []).append((window, future))
+            self._waiting.setdefault(_Kind(run, window.shape, positions), []).append((window, future))
         # As many calls as windows; those that come after a full batch find nothing left to do.
         self._pool.submit(self._take)
         return future
@@ -60,9 +65,9 @@ class Batches:
         with self._lock:
             if not self._waiting:
                 return
-            full = (kind for kind, waiting in self._waiting.items() if len(waiting) >= self._sizes[kind])
+            full = (kind for kind, waiting in self._waiting.items() if len(waiting) >= self._size(kind))
             kind = next(full, next(iter(self._waiting)))  # else the one that has waited longest
-            waiting, size = self._waiting.pop(kind), self._sizes[kind]
+            waiting, size = self._waiting.pop(kind), self._size(kind)
             if waiting[size:]:
                 self._waiting[kind] = waiting[size:]
         batch = [(window, future) for window, future in waiting[:size] if future.set_running_or_notify_cancel()]
@@ -77,23 +82,25 @@ class Batches:
             for (_, future), result in zip(batch, results, strict=True):
                 future.set_result(result)
 
-    def _compute(self, kind: tuple[Run, tuple[int, ...]], windows: list[Array]) -> list[Array]:
+    def _size(self, kind: _Kind) -> int:
+        return self._limits.get(kind, max(1, self._positions // kind.positions))
+
+    def _compute(self, kind: _Kind, windows: list[Array]) -> list[Array]:
         """Run a batch, filled up; where memory does not suffice, smaller ones, from here on."""
-        run, shape = kind
         results: list[Array] = []
         while len(results) < len(windows):
-            size = self._sizes[kind]
+            size = self._size(kind)
             part = windows[len(results) :][:size]
-            batch = np.zeros((size, *shape), windows[0].dtype)
+            batch = np.zeros((size, *kind.shape), windows[0].dtype)
             batch[: len(part)] = part
             try:
-                results += list(run(batch)[: len(part)])
+                results += list(kind.run(batch)[: len(part)])
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                self._sizes[kind] = math.ceil(size / 2)
-                logger.warning("not enough memory for batches of %d; going on with %d", size, self._sizes[kind])
-            if size > self._sizes[kind] and torch.cuda.is_available():
+                self._limits[kind] = math.ceil(size / 2)
+                logger.warning("not enough memory for batches of %d; going on with %d", size, self._limits[kind])
+            if size > self._size(kind) and torch.cuda.is_available():
                 torch.cuda.empty_cache()  # Only here, since the exception held on to what had been allocated.
         return results
 

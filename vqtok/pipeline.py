@@ -32,12 +32,12 @@ def check_stop() -> None:
 def in_order(
     work: Callable[[Item], Result],
     items: Iterable[Item],
-    ahead: int,
+    limit: int,
     *,
     here: Callable[[Item], bool] = lambda item: False,
     on_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
-    """Work on up to `ahead` items at once, each in a thread, and give the results in the order of the items.
+    """Work on up to `limit` items at once, each in a thread, and give the results in the order of the items.
 
     Once this is left, be it by an error, Ctrl-C or `close`, the threads stop where they next call `check_stop`, and it
     waits until they have.
@@ -60,11 +60,11 @@ def in_order(
         head = waiting.popleft()
         return head.result() if isinstance(head, Future) else head()
 
-    pool = ThreadPoolExecutor(ahead, thread_name_prefix="vqtok-item")
+    pool = ThreadPoolExecutor(limit, thread_name_prefix="vqtok-item")
     try:
         for item in items:
             waiting.append(partial(work, item) if here(item) else pool.submit(run, item))
-            while waiting and (len(waiting) == ahead or (isinstance(waiting[0], Future) and waiting[0].done())):
+            while waiting and (len(waiting) == limit or (isinstance(waiting[0], Future) and waiting[0].done())):
                 yield first()
         while waiting:
             yield first()
