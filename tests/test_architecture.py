@@ -17,6 +17,8 @@ PACKAGE = Path(vqtok.__file__).parent
 
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
+    {"remote"},
+    {"worklist"},
     {"files"},
     {"config", "media", "tiling", "tokens"},
     {"quantizers", "networks", "losses"},  # torch begins
@@ -29,7 +31,7 @@ FLOORS = [
     {"__main__"},
 ]
 """Modules and folders of the package, lowest first: each imports from floors below its own and from its own folder."""
-WITHOUT_TORCH = set().union(*FLOORS[:3])
+WITHOUT_TORCH = set().union(*FLOORS[:5])
 HEAVY = {"torch", "numpy", "soundfile", "PIL", "safetensors", "matplotlib"}
 
 
