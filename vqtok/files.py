@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -11,12 +12,12 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.remote import RemotePath, as_path
 from vqtok.worklist import Listed, WorkList, absolute, walk
 
@@ -298,8 +299,14 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+                raise write_error(path, error) from error
             raise
+
+
+def write_error(path: Path, error: OSError, what: str = "written") -> OutputError:
+    """Say that a file cannot be written, and why."""
+    kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else OutputError
+    return kind(f"{path}: cannot be {what}: {error.strerror}")
 
 
 def _named(file: Any, path: Path) -> BinaryIO:
@@ -314,36 +321,41 @@ def _open_temporary(path: Path) -> tuple[int, Path]:
     So what a killed run left is written over by the next one. Where another run is writing the same output right now,
     or the file system has no locks, it gets a name of its own.
     """
-    start = f".{path.name[:60]}.{zlib.crc32(os.fsencode(path.name)):08x}"
+    start = f".{path.name[:50]}.{zlib.crc32(os.fsencode(path.name)):08x}"
     temporary = path.with_name(f"{start}.tmp")
-    handle = open_locked(temporary, os.O_NOFOLLOW)
-    if handle is None:
-        temporary = path.with_name(f"{start}{secrets.token_hex(4)}.tmp")
-        return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), temporary
-    os.ftruncate(handle, 0)
-    return handle, temporary
+    with suppress(BlockingIOError):
+        handle, is_locked = open_locked(temporary, os.O_NOFOLLOW)
+        if is_locked:
+            os.ftruncate(handle, 0)
+            return handle, temporary
+        os.close(handle)
+        temporary.unlink()
+    temporary = path.with_name(f"{start}{secrets.token_hex(4)}.tmp")
+    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), temporary
 
 
-def open_locked(path: Path, flags: int = 0) -> int | None:
-    """Open a file to write, which is made if it is not there, for this process alone: the lock ends with it.
+def open_locked(path: Path, flags: int = 0) -> tuple[int, bool]:
+    """Open a file to write, made if it is not there, that no other process has open by this; the lock ends with it.
 
     Returns:
-        The file's number; None if another process has it, or the file system has no locks.
+        The file's number, and whether it is locked: some file systems cannot.
 
     Raises:
-        OSError: it cannot be opened.
+        BlockingIOError: another process has it. OSError: it cannot be opened.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
+                return handle, True
         except FileNotFoundError:
             pass
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
-            return None
+            raise
+        except OSError:
+            return handle, False
         os.close(handle)  # Who had the lock before has renamed the file.
 
 
@@ -358,4 +370,4 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+        raise write_error(folder, error, "made") from error

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
-from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
 from vqtok.media.audio import audio_writer, open_audio
@@ -25,12 +23,13 @@ from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
+from vqtok.outputs import REFUSED, Existing, partial_shard
+from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import ShardWriter
 from vqtok.tokens.vqt import ChosenCoder, dump, load
-
-logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -44,14 +43,6 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     error: VqtokError | None = None
     skipped: bool = False
-
-
-@dataclass(frozen=True)
-class Existing:
-    """What to do with outputs that exist already: refuse them, unless one of these is set."""
-
-    overwrite: bool = False
-    skip: bool = False
 
 
 class Codecs:
@@ -96,8 +87,22 @@ def encode(
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
-    with naming(Path(source)), _open_medium(Path(source)) as (medium, kind):
-        return _encode_medium(medium, kind, Codecs(model).get(kind), mono, num_codebooks)
+    path = as_path(str(source))
+    with naming(path):
+        return encode_medium(path, Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
+
+
+def encode_medium(
+    source: Path | BinaryIO, codecs: Codecs, *, num_codebooks: int | None = None, mono: bool = False
+) -> tuple[Tokens, Codec]:
+    """Encode one medium, by path or as a file that can seek; give the tokens and the codec that made them.
+
+    Raises:
+        VqtokError: the medium cannot be read, or the model not found.
+    """
+    with _open_medium(source) as (medium, kind):
+        codec = codecs.get(kind)
+        return _encode_medium(medium, kind, codec, mono, num_codebooks), codec
 
 
 def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codebooks: int | None = None) -> Media:
@@ -120,7 +125,7 @@ def encode_files(
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Iterator[Outcome]:
     """Encode media files to token files; an outcome a job, in order."""
 
@@ -149,7 +154,7 @@ def encode_shard(
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Iterator[Outcome]:
     """Encode media files, each with its key, to one shard; an outcome an item, in order.
 
@@ -170,7 +175,10 @@ def encode_shard(
         header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
-    with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
+    if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
+        yield from (_skipped(Job(source, shard, key)) for key, source in items)
+        return
+    with partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
         if writer.header:
             with naming(shard):
                 check_model(writer.header.model, codec.tokenizer.identity)
@@ -184,44 +192,22 @@ def encode_shard(
                 yield _attempt(job, functools.partial(add, writer, key))
 
 
-@contextmanager
-def _partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
-    """Give the writer of a shard that gets its name when all is written; what was written till then is kept."""
-    partial = shard.with_name(f"{shard.name}.part")
-    if shard.exists() and not existing.overwrite and not existing.skip:
-        raise OutputError(f"{shard}: exists; give --force to overwrite it or --skip-existing to add what it lacks")
-    if partial.exists() and not existing.overwrite and not existing.skip:
-        raise OutputError(
-            f"{partial}: left by an interrupted run; give --skip-existing to go on with it or --force to start anew"
-        )
-    make_folder(shard.parent)
-    if existing.overwrite:
-        partial.unlink(missing_ok=True)
-    there = partial.exists()
-    resume = there and partial.stat().st_size > 0
-    writer, num_kept = None, 0
+def encode_shards(
+    shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
+) -> Iterator[Outcome]:
+    """Encode to several shards, one after another, each with its items, as `encode_shard` does."""
+    for shard, items in shards:
+        yield from encode_shard(items, shard, codecs, **how)
+
+
+def _holds_all(shard: Path, items: Sequence[tuple[str, Path]], model: bytes, codebook_sizes: tuple[int, ...]) -> bool:
+    """Tell whether a shard has all items already, so that it need not be written again."""
     try:
-        with partial.open("r+b" if there else "xb") as file:
-            with naming(partial):
-                writer = ShardWriter.resume(file) if resume else ShardWriter(file, model_rate)
-            if shard.is_file() and not existing.overwrite:
-                writer.copy_all(shard, skip_existing=True)
-            num_kept = len(writer.keys)
-            yield writer
-            if writer.keys:
-                writer.finish()
-        if writer.keys:
-            os.replace(partial, shard)
-        else:
-            partial.unlink()
-    except BaseException as error:
-        if writer and len(writer.keys) > num_kept:
-            logger.warning("%s keeps the %d items done; --skip-existing goes on with it", partial, len(writer.keys))
-        elif writer and not resume:
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{partial}: cannot be written: {error.strerror}") from error
-        raise
+        with Shard(shard) as there:
+            alike = (there.header.model, there.header.codebook_sizes) == (model[:8], codebook_sizes)
+            return alike and {key for key, _ in items} <= set(there)
+    except VqtokError:
+        return False
 
 
 def decode_files(
@@ -229,7 +215,7 @@ def decode_files(
     codecs: Codecs,
     *,
     num_codebooks: int | None = None,
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Iterator[Outcome]:
     """Decode token files, and items of shards and exports, to media files; an outcome a job, in order."""
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
@@ -259,6 +245,8 @@ def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     try:
         with naming(job.name):
             return work(job)
+    except DiskError:  # What else there is to do would fail likewise.
+        raise
     except VqtokError as raised:
         error = raised
     except (MemoryError, torch.OutOfMemoryError):
@@ -291,21 +279,34 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
 
 
 @contextmanager
-def _open_medium(source: Path) -> Iterator[tuple[Path | BinaryIO, str]]:
+def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]:
     """Give what the media readers take, and the modality."""
     with ExitStack() as opened:
-        medium: Path | BinaryIO = source
-        if source != STDIO and source.is_file():
+        medium = source
+        if isinstance(source, Path) and source != STDIO and not isinstance(source, RemotePath) and source.is_file():
             kind = kind_of(source)
-        else:  # Standard input or a pipe, which can be read but once.
-            name = "stdin" if source == STDIO else str(source)
-            pipe = sys.stdin.buffer if source == STDIO else opened.enter_context(source.open("rb"))
-            medium = opened.enter_context(spool(pipe, name))
+        else:
+            medium = opened.enter_context(_opened_once(source)) if isinstance(source, Path) else source
             kind = sniff(medium.read(64))
             medium.seek(0)
         if kind not in MEDIA_SUFFIX:
             raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
         yield medium, kind
+
+
+@contextmanager
+def _opened_once(source: Path) -> Iterator[BinaryIO]:
+    """Open for seeking what can be read but once: standard input, a pipe or a remote file."""
+    with ExitStack() as opened:
+        if source == STDIO:
+            yield opened.enter_context(spool(sys.stdin.buffer, "stdin"))
+            return
+        try:
+            file: BinaryIO = opened.enter_context(source.open("rb"))
+            medium = file if isinstance(source, RemotePath) else opened.enter_context(spool(file, str(source)))
+        except OSError as error:
+            raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
+        yield medium
 
 
 def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:

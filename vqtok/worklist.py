@@ -9,7 +9,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
@@ -37,11 +36,18 @@ class WorkList(Sequence[T]):
         self._names.append(name)
         self._maker_of.append(len(self._makers) - 1)
 
-    def keep(self, share: Share) -> None:
-        """Leave out what falls to others."""
-        kept = [share.has(name) for name in self._names]
-        self._names = list(compress(self._names, kept))
-        self._maker_of = array("L", compress(self._maker_of, kept))
+    def split(self, count: int) -> list[WorkList[T]]:
+        """Divide the list into parts of about the same length, the same ones in whatever order it is.
+
+        A name falls to a part by its hash, so that others that come or go move none.
+        """
+        if count == 1:
+            return [self]
+        parts: list[WorkList[T]] = [WorkList() for _ in range(count)]
+        for name, maker in zip(self._names, self._maker_of, strict=True):
+            digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+            parts[int.from_bytes(digest, "little") % count].add(name, self._makers[maker])
+        return parts
 
     def __len__(self) -> int:
         return len(self._names)
@@ -58,58 +64,54 @@ class WorkList(Sequence[T]):
 
 @dataclass(frozen=True)
 class Share:
-    """One of several equal parts of the work: the same whatever the order in which it is listed.
+    """One of the parts that a work list is split into, or all of them one after another."""
 
-    A name falls to a part by its hash, so that others coming or going move none.
-    """
-
-    index: int = 0
     count: int = 1
+    index: int | None = 0
+    """None: all of them."""
     source: str = ""
-    """Where this was taken from, if not asked for."""
+    """The variable it was taken from, if it was not asked for."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
+        if self.index is not None and not 0 <= self.index < self.count:
             raise UsageError(f"task {self.index} of {self.count}: tasks are numbered from 0")
 
-    def has(self, name: str) -> bool:
-        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % self.count == self.index
+    @property
+    def indices(self) -> Sequence[int]:
+        return range(self.count) if self.index is None else [self.index]
 
-    def __str__(self) -> str:
-        """As in names of files: `00003-of-00100`."""
-        return f"{self.index:05}-of-{self.count:05}"
+    def name(self, index: int) -> str:
+        """Name a part: `00003-of-00100`."""
+        return f"{index:05}-of-{self.count:05}"
 
 
-def shares_of(count: int | None, index: int | None, environment: Mapping[str, str] = os.environ) -> list[Share]:
+def share_of(count: int | None, index: int | None, environment: Mapping[str, str] = os.environ) -> Share:
     """Give the share that was asked for, else that of this task of a Slurm job array or process of torchrun.
-
-    Returns:
-        One share; all of them where `count` alone is known.
 
     Raises:
         UsageError: an index without a count or beyond it, or a job array whose numbers have gaps.
     """
-    if index is not None:
-        if count is None:
-            raise UsageError("--task-index needs --num-tasks")
-        return [Share(index, count)]
     task, tasks = _number(environment, "SLURM_ARRAY_TASK_ID"), _number(environment, "SLURM_ARRAY_TASK_COUNT")
     rank, ranks = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if count == 1:
+        return Share()
     if count is not None:
-        # Of an array some tasks of which were submitted again, only this number still means what it did.
-        found = rank if task is None else task
-        return [Share(i, count) for i in range(count)] if found is None else [Share(found, count)]
+        # Of an array of which some tasks are submitted again only this number means what it did.
+        named = rank if task is None else task
+        return Share(count, named if index is None else index)
+    if index is not None:
+        raise UsageError("--task-index needs --num-tasks")
     share = Share()
     if task is not None and tasks is not None:
         first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "STEP"))
         place, between = divmod(task - (first or 0), step or 1)
         if between or not 0 <= place < tasks:
             raise UsageError(f"SLURM_ARRAY_TASK_ID={task}: the job array has gaps; give --num-tasks and --task-index")
-        share = Share(place, tasks, "SLURM_ARRAY_TASK_ID")
+        share = Share(tasks, place, "SLURM_ARRAY_TASK_ID")
     if rank is not None and ranks is not None:
-        share = Share(share.index * ranks + rank, share.count * ranks, f"{share.source} RANK".strip())
-    return [share]
+        assert share.index is not None
+        share = Share(share.count * ranks, share.index * ranks + rank, f"{share.source} RANK".strip())
+    return share
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:
