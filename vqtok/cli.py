@@ -101,10 +101,10 @@ def command(function: Command) -> Command:
             if isinstance(error, VqtokError):
                 _complain(str(error))
                 raise typer.Exit(error.exit_code) from None
-            about = (
-                "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: "
-            )
-            _complain(f"{about}{error}")
+            if isinstance(error, OSError):
+                _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            else:
+                _complain(f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: {error}")
             raise typer.Exit(1) from None
 
     app.command()(run)
@@ -575,6 +575,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
     try:
         app()
+    except SystemExit as end:
+        # Typer is silent about interrupts outside of a command: while it reads the arguments, say.
+        if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            _complain("interrupted")
+        raise
     finally:  # All is said and done: an interrupt of what Python still tidies up would only look like a crash.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

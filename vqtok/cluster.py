@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,8 @@ def encode_on_ray(
         results = (
             ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
             .map_batches(
-                _shard_encoder(codecs, how | {"existing": existing}),
+                _ShardEncoder,
+                fn_constructor_args=(codecs, how | {"existing": existing}),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(shards)),
                 num_cpus=1,
@@ -73,27 +75,24 @@ def encode_on_ray(
                 yield outcome
 
 
-def _shard_encoder(codecs: dict[str, Any], how: dict[str, Any]) -> type:
-    """Make the class of the actors; what it needs to know goes with it, for Ray warns of arguments."""
+class _ShardEncoder:
+    """What an actor does."""
 
-    class ShardEncoder:
-        def __init__(self) -> None:
-            self.codecs = Codecs(**codecs | {"device": str(choose_device(codecs["device"]))})
+    def __init__(self, codecs: dict[str, Any], how: dict[str, Any]) -> None:
+        self.codecs = Codecs(**codecs | {"device": str(choose_device(codecs["device"]))})
+        self.how = how
 
-        def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-            return {"outcomes": [pickle.dumps(_encode(work, self.codecs, how)) for work in batch["work"]]}
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        return {"outcomes": [pickle.dumps(self._encode(work)) for work in batch["work"]]}
 
-    return ShardEncoder
-
-
-def _encode(work: bytes, codecs: Codecs, how: dict[str, Any]) -> list[Outcome]:
-    name, items = pickle.loads(work)
-    shard = as_path(name)
-    try:
-        return list(encode_shard([(key, as_path(source)) for key, source in items], shard, codecs, **how))
-    except VqtokError as error:
-        facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
-        return [Outcome(Job(shard, shard), facts, error)]
+    def _encode(self, work: bytes) -> list[Outcome]:
+        name, items = pickle.loads(work)
+        shard = as_path(name)
+        try:
+            return list(encode_shard([(key, as_path(source)) for key, source in items], shard, self.codecs, **self.how))
+        except VqtokError as error:
+            facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
+            return [Outcome(Job(shard, shard), facts, error)]
 
 
 def _pack(shard: tuple[Path, Sequence[tuple[str, Path]]]) -> bytes:
@@ -111,7 +110,8 @@ def _refuse_existing(shards: Iterator[Path]) -> None:
 
 @contextmanager
 def _ray(address: str | None) -> Iterator[Any]:
-    """Join a cluster, or start one, for as long as this lasts; its own messages but errors are kept still."""
+    """Join a cluster, or start one, for as long as this lasts; Ray's own messages are kept still."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # It takes every actor with arguments for an error.
     try:
         import ray
         import ray.data

@@ -249,6 +249,10 @@ def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
         raise
     except VqtokError as raised:
         error = raised
+    except BrokenPipeError:
+        raise
+    except OSError as found:  # A folder on the way that may not be looked into, say.
+        error = MediaError(": ".join(str(part) for part in (job.name, found.filename, found.strerror) if part))
     except (MemoryError, torch.OutOfMemoryError):
         error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
     return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
