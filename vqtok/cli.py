@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -274,7 +275,8 @@ def encode(
             encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
         )
     manifest = as_path(failures) if failures else work.failures
-    _tell(outcomes, work.total, report.encoded_line, manifest, json=json, quiet=quiet)
+    with report.stdout_for_json() if on_cluster else nullcontext():
+        _tell(outcomes, work.total, report.encoded_line, manifest, json=json, quiet=quiet)
 
 
 @command

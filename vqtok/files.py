@@ -45,7 +45,7 @@ def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
     *,
-    suffix: Callable[[Path], str],
+    suffix: Callable[[Path], str] | str,
     accepts: Callable[[Path], bool],
     what: str,
     items: Callable[[Path], Iterable[str] | None] = lambda path: None,
@@ -59,7 +59,7 @@ def plan_jobs(
 
     Args:
         output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
-        suffix: Gives the suffix of the output of an input.
+        suffix: That of outputs, or what gives it for an input.
         accepts: Tells which files of a folder are inputs.
         what: The files of a folder that are inputs, in messages.
         items: Gives the keys of the items that an input holds; None for one that is an item itself.
@@ -92,23 +92,26 @@ def plan_jobs(
     below = None
     if target is not None and (several or target.is_dir() or str(output).endswith("/")):
         below = target
+
+    def ending(folder: Path, name: str = "") -> str:
+        return suffix if isinstance(suffix, str) else suffix(folder / name if name else folder)
+
     jobs = _Jobs()
     for path in inputs:
         if path.is_dir() and below is not None:
             for name in _names_below(path, accepts, what):
-                jobs.mirror(path, name, below, suffix(path / name))
+                jobs.mirror(path, name, below, ending(path, name))
         elif path in keys and below is not None:
-            ending = suffix(path)
             for key in keys[path]:
-                jobs.add(Job(path, below / _inside(stem(key) + ending, path), key))
+                jobs.add(Job(path, below / _inside(stem(key) + ending(path), path), key))
         elif below is not None:
             name = "stdin" if path == STDIO else path.name
-            jobs.add(Job(path, below / _with_suffix(name, suffix(path))))
+            jobs.add(Job(path, below / _with_suffix(name, ending(path))))
         else:
-            beside = STDIO if path == STDIO else path.with_suffix(suffix(path))
+            beside = STDIO if path == STDIO else path.with_suffix(ending(path))
             jobs.add(Job(path, target or beside, *keys.get(path, ())))
     for folder, name in listed or ():
-        jobs.mirror(folder, name, below or folder, suffix(folder / name))
+        jobs.mirror(folder, name, below or folder, ending(folder, name))
     return jobs.planned
 
 

@@ -68,9 +68,7 @@ def plan_encoding(
         raise UsageError(f"--num-tasks {share.count}: give --task-index, too, or --shard DIR/ for all of them")
     if output is not None and output.endswith(".vqts"):
         raise UsageError(f"-o {output}: to write a shard give --shard {output}")
-    jobs = plan_jobs(
-        inputs, output, suffix=lambda path: ".vqt", accepts=_is_medium, what="images or sounds", listed=listed
-    )
+    jobs = plan_jobs(inputs, output, suffix=".vqt", accepts=_is_medium, what="images or sounds", listed=listed)
     part = jobs.split(share.count)[share.index]
     return Work(part, (), failures_beside(output, len(jobs), _named(share)), _told(share, len(part), len(jobs)))
 

@@ -14,16 +14,24 @@ from typing import IO, Any
 
 from vqtok.errors import UsageError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # At least two characters: c:/ is a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # At least two characters: c:/ is a drive.
 _WHOLE_OR_NOTHING = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 """Where an upload that breaks off leaves nothing under the name it was for."""
 
 
 def as_path(name: str) -> Path:
-    """Make a path of a name: remote where it has a scheme such as `s3://`, but for `file://`."""
+    """Make a path of a name: remote where it has a scheme such as `s3://`, but for `file://`.
+
+    Raises:
+        UsageError: a scheme without a host or bucket.
+    """
     if name.startswith("file://"):
         return Path(name.removeprefix("file://"))
-    return RemotePath(name) if re.match(_SCHEME.pattern + "/", name) else Path(name)
+    if not _SCHEME.match(name):
+        return Path(name)
+    if ":///" in name:
+        raise UsageError(f"{name}: name the host or bucket, behind two slashes")
+    return RemotePath(name)
 
 
 class RemotePath(PosixPath):

@@ -8,8 +8,9 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -44,10 +45,25 @@ def _line(text: str, style: str = "") -> Text:
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style=style)
 
 
+_kept_stdout: list[TextIO] = []
+
+
+@contextmanager
+def stdout_for_json() -> Iterator[None]:
+    """Send to stderr what libraries print, for they will: Ray what the log of a node says that died."""
+    _kept_stdout.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _kept_stdout.pop()
+
+
 def print_json(facts: Mapping[str, Any]) -> None:
+    stdout = _kept_stdout[-1] if _kept_stdout else sys.stdout
     # In ASCII, which every stdout can hold and which keeps names that are no UTF-8.
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    stdout.write(json.dumps(facts) + "\n")
+    stdout.flush()
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:

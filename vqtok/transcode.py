@@ -291,7 +291,7 @@ def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str
             kind = kind_of(source)
         else:
             medium = opened.enter_context(_opened_once(source)) if isinstance(source, Path) else source
-            kind = sniff(medium.read(64))
+            kind = sniff(medium.read(64)) or (modality_of(source) if isinstance(source, RemotePath) else None)
             medium.seek(0)
         if kind not in MEDIA_SUFFIX:
             raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
+from vqtok.remote import as_path
 
 Modality = Literal["image", "audio"]
 Coder = Literal["packed", "static", "prior"]
@@ -227,7 +228,7 @@ def read_header(path: str | Path) -> Header:
         OSError: the file cannot be read.
     """
     try:
-        return parse_header(Path(path).read_bytes())[0]
+        return parse_header(as_path(str(path)).read_bytes())[0]
     except (CorruptFileError, UnsupportedVersionError) as error:
         raise type(error)(f"{path}: {error}") from None
 
