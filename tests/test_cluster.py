@@ -28,9 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own.
 def cluster():
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
-    cluster.add_node(**small)
+    small = {"object_store_memory": 100 << 20}
+    # Two on the first: an actor and what feeds it must find room when it is alone.
+    cluster = Cluster(initialize_head=True, head_node_args=small | {"num_cpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=1, **small)
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
     ray.shutdown()

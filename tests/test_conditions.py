@@ -20,6 +20,7 @@ from conftest import picture
 from PIL import Image
 
 import vqtok
+from vqtok.errors import DiskError
 from vqtok.tokens.header import read_header
 
 IS_ROOT = os.geteuid() == 0
@@ -285,3 +286,22 @@ def test_closed_stdout(album, image_model, tmp_path, options):
         complaints = process.stderr.read()
     assert (process.returncode, complaints) == (1, b"")
     whole(tmp_path / "out")
+
+
+def test_checkpoint_before_stays_when_the_disk_is_full(tmp_path, monkeypatch):
+    from torch import nn, ones
+
+    from vqtok.training.state import read_checkpoint, save_checkpoint
+
+    def write(step: int) -> None:
+        save_checkpoint(tmp_path, {"model": nn.Linear(2, 2)}, {}, ones(1), {"step": step})
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    write(1)
+    write(2)
+    monkeypatch.setattr("vqtok.files._open_temporary", fail)
+    with pytest.raises(DiskError, match=r"checkpoint.safetensors: cannot be written: No space left on device"):
+        write(3)
+    assert read_checkpoint(tmp_path)[1]["step"] == 2

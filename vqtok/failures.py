@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.errors import VqtokError
-from vqtok.files import atomic_write, make_folder
+from vqtok.files import atomic_write, make_folder, write_error
 from vqtok.remote import RemotePath, as_path
 
 logger = logging.getLogger(__name__)
@@ -62,5 +62,7 @@ def _try_append(path: Path, data: bytes) -> None:
         make_folder(path.parent)
         with path.open("ab") as file:
             file.write(data)
-    except (OSError, VqtokError) as error:
-        logger.warning("%s: cannot be written: %s", path, error)
+    except OSError as error:
+        logger.warning("%s", write_error(path, error))
+    except VqtokError as error:
+        logger.warning("%s", error)

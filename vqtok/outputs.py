@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqtok.errors import OutputError
+from vqtok.errors import DiskError, OutputError
 from vqtok.files import make_folder, naming, open_locked, write_error
 from vqtok.remote import RemotePath
 from vqtok.tokens.shard_writer import ShardWriter
@@ -50,6 +50,19 @@ def partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[
         else _local_shard(shard, existing, model_rate) as writer
     ):
         yield writer
+
+
+@contextmanager
+def growing(shard: Path) -> Iterator[None]:
+    """Make it the end of the run that a shard cannot grow: no fault of the item that was to be added.
+
+    Raises:
+        DiskError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{shard}.part: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

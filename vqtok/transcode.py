@@ -23,7 +23,7 @@ from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
-from vqtok.outputs import REFUSED, Existing, partial_shard
+from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header, parse_header, read_header
@@ -172,7 +172,8 @@ def encode_shard(
     def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
         with _open_medium(job.source) as (medium, kind):
             tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
+        with growing(shard):
+            header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
     if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
