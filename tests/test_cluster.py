@@ -21,6 +21,7 @@ from vqtok.tokens.vqt import dump
 from vqtok.transcode import Codecs, encode_shards
 
 ray = pytest.importorskip("ray")
+read_table = pytest.importorskip("pyarrow.parquet").read_table
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own.
 
 
@@ -83,25 +84,28 @@ def test_command_line(cluster, run, album, expected, image_model, tmp_path):
         len([json.loads(line) for line in result.stdout.splitlines()]) == 41
     )  # Ray tells of the dead node, elsewhere.
     assert json.loads((out / "failures.jsonl").read_text())["path"] == f"{album}/bad.png"
-    (album / "bad.png").unlink()
     result = run(*command)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "00000-of-00008.vqts: exists; give --skip-existing" in result.stderr
+
+
+@pytest.mark.slow
+def test_finished_shards_are_skipped(cluster, run, album, expected, image_model, tmp_path):
+    out = tmp_path / "out"
+    assert run("encode", album, "--num-tasks", 8, "--shard", f"{out}/", "--model", image_model).exit_code == 0
     (out / "00003-of-00008.vqts").unlink()
     # As many shards as are there already.
-    result = run(*[argument for argument in command if argument not in ("--num-tasks", 8)], "--skip-existing")
+    command = ["encode", album, "--engine", "ray", "--shard", f"{out}/", "--model", image_model, "--skip-existing"]
+    result = run(*command)
     assert result.exit_code == 0
     assert re.search(r"[1-9] done, 3\d skipped, 0 failed\n$", result.stderr)
     assert shards_in(out) == expected
 
 
-def test_encoder_in_a_pipeline(cluster, photo, tmp_path, monkeypatch):
+def test_encoder_in_a_pipeline(cluster, photo, tmp_path):
     """The example of the README."""
     (code,) = [code for code in PYTHON if "map_batches" in code]
-    monkeypatch.chdir(tmp_path)
-    exec(code.replace("tests/samples/photo.jpg", str(photo)), {})
-    (row,) = ray.data.read_parquet("tokens").take_all()
-    assert (row["error"], row["tokens"]) == (
-        "",
-        dump(vqtok.encode(photo), load_model(find_model("image")).entropy_model),
-    )
+    exec(code.replace("/data/photos", str(photo)).replace("/data", str(tmp_path)), {})
+    (row,) = read_table(tmp_path / "tokens").to_pylist()
+    model = load_model(find_model("image")).entropy_model
+    assert (row["error"], row["tokens"]) == ("", dump(vqtok.encode(photo), model))
