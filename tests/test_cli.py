@@ -25,7 +25,8 @@ from vqtok.cli import main
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
-from vqtok.tokens.header import checksum, read_header
+from vqtok.tokens.fields import checksum
+from vqtok.tokens.header import read_header
 from vqtok.tokens.vqt import load
 
 VQTOK = [sys.executable, "-m", "vqtok"]

@@ -108,6 +108,8 @@ def test_two_processes_equal_one_with_the_double_batch(pictures: Path, tmp_path:
     facts = inspect(tmp_path / "two.safetensors")
     assert identities == [facts["identity"]] * 2
     assert (facts["training"]["processes"], facts["training"]["items_seen"]) == (2, 8 * STEPS)
+    with pytest.raises(UsageError, match="has 2 processes, not 1"):
+        make_trainer(pictures, tmp_path / "two.run", Budget(steps=STEPS), *settings).resume()
 
 
 def test_parts_of_a_batch_equal_the_whole(pictures: Path, tmp_path: Path, whole: Path, half: Path) -> None:

@@ -684,3 +684,29 @@ def test_starts_without_torch(tokens_dir, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "0 False\n"
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_inspect(run, tmp_path, to):
+    ends = {} if to == "text" else {"begin_token": "auto", "end_token": "auto"}
+    write_export(ITEMS.items(), out(tmp_path, to), Recipe(to, layout="delay", **ends))
+    result = run("inspect", "--json", out(tmp_path, to))
+    (facts,) = json_lines(result)
+    assert (facts["kind"], facts["to"], facts["layout"], facts["num_items"]) == ("export", to, "delay", 3)
+    assert (facts["vocabulary_size"], facts["special_tokens"]) == (19, {"begin": 16, "end": 17, "pad": 18})
+    assert facts["num_ids"] == 2 * sum(tokens.codes[0].size + 3 for tokens in ITEMS.values())
+    assert run("inspect", "--json", f"{out(tmp_path, to)}.json").stdout == result.stdout
+    shown = run("inspect", out(tmp_path, to)).stdout
+    assert "begin 16, end 17, pad 18" in shown
+    assert f"3, {facts['num_ids']} token ids" in shown
+
+
+def test_inspect_of_damaged_exports(run, tmp_path):
+    write_export(ITEMS.items(), tmp_path / "x.npy", Recipe("npy"))
+    sidecar = tmp_path / "x.npy.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"codebook_sizes": None}))
+    result = run("inspect", tmp_path / "x.npy")
+    assert (result.exit_code, "has no codebook_sizes" in result.stderr) == (4, True)
+    write_export(ITEMS.items(), tmp_path / "y.npy", Recipe("npy"))
+    (tmp_path / "y.npy").unlink()
+    assert run("inspect", tmp_path / "y.npy.json").exit_code == 1

@@ -21,7 +21,7 @@ from vqtok.tokens.vqt import dump, load
 # fmt: off
 TOKEN_KEYS = {
     "file", "kind", "version", "modality", "model", "coder", "num_codebooks", "codebook_sizes", "stride", "grid",
-    "num_tokens", "raw_bits", "coded_bits", "file_bytes",
+    "num_segments", "num_tokens", "raw_bits", "coded_bits", "file_bytes",
 }
 IMAGE_KEYS = TOKEN_KEYS | {"bpp", "width", "height"}
 AUDIO_KEYS = TOKEN_KEYS | {"kbps", "duration_seconds", "sample_rate", "channels"}
@@ -51,6 +51,7 @@ def test_picture_tokens(tokens, image_model):
         "modality": "image",
         "model": read_card(image_model).identity[:16],
         "coder": "static",
+        "num_segments": 1,
         "num_codebooks": 4,
         "codebook_sizes": [16] * 4,
         "stride": 4,

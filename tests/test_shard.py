@@ -34,8 +34,9 @@ from vqtok.errors import (
     WrongModelError,
 )
 from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.fields import checksum
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import checksum, parse_header
+from vqtok.tokens.header import parse_header
 from vqtok.tokens.index import GROUP, key_hash, pack_index
 from vqtok.tokens.record import MAX_KEY_BYTES, ShardHeader, pack_record, parse_record, parse_shard_header
 from vqtok.tokens.shard import Shard
@@ -566,6 +567,20 @@ def shard(run, album, tmp_path) -> Path:
     (album / "bad.png").unlink()
     assert run("encode", album, "--shard", tmp_path / "x.vqts", "-q").exit_code == 0
     return tmp_path / "x.vqts"
+
+
+def test_decode_looks_into_shards_in_a_folder(run, album, shard, tmp_path):
+    folder = tmp_path / "mixed"
+    (folder / "sub").mkdir(parents=True)
+    shard.rename(folder / "sub" / "all.vqts")
+    run("encode", album, "-o", folder / "single")
+    (folder / "damaged.vqts").write_bytes(b"damaged")
+    result = run("decode", folder, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("damaged.vqts: not a shard")) == (1, 1)
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    names = {path.removeprefix("single/") for path in found if path.startswith("single/")}
+    assert len(names) > 1
+    assert found == {f"{place}/{name}" for place in ("single", "sub/all") for name in names}
 
 
 def test_decode_all_or_some(run, album, shard, tmp_path):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, UsageError
 from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.fields import checksum
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import checksum, parse_header
+from vqtok.tokens.header import parse_header
 from vqtok.tokens.rans import LANES_FROM, TOTAL
 from vqtok.tokens.vqt import EntropyModel, dump, load
 

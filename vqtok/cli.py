@@ -288,6 +288,9 @@ def decode(
     ] = None,
     model: Model = None,
     codebooks: Codebooks = None,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Decode what is whole of long files that are damaged.")
+    ] = False,
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
@@ -307,6 +310,8 @@ def decode(
 
     # What is wrong with an input, its own job will say.
     def items(path: Path) -> Iterable[str] | None:
+        if path.suffix.lower() == ".vqt":
+            return None
         try:
             found = opened(path)
             return found and (keys or list(found))
@@ -317,7 +322,7 @@ def decode(
         if path == STDIO:
             raise UsageError("-: what standard input holds is not known yet; give -o FILE, not a folder")
         try:
-            made_of = opened(path) or read_header(path)
+            made_of = opened(path) or read_header(path, salvage)
             return ".wav" if made_of.modality == "audio" else ".png"
         except (VqtokError, OSError):
             return ".png"
@@ -330,8 +335,8 @@ def decode(
         inputs,
         output,
         suffix=suffix,
-        accepts=lambda path: path.suffix.lower() == ".vqt",
-        what=".vqt files",
+        accepts=lambda path: path.suffix.lower() in (".vqt", ".vqts"),
+        what=".vqt or .vqts files",
         items=items,
         stem=stem,
     )
@@ -344,7 +349,7 @@ def decode(
 
     codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
     existing = Existing(overwrite=force, skip=skip_existing)
-    outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, existing=existing)
+    outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)
     manifest = as_path(failures) if failures else failures_beside(output, len(jobs))
     _tell(outcomes, len(jobs), report.decoded_line, manifest, json=json, quiet=quiet)
 

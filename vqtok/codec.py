@@ -21,6 +21,9 @@ TILE_PIXELS = 1024
 CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
 
+BLANK_STEPS = 17
+"""Grid steps of grey or silence, of which the codes of the middle one are taken."""
+
 
 class Codec:
     """Encode and decode pictures and sounds of any size with one tokenizer.
@@ -129,6 +132,15 @@ class Codec:
         assert self.tokenizer.sample_rate
         resampler = Resampler(self.tokenizer.sample_rate, sample_rate, channels)
         return resampler.stream(self._decoded_chunks(tokens), samples)
+
+    def blank(self) -> list[int]:
+        """Give the codes, one a codebook, of grey or of silence: what stands for a lost part to be seen as such."""
+        tokenizer = self.tokenizer
+        sides = [BLANK_STEPS * tokenizer.stride] * (2 if tokenizer.modality == "image" else 1)
+        nothing = np.zeros((tokenizer.channels, *sides), np.float32)
+        codes = self.encode(Media(tokenizer.modality, nothing, tokenizer.sample_rate)).codes
+        blank: list[int] = codes.reshape(len(codes), -1)[:, codes[0].size // 2].tolist()
+        return blank
 
     def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
         check_model(tokens.model, self.tokenizer.identity)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqtok.errors import MediaError, ModelError
+from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files import naming
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
@@ -16,26 +16,45 @@ from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.header import Header, read_header
 from vqtok.tokens.index import map_file, parse_index, walk
 from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
+from vqtok.tokens.sidecar import is_export, json_file, read_facts
 
 if TYPE_CHECKING:
     from vqtok.tokens.grid import Tokens
 
 Facts = dict[str, Any]
 
+EXPORT_ENTRIES: dict[str, type] = {
+    "to": str,
+    "layout": str,
+    "modality": str,
+    "model": str,
+    "stride": int,
+    "codebook_sizes": list,
+    "offset": int,
+    "shared_vocabulary": bool,
+    "special_tokens": dict,
+    "vocabulary_size": int,
+    "num_items": int,
+    "num_ids": int,
+}
+"""What the JSON file of every export tells."""
+
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
-    """Describe a token file, a shard, a model (by path or bundled name), a picture or a sound.
+    """Describe a token file, a shard, an export, a model (by path or bundled name), a picture or a sound.
 
     Args:
         model: What a medium would be coded with; by default the bundled model of its modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "model", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "image" or "audio").
 
     Raises:
         VqtokError: the file cannot be read, is damaged, or is none of these.
     """
     path = bundled_models().get(str(path), Path(path))
+    if is_export(path) or _is_sidecar(path):
+        return export_facts(path)
     kind = kind_of(path)
     if kind == "tokens":
         return token_facts(path, read_header(path))
@@ -44,7 +63,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if kind == "model":
         return model_facts(path, read_card(path))
     if kind is None:
-        raise MediaError(f"{path}: neither a token file, a shard, a model, a picture nor a sound")
+        raise MediaError(f"{path}: neither a token file, a shard, an export, a model, a picture nor a sound")
     return media_facts(path, kind, model)
 
 
@@ -56,6 +75,7 @@ def token_facts(path: Path, header: Header) -> Facts:
         "kind": "tokens",
         "version": header.version,
         "coder": header.coder,
+        "num_segments": header.num_segments,
         **grid_facts(header),
         "coded_bits": header.coded_bits,
         "file_bytes": header.file_bytes,
@@ -82,6 +102,23 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
         return facts | {"width": tokens.size[0], "height": tokens.size[1]}
     samples, sample_rate, channels = tokens.size
     return facts | {"duration_seconds": samples / sample_rate, "sample_rate": sample_rate, "channels": channels}
+
+
+def losses(header: Header, starts: Sequence[int | None]) -> Facts:
+    """Describe what is lost of a token file: stretches of a picture's rows or of a sound's seconds, and how much."""
+    end, unit = (header.size[1], "rows") if header.modality == "image" else (header.duration_seconds or 0, "seconds")
+    steps = header.grid[0 if header.modality == "image" else -1]
+    scale = header.stride if header.modality == "image" else end / steps
+    stretches: list[list[float]] = []
+    for number, start in enumerate(starts):
+        if start is None:
+            begin = number * header.segment_steps
+            if not stretches or stretches[-1][1] != begin:
+                stretches.append([begin, begin])
+            stretches[-1][1] = min(begin + header.segment_steps, steps)
+    lost = sum(stop - begin for begin, stop in stretches) / steps
+    found = [[min(begin * scale, end), min(stop * scale, end)] for begin, stop in stretches]
+    return {f"lost_{unit}": found, "lost_fraction": lost}
 
 
 def shard_facts(path: Path) -> Facts:
@@ -130,6 +167,25 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
         shard, start = parse_shard_header(data)
         for record in walk(shard, data, start, parse_index(data, start)):
             yield shard, record
+
+
+def export_facts(path: Path) -> Facts:
+    """Describe an export by the JSON file beside it, which may be given itself."""
+    data = path.with_suffix("") if _is_sidecar(path) else path
+    facts = read_facts(json_file(data))
+    for name, kind in EXPORT_ENTRIES.items():
+        if not isinstance(facts.get(name), kind):
+            raise CorruptFileError(f"{json_file(data)}: has no {name}, or one that makes no sense; export again")
+    told = {name: value for name, value in facts.items() if name not in ("format", "version", "items", "texts")}
+    try:
+        file_bytes = data.stat().st_size
+    except OSError as error:
+        raise MediaError(f"{data}: cannot be read: {error.strerror}") from error
+    return {"file": str(data), "kind": "export", "version": facts["version"], **told, "file_bytes": file_bytes}
+
+
+def _is_sidecar(path: Path) -> bool:
+    return path.suffix == ".json" and is_export(path.with_suffix(""))
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:

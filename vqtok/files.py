@@ -55,7 +55,8 @@ def plan_jobs(
     """Decide the output of every input before any work is done.
 
     One input goes beside itself or to `output`; several go beside themselves or below the folder `output`; a folder's
-    tree is mirrored below `output`, and so are a list of files and the keys of an input that holds several items.
+    tree is mirrored below `output`, and so are a list of files and the keys of an input that holds several items. Such
+    a file in a folder becomes a folder itself.
 
     Args:
         output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
@@ -100,7 +101,13 @@ def plan_jobs(
     for path in inputs:
         if path.is_dir() and below is not None:
             for name in _names_below(path, accepts, what):
-                jobs.mirror(path, name, below, ending(path, name))
+                inside = items(path / name)
+                if inside is None:
+                    jobs.mirror(path, name, below, ending(path, name))
+                    continue
+                for key in inside:
+                    output_name = _inside(stem(key) + ending(path, name), path / name)
+                    jobs.add(Job(path / name, below / _with_suffix(name, "") / output_name, key))
         elif path in keys and below is not None:
             for key in keys[path]:
                 jobs.add(Job(path, below / _inside(stem(key) + ending(path), path), key))

@@ -147,7 +147,8 @@ def file_size(num_bytes: float) -> str:
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print what `inspect` found, as a table."""
-    {"tokens": _show_tokens, "shard": _show_shard, "model": _show_model}.get(facts["kind"], _show_media)(facts)
+    shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
+    shown.get(facts["kind"], _show_media)(facts)
 
 
 def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -163,8 +164,9 @@ def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def _show_tokens(facts: Mapping[str, Any]) -> None:
     rate = f"{facts['bpp']:.4f} bpp" if "bpp" in facts else f"{facts['kbps']:.3f} kbps"
     saved = 1 - facts["coded_bits"] / facts["raw_bits"]
+    segments = f", {facts['num_segments']} segments" if facts["num_segments"] > 1 else ""
     rows = [
-        ("format", f"vqt {facts['version']}, {facts['coder']}"),
+        ("format", f"vqt {facts['version']}, {facts['coder']}{segments}"),
         ("medium", f"{facts['modality']} {media_size(facts)}"),
         ("model", facts["model"]),
         ("codebooks", _codebooks(facts["codebook_sizes"])),
@@ -193,6 +195,22 @@ def _show_shard(facts: Mapping[str, Any]) -> None:
         ("raw bits", f"{facts['raw_bits']:.0f}"),
         ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
         ("file", f"{facts['file_bytes']} bytes, {rate}"),
+    ]
+    _facts_table(facts["file"], rows)
+
+
+def _show_export(facts: Mapping[str, Any]) -> None:
+    specials = ", ".join(f"{name} {number}" for name, number in facts["special_tokens"].items())
+    first = "all from the same" if facts["shared_vocabulary"] else "one after another"
+    rows = [
+        ("format", f"{facts['to']}, {facts['layout']}" + (f", {facts['dtype']}" if "dtype" in facts else "")),
+        ("medium", facts["modality"]),
+        ("model", facts["model"]),
+        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {facts['stride']}"),
+        ("vocabulary", f"{facts['vocabulary_size']}, codes from {facts['offset']} on, {first}"),
+        ("specials", specials or "none"),
+        ("items", f"{facts['num_items']}, {facts['num_ids']} token ids"),
+        ("file", f"{facts['file_bytes']} bytes"),
     ]
     _facts_table(facts["file"], rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ import torch
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
-from vqtok.facts import grid_facts, token_facts
+from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.base import Media, spool
@@ -26,10 +27,12 @@ from vqtok.models.zoo import find_model
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Header, parse_header, read_header
+from vqtok.tokens.header import Parts, parse_header, parse_parts, parse_whole, read_header
 from vqtok.tokens.shard import Shard
 from vqtok.tokens.shard_writer import ShardWriter
-from vqtok.tokens.vqt import ChosenCoder, dump, load
+from vqtok.tokens.vqt import ChosenCoder, dump, load_parts
+
+logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -105,8 +108,18 @@ def encode_medium(
         return _encode_medium(medium, kind, codec, mono, num_codebooks), codec
 
 
-def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codebooks: int | None = None) -> Media:
+def decode(
+    tokens: str | Path | Tokens,
+    model: str | None = None,
+    *,
+    num_codebooks: int | None = None,
+    salvage: bool = False,
+) -> Media:
     """Decode tokens, in memory or a token file, with the bundled model of their modality or the one named.
+
+    Args:
+        salvage: Decode what is whole of a damaged file; silence or grey takes the place of the rest, and a warning is
+            logged.
 
     Raises:
         VqtokError: the file is damaged, or the model not found or another than made the tokens.
@@ -114,7 +127,9 @@ def decode(tokens: str | Path | Tokens, model: str | None = None, *, num_codeboo
     if isinstance(tokens, Tokens):
         return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
     with naming(Path(tokens)):
-        codec, loaded, _ = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks)
+        codec, loaded, parts = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks, salvage)
+        if parts.damage:
+            logger.warning("%s: %s", tokens, _losses(parts))
         return codec.decode(loaded)
 
 
@@ -216,19 +231,28 @@ def decode_files(
     codecs: Codecs,
     *,
     num_codebooks: int | None = None,
+    salvage: bool = False,
     existing: Existing = REFUSED,
 ) -> Iterator[Outcome]:
-    """Decode token files, and items of shards and exports, to media files; an outcome a job, in order."""
+    """Decode token files, and items of shards and exports, to media files; an outcome a job, in order.
+
+    Args:
+        salvage: Also decode what is whole of damaged token files; the outcome has the output and an error both.
+    """
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
     def decode(job: Job) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
+        error = None
         items = opened(job.source)
         if items is None:
-            codec, tokens, header = _load_tokens(read_bytes(job.source), codecs, num_codebooks)
-            facts = token_facts(job.source, header)
+            codec, tokens, parts = _load_tokens(read_bytes(job.source), codecs, num_codebooks, salvage)
+            facts = token_facts(job.source, parts.header)
+            if parts.damage:
+                error = MediaError(f"{job.name}: {_losses(parts)}")
+                facts |= losses(*parts[:2]) | {"error": str(error), "exit_code": error.exit_code}
         else:
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)
@@ -236,7 +260,7 @@ def decode_files(
         with _output(job.target) as file:
             _decode_tokens(tokens, codec, num_codebooks, file, job.target)
         used = num_codebooks or tokens.num_codebooks
-        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used})
+        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used}, error)
 
     for job in jobs:
         yield _attempt(job, decode)
@@ -334,11 +358,28 @@ def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file
             write(piece)
 
 
-def _load_tokens(data: bytes, codecs: Codecs, num_codebooks: int | None) -> tuple[Codec, Tokens, Header]:
-    header, _ = parse_header(data)
-    codec = codecs.get(header.modality)
-    check_model(header.model, codec.tokenizer.identity)
-    return codec, load(data, codec.tokenizer.entropy_model, num_codebooks), header
+def _load_tokens(
+    data: bytes, codecs: Codecs, num_codebooks: int | None, salvaging: bool = False
+) -> tuple[Codec, Tokens, Parts]:
+    parts = parse_parts(data) if salvaging else parse_whole(data)
+    codec = codecs.get(parts.header.modality)
+    check_model(parts.header.model, codec.tokenizer.identity)
+    blank = codec.blank() if parts.damage else ()
+    return codec, load_parts(data, parts, codec.tokenizer.entropy_model, num_codebooks, blank), parts
+
+
+def _losses(parts: Parts) -> str:
+    """Tell what is lost of a damaged token file."""
+    lost = losses(parts.header, parts.starts)
+    if "lost_rows" in lost:
+        stretches = ", ".join(f"rows {begin} to {end - 1}" for begin, end in lost["lost_rows"])
+        whole, instead = f"{parts.header.size[1]}", "grey"
+    else:
+        stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
+        whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
+    if not stretches:
+        return f"damaged, but nothing is lost ({parts.damage})"
+    return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
 
 
 def _item(items: Mapping[str, Tokens], key: str | None) -> Tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,11 @@ from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 1 << 24
 METADATA_KEY = "vqtok"
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""What torch calls them, for the identity."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ def read_card(path: Path) -> ModelCard:
         values = json.loads(metadata[METADATA_KEY])
         if values["format"] > FORMAT_VERSION:
             raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
+        _check_types(values)
         return ModelCard(
             identity=bytes.fromhex(values["identity"]).hex(),
             config=values["config"],
@@ -64,6 +71,43 @@ def read_card(path: Path) -> ModelCard:
         raise CorruptFileError(f"{path}: damaged model card; copy the file again") from None
 
 
+def _check_types(values: dict[str, Any]) -> None:
+    """Refuse a card whose entries are not of the kind that its readers count on.
+
+    Raises:
+        ValueError, LookupError, TypeError: they are not.
+    """
+    config, sizes = values["config"], values["codebook_sizes"]
+    whole = [values["stride"], config["model"]["sample_rate"], *sizes]
+    if not all(type(number) is int and number >= 0 for number in whole) or not sizes:
+        raise ValueError
+    if config["model"]["modality"] not in ("image", "audio") or not isinstance(config["data"]["note"], str):
+        raise ValueError
+    if not isinstance(values["training"], dict):
+        raise ValueError
+
+
+def check_identity(path: Path) -> None:
+    """Check that a model file holds what its identity was computed from, as `vqtok.models.weights` does with torch.
+
+    Raises:
+        CorruptFileError: it does not. Others as `read_card`.
+    """
+    card = read_card(path)
+    tensors, _, _ = _read_header(path)
+    digest = hashlib.sha256(json.dumps(card.config["model"], sort_keys=True).encode())
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        for name in sorted(name for name in tensors if not name.startswith("encoder.")):
+            tensor = tensors[name]
+            begin, end = tensor["data_offsets"]
+            digest.update(f"\n{name} torch.{_DTYPES[tensor['dtype']]} {tensor['shape']}\n".encode())
+            file.seek(start + begin)
+            digest.update(file.read(end - begin))
+    if digest.hexdigest() != card.identity:
+        raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     """Return a safetensors file's tensors (shapes and places), its metadata and its size."""
     try:
@@ -78,6 +122,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
+        for entry in header.values():
+            numbers = [*entry["shape"], *entry["data_offsets"]]
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] not in _DTYPES or begin > end:
+                raise ValueError
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if not isinstance(metadata, dict) or file_bytes != 8 + length + end:
             raise ValueError

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files import naming
-from vqtok.models.card import read_card
+from vqtok.models.card import check_identity, read_card
 from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.prior import PREFIX as PRIOR_PREFIX
 from vqtok.tokens.prior import from_arrays
@@ -24,7 +24,8 @@ PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)
 
 
 def read_entropy_model(path: Path) -> EntropyModel:
-    """Read the integer frequencies of each codebook, and the prior where there is one."""
+    """Read the integer frequencies of each codebook, and the prior where there is one, and check the identity."""
+    check_identity(path)
     count = len(read_card(path).codebook_sizes)
     try:
         with safe_open(path, framework="numpy") as file:
@@ -42,10 +43,15 @@ def entropy_model(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> Ent
         CorruptFileError: they are damaged.
     """
     named = [arrays.get(f"{TABLE_PREFIX}{index}") for index in range(num_codebooks)]
+    for table in named:
+        if table is not None and (table.ndim != 1 or table.dtype.kind != "i" or not _are_frequencies(table)):
+            raise CorruptFileError("damaged entropy tables; copy it again")
     tables = [None if table is None else table.astype(np.uint16) for table in named]
-    if any(table is not None and table.sum() != TOTAL for table in tables):
-        raise CorruptFileError("damaged entropy tables; copy it again")
     return EntropyModel(tables, from_arrays(arrays, num_codebooks))
+
+
+def _are_frequencies(table: NDArray[np.integer]) -> bool:
+    return bool(table.min(initial=TOTAL) >= 1 and table.sum(dtype=np.int64) == TOTAL)
 
 
 def entropy_model_of(identity: bytes, model: str | None) -> EntropyModel:

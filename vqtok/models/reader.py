@@ -9,10 +9,11 @@ from pathlib import Path
 from vqtok.files import naming, read_bytes
 from vqtok.media.kinds import is_shard
 from vqtok.models.entropy import entropy_model_of
-from vqtok.tokens.export import Export, is_export
+from vqtok.tokens.export import Export
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import parse_header
 from vqtok.tokens.shard import Shard
+from vqtok.tokens.sidecar import is_export
 from vqtok.tokens.vqt import NO_MODEL, load
 
 

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError, WrongModelError
-from vqtok.files import STDIO, atomic_open, make_folder, read_bytes
+from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, WrongModelError
+from vqtok.files import STDIO, atomic_open, make_folder
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Modality
 from vqtok.tokens.layout import to_codes, to_ids
 from vqtok.tokens.recipe import ARRAYS, TABLES, Form, Recipe, Target
+from vqtok.tokens.sidecar import FORMAT, VERSION, json_file, read_facts
 from vqtok.tokens.targets import WRITERS, Add, Item, open_rows
-
-FORMAT, VERSION = "vqtok export", 1
 
 
 def write_export(
@@ -91,7 +90,7 @@ class Export(Mapping[str, Tokens]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        facts = _read_facts(json_file(self.path))
+        facts = read_facts(json_file(self.path))
         with self._damaged():
             self.form = Form.from_facts(facts)
             self._rows = open_rows(self.path, self.form, facts.get("items", []))
@@ -130,7 +129,16 @@ class Export(Mapping[str, Tokens]):
         """Turn what damaged or foreign data raise into one error."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             if isinstance(error, OSError) and error.errno:
                 raise MediaError(f"{self.path}: cannot be read: {os.strerror(error.errno)}") from error
             what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
@@ -146,11 +154,6 @@ def read_export(path: str | Path) -> Export:
     return Export(path)
 
 
-def is_export(path: Path) -> bool:
-    """Tell whether a file is the data of an export: its JSON file lies beside it."""
-    return path.suffix.lower() != ".vqt" and json_file(path).is_file()
-
-
 def output_files(path: Path, to: Target) -> list[Path]:
     """Name the files of an export: its data first, its JSON file last."""
     if path == STDIO:
@@ -159,11 +162,6 @@ def output_files(path: Path, to: Target) -> list[Path]:
         data = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
         return [data, data.with_suffix(".idx"), json_file(data)]
     return [path, json_file(path)]
-
-
-def json_file(path: Path) -> Path:
-    """Name the JSON file of an export."""
-    return path.with_name(path.name + ".json")
 
 
 def _check_alike(key: str, tokens: Tokens, form: Form) -> None:
@@ -199,15 +197,3 @@ def _note_items(path: Path, form: Form, written: Mapping[str, int]) -> Iterator[
         end = "" if form.to in TABLES else "\n  ]"
         tail = json.dumps(written, indent=2).removeprefix("{")
         file.write(f"{end},{tail}\n".encode())
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise CorruptFileError(f"{path}: is not the JSON file of an export")
-    if facts.get("version") != VERSION:
-        raise UnsupportedVersionError(f"{path}: export of version {facts.get('version')}: upgrade vqtok")
-    return facts

@@ -2,30 +2,37 @@
 
     0   4  signature 89 56 51 0A
     4   1  version, major << 4 | minor
-    5   1  flags: coder (bits 0-2), modality (bit 3), has-metadata (bit 4), must be zero (5, 6), ignored (7)
+    5   1  flags: coder (bits 0-2), modality (3), has-metadata (4), in segments (5), must be zero (6), ignored (7)
     6   8  model identity
     14  v  varints: num_codebooks, codebook sizes, stride, size, grid, payload length of each codebook
         v  optional metadata: varint length, UTF-8 JSON object
         n  payload: one stream a codebook, coarse first
-    -4  4  CRC-32 (zlib) of all before it, little-endian
+    -4  4  CRC-32 of all before it
 
-A varint is LEB128 of at most 35 bits, in its shortest form. `size` is `(width, height)` for images and
-`(samples, sample_rate, channels)` for sound; `grid` has one dimension for mono sound and two otherwise.
+`size` is `(width, height)` for images and `(samples, sample_rate, channels)` for sound; `grid` has one dimension for
+mono sound and two otherwise.
+
+A long medium is cut into segments that stand by themselves: so many rows of a picture, so many steps of a sound.
+
+    14  v  varints: num_codebooks, codebook sizes, stride, size, grid, rows or steps of a segment (the last may have
+           fewer), payload length of each codebook of the first segment, of the second, ...
+        v  optional metadata
+        4  CRC-32 of the header
+        n  segments: one stream a codebook; CRC-32 of the header's CRC-32, the segment's number (4 bytes) and these
+        v  the header and its CRC-32 once more, then how many bytes they take (4)
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from mmap import mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
 from vqtok.remote import as_path
+from vqtok.tokens.fields import CRC_BYTES, VARINT_BYTES, Buffer, Fields, checksum, pack_metadata, varint
 
 Modality = Literal["image", "audio"]
 Coder = Literal["packed", "static", "prior"]
@@ -33,17 +40,18 @@ Coder = Literal["packed", "static", "prior"]
 MAX_CODEBOOKS = 256
 MAX_CODEBOOK_SIZE = 2**31
 MAX_TOKENS = 2**28
-MAX_METADATA_BYTES = 2**16
+MAX_STREAMS = 2**20
+"""Of a file in segments."""
 
 _SIGNATURE = b"\x89VQ\n"
 _MAJOR, _MINOR = 1, 0
 MODALITIES: tuple[Modality, ...] = ("image", "audio")
 CODERS: tuple[Coder, ...] = ("packed", "static", "prior")
-_HAS_METADATA = 1 << 4
-_MUST_BE_ZERO = 0b11 << 5
+_HAS_METADATA, _IN_SEGMENTS = 1 << 4, 1 << 5
+_MUST_BE_ZERO = 1 << 6
 _FIXED_BYTES = 14
-_CRC_BYTES = 4
-_VARINT_BYTES = 5
+_LENGTH_BYTES = 4
+_LOST_SHOWN = 5
 
 
 def check_layout(
@@ -61,7 +69,7 @@ def check_layout(
     """
     if modality not in MODALITIES or len(size) != size_dims(modality):
         raise ValueError(f"size {tuple(size)} does not fit modality {modality!r}")
-    if not all(1 <= number < 1 << 7 * _VARINT_BYTES for number in (stride, *size)):
+    if not all(1 <= number < 1 << 7 * VARINT_BYTES for number in (stride, *size)):
         raise ValueError(f"stride {stride} or size {tuple(size)} out of range")
     if not 1 <= len(codebook_sizes) <= MAX_CODEBOOKS:
         raise ValueError(f"{len(codebook_sizes)} codebooks: there must be 1 to {MAX_CODEBOOKS}")
@@ -91,7 +99,9 @@ class Header:
     stride: int
     size: tuple[int, ...]
     payload_lengths: tuple[int, ...]
-    """Bytes of each codebook's stream; of an item of a shard, of the one stream of all."""
+    """Bytes of each codebook's stream, segment by segment; of an item of a shard, of the one stream of all."""
+    segment_steps: int = 0
+    """Rows of a picture's grid, or steps of a sound's, in a segment; 0 for a file that is not cut."""
     metadata: dict[str, Any] = field(default_factory=dict)
     version: str = f"{_MAJOR}.{_MINOR}"
     file_bytes: int = 0
@@ -99,12 +109,18 @@ class Header:
 
     def __post_init__(self) -> None:
         check_layout(self.modality, self.codebook_sizes, self.grid, self.size, self.stride, self.model)
-        if len(self.payload_lengths) not in (1, self.num_codebooks):
+        if not 0 <= self.segment_steps < self.grid[_cut_axis(self.modality)]:
+            raise ValueError(f"grid {self.grid} cannot be cut every {self.segment_steps} steps")
+        if len(self.payload_lengths) not in (1, self.num_segments * self.num_codebooks):
             raise ValueError(f"{len(self.payload_lengths)} streams for {self.num_codebooks} codebooks")
 
     @property
     def num_codebooks(self) -> int:
         return len(self.codebook_sizes)
+
+    @property
+    def num_segments(self) -> int:
+        return num_segments(self.modality, self.grid, self.segment_steps)
 
     @property
     def num_tokens(self) -> int:
@@ -136,6 +152,16 @@ class Header:
         return 0.008 * self.file_bytes / self.duration_seconds if self.duration_seconds else None
 
 
+class Parts(NamedTuple):
+    """What is whole of a token file."""
+
+    header: Header
+    starts: list[int | None]
+    """Where the streams of each segment begin; None for one that is damaged."""
+    damage: str = ""
+    """What is damaged, in words; empty for a whole file."""
+
+
 def pack_header(header: Header) -> bytes:
     """Write the header: all of the file before its payload.
 
@@ -143,36 +169,28 @@ def pack_header(header: Header) -> bytes:
         ValueError: metadata that is no JSON or longer than 64 KiB.
     """
     flags = CODERS.index(header.coder) | MODALITIES.index(header.modality) << 3
-    numbers = (
-        header.num_codebooks,
-        *header.codebook_sizes,
-        header.stride,
-        *header.size,
-        *header.grid,
-        *header.payload_lengths,
-    )
+    numbers = [header.num_codebooks, *header.codebook_sizes, header.stride, *header.size, *header.grid]
+    if header.segment_steps:
+        flags |= _IN_SEGMENTS
+        numbers.append(header.segment_steps)
     metadata = pack_metadata(header.metadata)
     if metadata:
         flags |= _HAS_METADATA
     fixed = _SIGNATURE + bytes([_MAJOR << 4 | _MINOR, flags]) + header.model
-    return fixed + b"".join(map(varint, numbers)) + metadata
+    packed = fixed + b"".join(map(varint, (*numbers, *header.payload_lengths))) + metadata
+    return packed + checksum(packed) if header.segment_steps else packed
 
 
-def pack_metadata(metadata: dict[str, Any]) -> bytes:
-    """Write metadata behind its length; nothing where there is none.
-
-    Raises:
-        ValueError: metadata that is no JSON or longer than 64 KiB.
-    """
-    if not metadata:
-        return b""
-    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    if len(text) > MAX_METADATA_BYTES:
-        raise ValueError(f"metadata of {len(text)} bytes exceeds {MAX_METADATA_BYTES}")
-    return varint(len(text)) + text
+def seal(packed: bytes, segments: Sequence[bytes]) -> bytes:
+    """Join a packed header and the payload of each segment to a file, with its checksums."""
+    if not packed[5] & _IN_SEGMENTS:
+        body = packed + segments[0]
+        return body + checksum(body)
+    sealed = (payload + _segment_checksum(packed, number, payload) for number, payload in enumerate(segments))
+    return b"".join([packed, *sealed, packed, len(packed).to_bytes(_LENGTH_BYTES, "little")])
 
 
-def parse_header(data: bytes) -> tuple[Header, int]:
+def parse_header(data: Buffer) -> tuple[Header, int]:
     """Read the header of a whole token file, having checked that the file is whole.
 
     Returns:
@@ -182,13 +200,97 @@ def parse_header(data: bytes) -> tuple[Header, int]:
         CorruptFileError: not a token file, or a damaged one.
         UnsupportedVersionError: a token file of a newer version of the format.
     """
-    _check_whole(data)
-    version, flags = data[4:6]
-    coder = flags & 0b111
-    if coder >= len(CODERS) or flags & _MUST_BE_ZERO:
-        raise UnsupportedVersionError(f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok")
+    parts = parse_whole(data)
+    assert parts.starts[0]
+    return parts.header, parts.starts[0]
+
+
+def parse_whole(data: Buffer) -> Parts:
+    """Find the segments of a token file, having checked that it is whole; raises as `parse_header`."""
+    if data[:4] != _SIGNATURE:
+        raise CorruptFileError("not a token file: it does not begin with the .vqt signature")
+    if len(data) > 4:
+        _check_version(data[4])
+    parts = parse_parts(data)
+    if parts.damage:
+        raise CorruptFileError(f"damaged token file: {parts.damage}; vqtok decode --salvage gives the rest")
+    return parts
+
+
+def parse_parts(data: Buffer) -> Parts:
+    """Find what is whole of a token file; only one in segments can be whole in part.
+
+    Raises:
+        CorruptFileError: nothing is whole.
+        UnsupportedVersionError: a token file of a newer version of the format.
+    """
+    if len(data) >= _FIXED_BYTES + CRC_BYTES and checksum(memoryview(data)[:-CRC_BYTES]) == data[-CRC_BYTES:]:
+        header, start = _parse_fields(data, 0, len(data) - CRC_BYTES)
+        if not header.segment_steps and start + sum(header.payload_lengths) == len(data) - CRC_BYTES:
+            return Parts(header, [start])
+        raise CorruptFileError("damaged token file: its streams do not add up to its length")
+    for position in (0, len(data) - _LENGTH_BYTES - int.from_bytes(data[-_LENGTH_BYTES:], "little")):
+        found = _sealed_header(data, position)
+        if found:
+            parts = _find_segments(data, *found)
+            if any(start is not None for start in parts.starts):
+                return parts
+    raise CorruptFileError("damaged token file (truncated or altered): copy or encode it again")
+
+
+def _sealed_header(data: Buffer, position: int) -> tuple[Header, bytes] | None:
+    """Read the header of a file in segments that stands here, if it is whole; give it also as it stands."""
+    fixed = data[position : position + 6] if position >= 0 else b""
+    if not fixed.startswith(_SIGNATURE) or not fixed[-1] & _IN_SEGMENTS:
+        return None
+    try:
+        header, end = _parse_fields(data, position, len(data))
+    except CorruptFileError:
+        return None
+    return header, data[position:end]
+
+
+def _find_segments(data: Buffer, header: Header, packed: bytes) -> Parts:
+    """Look for each segment where it belongs, and where it is if bytes before it are missing or too many."""
+    count = header.num_codebooks
+    lengths = [sum(header.payload_lengths[i : i + count]) for i in range(0, len(header.payload_lengths), count)]
+    tail = packed + len(packed).to_bytes(_LENGTH_BYTES, "little")
+    shift = len(data) - len(packed) - sum(lengths) - CRC_BYTES * len(lengths) - len(tail)
+    starts: list[int | None] = []
+    at = len(packed)
+    view = memoryview(data)
+    for number, length in enumerate(lengths):
+        for start in {at, at + shift}:
+            crc = start + length
+            if start >= 0 and _segment_checksum(packed, number, view[start:crc]) == view[crc : crc + CRC_BYTES]:
+                starts.append(start)
+                break
+        else:
+            starts.append(None)
+        at += length + CRC_BYTES
+    lost = [str(number) for number, start in enumerate(starts, 1) if start is None]
+    shown = ", ".join(lost[:_LOST_SHOWN]) + (", ..." if len(lost) > _LOST_SHOWN else "")
+    damage = [f"segment{'s' * (len(lost) > 1)} {shown} of {len(starts)}"] if lost else []
+    if shift or data[: len(packed)] != packed or data[-len(tail) :] != tail:
+        damage.append("the header or the end")
+    return Parts(header, starts, " and ".join(damage))
+
+
+def _segment_checksum(packed: bytes, number: int, payload: bytes | memoryview) -> bytes:
+    """Return the CRC-32 of a segment, which tells it from any other, of this file or another."""
+    return checksum(payload, packed[-CRC_BYTES:] + number.to_bytes(4, "little"))
+
+
+def _parse_fields(data: Buffer, start: int, end: int) -> tuple[Header, int]:
+    """Read the fields of a header and, in a file in segments, its checksum; tell where they end.
+
+    Raises:
+        CorruptFileError: they make no sense. UnsupportedVersionError: they have features unknown here.
+    """
+    fields = Fields(data, start + 4, end)
+    version, flags = fields.take(2)
+    model = fields.take(8)
     modality = MODALITIES[flags >> 3 & 1]
-    fields = Fields(data, _FIXED_BYTES, len(data) - _CRC_BYTES)
     num_codebooks = fields.number()
     if num_codebooks > MAX_CODEBOOKS:
         raise CorruptFileError(f"damaged token file: it claims {num_codebooks} codebooks")
@@ -196,20 +298,29 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     stride = fields.number()
     size = fields.numbers(size_dims(modality))
     grid = fields.numbers(grid_dims(modality, size))
-    payload_lengths = fields.numbers(num_codebooks)
+    segment_steps = fields.number() if flags & _IN_SEGMENTS else 0
+    num_streams = num_codebooks * num_segments(modality, grid, segment_steps)
+    if num_streams > MAX_STREAMS:
+        raise CorruptFileError(f"damaged token file: it claims {num_streams} streams")
+    payload_lengths = fields.numbers(num_streams)
     metadata = fields.metadata() if flags & _HAS_METADATA else {}
-    if fields.offset + sum(payload_lengths) != fields.end:
-        raise CorruptFileError("damaged token file: its streams do not add up to its length")
+    if flags & _IN_SEGMENTS and checksum(data[start : fields.offset]) != fields.take(CRC_BYTES):
+        raise CorruptFileError("damaged token file: its header is truncated or altered")
+    coder = flags & 0b111
+    _check_version(version)
+    if coder >= len(CODERS) or flags & _MUST_BE_ZERO:
+        raise UnsupportedVersionError(f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok")
     try:
         header = Header(
             coder=CODERS[coder],
             modality=modality,
-            model=data[6:_FIXED_BYTES],
+            model=model,
             codebook_sizes=codebook_sizes,
             grid=grid,
             stride=stride,
             size=size,
             payload_lengths=payload_lengths,
+            segment_steps=segment_steps,
             metadata=metadata,
             version=f"{version >> 4}.{version & 15}",
             file_bytes=len(data),
@@ -219,8 +330,8 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     return header, fields.offset
 
 
-def read_header(path: str | Path) -> Header:
-    """Read the header of the token file at `path`, having checked that the file is whole.
+def read_header(path: str | Path, salvage: bool = False) -> Header:
+    """Read the header of the token file at `path`, having checked that the file, or to salvage a part, is whole.
 
     Raises:
         CorruptFileError: not a token file, or a damaged one.
@@ -228,26 +339,32 @@ def read_header(path: str | Path) -> Header:
         OSError: the file cannot be read.
     """
     try:
-        return parse_header(as_path(str(path)).read_bytes())[0]
+        data = as_path(str(path)).read_bytes()
+        return (parse_parts(data) if salvage else parse_whole(data)).header
     except (CorruptFileError, UnsupportedVersionError) as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def checksum(data: bytes | memoryview) -> bytes:
-    """Return the CRC-32 that ends a file which begins with `data`."""
-    return zlib.crc32(data).to_bytes(_CRC_BYTES, "little")
-
-
-def _check_whole(data: bytes) -> None:
-    """Check signature, version and checksum, in the order that names the fault best."""
-    if not data.startswith(_SIGNATURE):
-        raise CorruptFileError("not a token file: it does not begin with the .vqt signature")
-    if len(data) > 4 and data[4] >> 4 != _MAJOR:
+def _check_version(version: int) -> None:
+    if version >> 4 != _MAJOR:
         raise UnsupportedVersionError(
-            f"token file of format version {data[4] >> 4}, this vqtok reads {_MAJOR}: upgrade vqtok"
+            f"token file of format version {version >> 4}, this vqtok reads {_MAJOR}: upgrade vqtok"
         )
-    if len(data) < _FIXED_BYTES + _CRC_BYTES or checksum(memoryview(data)[:-4]) != data[-4:]:
-        raise CorruptFileError("damaged token file (truncated or altered): copy or encode it again")
+
+
+def cut(modality: Modality, grid: Sequence[int], steps: int) -> list[tuple[slice, ...]]:
+    """Give the places in a grid of segments of so many rows of a picture or steps of a sound; 0: it is not cut."""
+    axis = _cut_axis(modality) % len(grid)
+    steps = steps or grid[axis]
+    return [(*[slice(None)] * axis, slice(begin, begin + steps)) for begin in range(0, grid[axis], steps)]
+
+
+def num_segments(modality: Modality, grid: Sequence[int], steps: int) -> int:
+    return -(-grid[_cut_axis(modality)] // steps) if steps else 1
+
+
+def _cut_axis(modality: Modality) -> int:
+    return 0 if modality == "image" else -1
 
 
 def packed_bytes(codebook_size: int, count: int) -> int:
@@ -261,58 +378,3 @@ def size_dims(modality: Modality) -> int:
 
 def grid_dims(modality: Modality, size: Sequence[int]) -> int:
     return 1 if modality == "audio" and size[2] == 1 else 2
-
-
-def varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
-class Fields:
-    """Fields one after another, from an offset on and before an end.
-
-    Its methods raise CorruptFileError where a field is malformed or the end is overrun.
-    """
-
-    def __init__(self, data: bytes | mmap, offset: int, end: int) -> None:
-        self.data, self.offset, self.end = data, offset, end
-
-    def take(self, length: int) -> bytes:
-        start, self.offset = self.offset, self.offset + length
-        if self.offset > self.end:
-            raise CorruptFileError("damaged token file: its header does not end")
-        return self.data[start : self.offset]
-
-    def number(self) -> int:
-        value = 0
-        for index, byte in enumerate(self.data[self.offset : min(self.offset + _VARINT_BYTES, self.end)]):
-            value |= (byte & 0x7F) << 7 * index
-            if byte < 0x80:
-                if byte == 0 and index:
-                    break  # not the shortest form
-                self.offset += index + 1
-                return value
-        raise CorruptFileError("damaged token file: a number in its header is malformed")
-
-    def numbers(self, count: int) -> tuple[int, ...]:
-        return tuple(self.number() for _ in range(count))
-
-    def text(self, max_length: int, what: str) -> bytes:
-        """Take what stands behind its length."""
-        length = self.number()
-        if length > max_length:
-            raise CorruptFileError(f"damaged token file: it claims {length} bytes of {what}")
-        return self.take(length)
-
-    def metadata(self) -> dict[str, Any]:
-        try:
-            metadata = json.loads(self.text(MAX_METADATA_BYTES, "metadata").decode())
-        except (ValueError, RecursionError):
-            metadata = None
-        if not isinstance(metadata, dict):
-            raise CorruptFileError("damaged token file: its metadata is not a JSON object")
-        return metadata

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
-from vqtok.tokens.header import checksum
+from vqtok.tokens.fields import Buffer, checksum
 from vqtok.tokens.record import (
     LEADS,
     SHARD_SIGNATURE,
-    Buffer,
     Record,
     ShardHeader,
     pack_key,

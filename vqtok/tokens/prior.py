@@ -77,6 +77,24 @@ class CodebookPrior:
     member_bias: Float
 
     def __post_init__(self) -> None:
+        size, hidden, (groups, _, members) = len(self.rank), self.hidden.shape[0], self.member.shape
+        shapes = {
+            "rank": (size,),
+            "embedding": (size, self.embedding.shape[1]),
+            "context": (self.context.shape[0], hidden),
+            "context_bias": (STAGES, hidden),
+            "hidden": (hidden, hidden),
+            "hidden_bias": (hidden,),
+            "group": (hidden, groups),
+            "group_bias": (groups,),
+            "member": (groups, hidden, members),
+            "member_bias": (groups, members),
+        }
+        if any(getattr(self, name).shape != shape for name, shape in shapes.items()) or not 0 < size <= TOTAL:
+            raise ValueError("arrays that do not fit together")
+        ranks = np.sort(self.rank)
+        if ranks[0] < 0 or ranks[-1] >= groups * members or (np.diff(ranks) == 0).any() or max(groups, members) > TOTAL:
+            raise ValueError("ranks that are no places of codes")
         for weight, bias in (
             (self.context, self.context_bias),
             (self.hidden, self.hidden_bias),
@@ -129,6 +147,12 @@ class Prior:
     def __init__(self, kernel: tuple[int, int], codebooks: list[CodebookPrior]) -> None:
         self.kernel, self.codebooks = kernel, codebooks
         self.codebook_sizes = tuple(len(codebook.rank) for codebook in codebooks)
+        dim = codebooks[0].embedding.shape[1]
+        if not all(size % 2 and size > 0 for size in kernel) or any(
+            codebook.embedding.shape[1] != dim or len(codebook.context) != 2 * dim * kernel[0] * kernel[1]
+            for codebook in codebooks
+        ):
+            raise ValueError("a neighbourhood that does not fit the weights")
 
     def encode(self, codes: NDArray[np.integer[Any]]) -> list[bytes]:
         """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do."""
@@ -278,8 +302,11 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> Prior
         for index in range(num_codebooks):
             own: dict[str, Any] = {}
             for name in CodebookPrior.__dataclass_fields__:
-                own[name] = arrays[f"{PREFIX}{index}.{name}"].astype(np.int64 if name == "rank" else np.float32)
+                array = arrays[f"{PREFIX}{index}.{name}"]
+                if array.dtype.kind != "i":
+                    raise ValueError(f"{name} is not of integers")
+                own[name] = array.astype(np.int64 if name == "rank" else np.float32)
             codebooks.append(CodebookPrior(**own))
-    except (KeyError, ValueError) as error:
-        raise CorruptFileError(f"damaged prior: {error}") from None
-    return Prior((high, wide), codebooks)
+        return Prior((high, wide), codebooks)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"damaged prior: {error}; copy the model again") from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from array import array
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def pop(stream: bytes, frequencies: NDArray[np.integer], count: int) -> tuple[ND
     code, frequency, offset = _slots(frequencies)
     frequency_at, offset_at = frequency.data, offset.data  # quicker to index than arrays
     state, position, end = 0, 0, len(stream)
-    slots = []
+    slots = array("H")
     for _ in range(count):
         while state < _LOW and position < end:
             state = state << 8 | stream[position]
@@ -95,7 +96,7 @@ def pop(stream: bytes, frequencies: NDArray[np.integer], count: int) -> tuple[ND
         slot = state & (TOTAL - 1)
         slots.append(slot)
         state = frequency_at[slot] * (state >> FREQUENCY_BITS) + offset_at[slot]
-    return code[np.array(slots, dtype=np.uint16)], _minimal(state) + stream[position:]
+    return code[np.array(slots)], _minimal(state) + stream[position:]
 
 
 def _minimal(state: int) -> bytes:

@@ -23,35 +23,29 @@
              n  payload: all codebooks, coarse first, as `vqtok.tokens.vqt.dump_joint` joins them
              4  CRC-32 of the record
 
-Little-endian; varints as in `vqtok.tokens.header`.
+Little-endian; varints as in `vqtok.tokens.fields`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Any, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
+from vqtok.tokens.fields import CRC_BYTES, Buffer, Fields, checksum, pack_metadata, varint
 from vqtok.tokens.header import (
     CODERS,
     MAX_TOKENS,
     MODALITIES,
     Coder,
-    Fields,
     Header,
     Modality,
     check_layout,
-    checksum,
     grid_dims,
-    pack_metadata,
     packed_bytes,
     size_dims,
-    varint,
 )
-
-Buffer = bytes | mmap
 
 MAX_KEY_BYTES = 4096
 SHARD_SIGNATURE = b"\x89VS\n"
@@ -59,7 +53,6 @@ SHARD_SIGNATURE = b"\x89VS\n"
 _MAJOR, _MINOR = 1, 0
 _FLAGS_MUST_BE_ZERO = 0b111_0111
 _FIXED_BYTES = 14
-_CRC_BYTES = 4
 _LEAD = 0b10 << 6
 _HAS_METADATA, _GRID_STORED, _SIZE_STORED = 1 << 3, 1 << 4, 1 << 5
 LEADS = bytes(lead for lead in range(_LEAD, _LEAD + 64) if lead & 0b111 < len(CODERS))
@@ -127,10 +120,10 @@ class Record(NamedTuple):
 
     @property
     def payload_bytes(self) -> int:
-        return self.end - _CRC_BYTES - self.payload
+        return self.end - CRC_BYTES - self.payload
 
     def payload_of(self, data: Buffer) -> bytes:
-        return data[self.payload : self.end - _CRC_BYTES]
+        return data[self.payload : self.end - CRC_BYTES]
 
     def header(self, shard: ShardHeader) -> Header:
         """Return what a token file of this item alone would say."""
@@ -173,7 +166,7 @@ def parse_shard_header(data: Buffer, start: int = 0) -> tuple[ShardHeader, int]:
         usual_size = fields.numbers(size_dims(modality) - 1)
         model_rate = fields.number()
         end = fields.offset
-        if fields.take(_CRC_BYTES) != checksum(data[start:end]):
+        if fields.take(CRC_BYTES) != checksum(data[start:end]):
             raise CorruptFileError
         version = f"{fixed[4] >> 4}.{fixed[4] & 15}"
         header = ShardHeader(modality, fixed[6:], codebook_sizes, stride, usual_size, model_rate, version)
@@ -240,16 +233,16 @@ def parse_record(shard: ShardHeader, data: Buffer, start: int, end: int, *, chec
     metadata = fields.metadata() if lead & _HAS_METADATA else {}
     length = shard.packed_bytes(grid) - fields.number()
     payload = fields.offset
-    if length < 0 or payload + length + _CRC_BYTES > end:
+    if length < 0 or payload + length + CRC_BYTES > end:
         raise CorruptFileError("its payload does not end")
     try:
         name = key.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         raise CorruptFileError("its key is no text") from None
     crc = payload + length
-    if check and checksum(memoryview(data)[start:crc]) != data[crc : crc + _CRC_BYTES]:
+    if check and checksum(memoryview(data)[start:crc]) != data[crc : crc + CRC_BYTES]:
         raise CorruptFileError("its checksum does not fit")
-    return Record(name, CODERS[lead & 0b111], size, grid, metadata, start, payload, crc + _CRC_BYTES)
+    return Record(name, CODERS[lead & 0b111], size, grid, metadata, start, payload, crc + CRC_BYTES)
 
 
 def pack_key(key: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import CorruptFileError, OutputError, UsageError, WrongModelError
 from vqtok.files import atomic_open, make_folder, naming
+from vqtok.tokens.fields import Buffer
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Header
 from vqtok.tokens.index import (
@@ -26,7 +27,7 @@ from vqtok.tokens.index import (
     scan,
     walk,
 )
-from vqtok.tokens.record import Buffer, Record, ShardHeader, pack_record, parse_record, parse_shard_header
+from vqtok.tokens.record import Record, ShardHeader, pack_record, parse_record, parse_shard_header
 from vqtok.tokens.vqt import NO_MODEL, ChosenCoder, EntropyModel, dump_joint
 
 

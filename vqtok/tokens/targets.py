@@ -7,6 +7,7 @@ import functools
 import json
 import struct
 import sys
+import tokenize
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -173,10 +174,21 @@ def open_rows(path: Path, form: Form, items: list[Item]) -> Rows:
     return _READERS[form.to](path, form, items)
 
 
+def _open_npy(path: Path) -> NDArray[Any]:
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):  # Later versions' headers may claim gigabytes.
+            raise ValueError("is no npy file of version 1.0")
+    try:
+        ids: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (SyntaxError, tokenize.TokenError) as error:  # The header is Python.
+        raise ValueError(f"its header is damaged: {error}") from None
+    return ids.ravel()
+
+
 class _ArrayRows:
     def __init__(self, path: Path, form: Form, items: list[Item]) -> None:
         self.items, self.keys = items, [item["key"] for item in items]
-        self.ids = np.load(path, mmap_mode="r").ravel() if form.to == "npy" else np.memmap(path, _dtype(form), "r")
+        self.ids = _open_npy(path) if form.to == "npy" else np.memmap(path, _dtype(form), "r")
 
     def __getitem__(self, index: int) -> tuple[Item, NDArray[np.integer]]:
         item = self.items[index]

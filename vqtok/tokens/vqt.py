@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,14 +14,30 @@ from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.tokens import entropy, rans
+from vqtok.tokens.fields import Fields, varint
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Fields, Header, checksum, pack_header, packed_bytes, parse_header, varint
+from vqtok.tokens.header import (
+    Coder,
+    Header,
+    Modality,
+    Parts,
+    cut,
+    pack_header,
+    packed_bytes,
+    parse_whole,
+    seal,
+)
 from vqtok.tokens.prior import Prior
 
 logger = logging.getLogger(__name__)
 
+Codes = NDArray[np.int32]
+
 ChosenCoder = Literal["auto", "prior", "static", "packed"]
 CHOSEN_CODERS: tuple[ChosenCoder, ...] = get_args(ChosenCoder)
+
+SEGMENT_POSITIONS: dict[Modality, int] = {"image": 1 << 14, "audio": 1 << 12}
+"""Of a segment, at most, but for rows that are longer: a picture of 1024 x 1024 at stride 8, a minute at 75 Hz."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,9 @@ def dump(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "a
         ModelError: a coder was asked for and the model lacks what it needs.
         ValueError: metadata that is no JSON or longer than 64 KiB.
     """
-    chosen, streams = _code(tokens, model, coder)
+    steps = _segment_steps(tokens)
+    parts = [tokens.codes[:, *part] for part in cut(tokens.modality, tokens.grid, steps)]
+    chosen, payloads = _code(tokens, parts, model, coder)
     header = Header(
         coder=chosen,
         modality=tokens.modality,
@@ -55,11 +74,19 @@ def dump(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "a
         grid=tokens.grid,
         stride=tokens.stride,
         size=tokens.size,
-        payload_lengths=tuple(map(len, streams)),
+        payload_lengths=tuple(len(stream) for streams in payloads for stream in streams),
+        segment_steps=steps,
         metadata=tokens.metadata,
     )
-    body = pack_header(header) + b"".join(streams)
-    return body + checksum(body)
+    return seal(pack_header(header), [b"".join(streams) for streams in payloads])
+
+
+def _segment_steps(tokens: Tokens) -> int:
+    """Return how many rows of a picture or steps of a sound to put into a segment; 0 for all."""
+    along = tokens.grid[0 if tokens.modality == "image" else -1]
+    across = math.prod(tokens.grid) // along
+    steps = max(1, SEGMENT_POSITIONS[tokens.modality] // across)
+    return steps if steps < along else 0
 
 
 def chosen_coder(name: str) -> ChosenCoder:
@@ -74,34 +101,45 @@ def chosen_coder(name: str) -> ChosenCoder:
     raise UsageError(f"no coder {name!r}; there are {', '.join(CHOSEN_CODERS)}")
 
 
-def _code(tokens: Tokens, model: EntropyModel, coder: ChosenCoder, *, joint: bool = False) -> tuple[Coder, list[bytes]]:
-    """Give the payload by the coder asked for or the best: one stream a codebook, or the parts of a joint one."""
-    planes = tokens.codes.reshape(tokens.num_codebooks, -1)
+def _code(
+    tokens: Tokens, parts: Sequence[Codes], model: EntropyModel, coder: ChosenCoder, *, joint: bool = False
+) -> tuple[Coder, list[list[bytes]]]:
+    """Code the parts of the codes by the coder asked for or the best: each one's streams, or the pieces of a joint one.
+
+    Shapes:
+        parts: `(num_codebooks, *grid)` of each.
+    """
     sizes = tokens.codebook_sizes
-    candidates: dict[Coder, list[bytes]] = {}
+    planes = [list(part.reshape(len(sizes), -1)) for part in parts]
+    candidates: dict[Coder, list[list[bytes]]] = {}
     if joint or coder in ("auto", "packed"):
-        candidates["packed"] = [entropy.pack(plane, size) for plane, size in zip(planes, sizes, strict=True)]
+        candidates["packed"] = [list(map(entropy.pack, part, sizes)) for part in planes]
     tables = model.tables[: len(sizes)]
     if coder == "static" or (coder == "auto" and tables and all(table is not None for table in tables)):
         fitting = _fitting_tables(model, sizes, tokens.model)
-        pairs = list(zip(planes, fitting, strict=True))
-        candidates["static"] = [_push(pairs)] if joint else [rans.encode(plane, table) for plane, table in pairs]
+        if joint:
+            candidates["static"] = [[_push(part, fitting)] for part in planes]
+        else:
+            candidates["static"] = [list(map(rans.encode, part, fitting)) for part in planes]
     if coder == "prior" or (coder == "auto" and model.prior):
         prior = _fitting_prior(model, sizes, tokens.model)
-        streams = prior.encode(tokens.codes)
+        streams = [prior.encode(part) for part in parts]
         # Decoded at once: a coder whose two sides could disagree must never be the only copy of anyone's tokens.
-        if np.array_equal(prior.decode(streams, tokens.grid), tokens.codes):
-            candidates["prior"] = _with_lengths(streams) if joint else streams
+        if all(
+            np.array_equal(prior.decode(found, part.shape[1:]), part)
+            for found, part in zip(streams, parts, strict=True)
+        ):
+            candidates["prior"] = list(map(_with_lengths, streams)) if joint else streams
         else:
             logger.warning("the prior does not give back the codes on this machine, please report it; left out")
     if not candidates:
         raise ModelError("the prior does not give back the codes on this machine, please report it; use another coder")
-    return min(candidates.items(), key=lambda candidate: sum(map(len, candidate[1])))
+    return min(candidates.items(), key=lambda candidate: sum(len(stream) for part in candidate[1] for stream in part))
 
 
-def _push(planes: Sequence[tuple[NDArray[np.int32], NDArray[np.uint16]]]) -> bytes:
+def _push(planes: Sequence[Codes], tables: Sequence[NDArray[np.uint16]]) -> bytes:
     stream = b""
-    for plane, table in reversed(planes):
+    for plane, table in zip(reversed(planes), reversed(tables), strict=True):
         stream = rans.push(stream, plane, table)
     return stream
 
@@ -124,12 +162,38 @@ def load(data: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None 
         ModelError: the entropy model is needed and missing, or is that of another model.
         UsageError: the file has fewer codebooks than asked for.
     """
-    header, offset = parse_header(data)
-    streams = []
-    for length in header.payload_lengths[: _wanted(header, num_codebooks)]:
-        streams.append(data[offset : offset + length])
-        offset += length
-    return _decode(header, streams, model)
+    return load_parts(data, parse_whole(data), model, num_codebooks)
+
+
+def load_parts(
+    data: bytes,
+    parts: Parts,
+    model: EntropyModel = NO_MODEL,
+    num_codebooks: int | None = None,
+    blank: Sequence[int] = (),
+) -> Tokens:
+    """Read what is whole of a token file.
+
+    Args:
+        parts: as `vqtok.tokens.header.parse_parts` gives them.
+        model, num_codebooks: as `load` takes them.
+        blank: the codes, one a codebook, that take the place of what is damaged.
+
+    Raises:
+        As `load` does.
+    """
+    header, starts, _ = parts
+    wanted = _wanted(header, num_codebooks)
+    codes = np.empty((wanted, *header.grid), np.int32)
+    lengths = iter(header.payload_lengths)
+    for place, start in zip(cut(header.modality, header.grid, header.segment_steps), starts, strict=True):
+        part, own = codes[:, *place], list(islice(lengths, header.num_codebooks))
+        if start is None:
+            part[...] = np.reshape(blank[:wanted], (-1, *[1] * len(header.grid)))
+        else:
+            edges = list(accumulate(own[:wanted], initial=start))
+            part[...] = _decode(header, [data[a:b] for a, b in pairwise(edges)], part.shape[1:], model)
+    return _tokens(header, codes)
 
 
 def dump_joint(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "auto") -> tuple[Coder, bytes]:
@@ -144,8 +208,8 @@ def dump_joint(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCode
     Raises:
         ModelError: a coder was asked for and the model lacks what it needs.
     """
-    chosen, parts = _code(tokens, model, coder, joint=True)
-    return chosen, b"".join(parts)
+    chosen, [pieces] = _code(tokens, [tokens.codes], model, coder, joint=True)
+    return chosen, b"".join(pieces)
 
 
 def load_joint(
@@ -175,7 +239,7 @@ def load_joint(
         else:
             length = fields.number() if index < header.num_codebooks - 1 else len(stream) - fields.offset
         streams.append(fields.take(length))
-    return _decode(header, streams, model)
+    return _tokens(header, _decode(header, streams, header.grid, model))
 
 
 def _wanted(header: Header, num_codebooks: int | None) -> int:
@@ -187,17 +251,17 @@ def _wanted(header: Header, num_codebooks: int | None) -> int:
     return num_codebooks
 
 
-def _decode(header: Header, streams: list[bytes], model: EntropyModel) -> Tokens:
-    """Decode the streams of the first codebooks."""
-    sizes, count = header.codebook_sizes[: len(streams)], math.prod(header.grid)
+def _decode(header: Header, streams: list[bytes], grid: tuple[int, ...], model: EntropyModel) -> Codes:
+    """Decode the streams of the first codebooks, of a grid or a part of it."""
+    sizes, count = header.codebook_sizes[: len(streams)], math.prod(grid)
     if header.coder == "prior":
-        codes = _fitting_prior(model, sizes, header.model).decode(streams, header.grid)
-    elif header.coder == "static":
+        return _fitting_prior(model, sizes, header.model).decode(streams, grid)
+    if header.coder == "static":
         tables = _fitting_tables(model, sizes, header.model)
-        codes = np.stack([rans.decode(stream, table, count) for stream, table in zip(streams, tables, strict=True)])
+        planes = [rans.decode(stream, table, count) for stream, table in zip(streams, tables, strict=True)]
     else:
-        codes = np.stack([entropy.unpack(stream, size, count) for stream, size in zip(streams, sizes, strict=True)])
-    return _tokens(header, codes)
+        planes = [entropy.unpack(stream, size, count) for stream, size in zip(streams, sizes, strict=True)]
+    return np.stack(planes).reshape(-1, *grid)
 
 
 def _tokens(header: Header, codes: NDArray[np.int32]) -> Tokens:

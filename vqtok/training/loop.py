@@ -117,9 +117,15 @@ class Trainer:
         """Go on from the newest checkpoint of the run folder.
 
         Raises:
-            TrainingError: there is none. UsageError: the run was started with other settings.
+            TrainingError: there is none. UsageError: the run was started with other settings, or had another number
+                of processes, which changes its batches.
         """
         tensors, facts = read_checkpoint(self.folder)
+        processes = facts.get("processes", 1)
+        if processes != world_size():
+            raise UsageError(
+                f"{self.folder}: the run has {processes} processes, not {world_size()}; resume with as many"
+            )
         found = from_dict(Config, facts["config"]), facts["seed"], facts["parent"]
         if found != (self.config, self.seed, self.parent):
             raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
@@ -140,6 +146,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "seed": self.seed,
             "parent": self.parent,
+            "processes": world_size(),
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,

@@ -73,12 +73,13 @@ def validate(
     folder: Path,
     step: int,
 ) -> Validation:
-    """Encode and decode the held-out crops in float32 and write some of them beside the originals."""
+    """Encode and decode the held-out crops in float32; write some, as few and as all codebooks give them."""
     lengths = prefixes(len(model.codebook_sizes))
     device = next(model.parameters()).device
     scores = np.zeros(len(lengths))
     qualities = np.zeros(len(lengths))
     counts = [torch.zeros(size) for size in model.codebook_sizes]
+    ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
     for _, crop in held_out:
         x = torch.from_numpy(crop)[None].to(device)
@@ -90,10 +91,11 @@ def validate(
             x_hat = model.decode(codes[:, :length])
             scores[index] += sum(getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat).items())
             qualities[index] += _quality(config, x, x_hat)
-            results.append(x_hat[0].cpu().numpy())
+            if length in ends:
+                results.append(np.nan_to_num(x_hat[0].cpu().numpy()))
         if len(shown) < GRID_ITEMS:
-            shown.append([results[0], np.nan_to_num(results[-1])])
-    _show(config, shown, folder, step)
+            shown.append(results)
+    _show(config, ["original", *(f"codebooks-{length}" for length in ends)], shown, folder, step)
     shares = [count / count.sum() for count in counts]
     return Validation(
         score=float(scores.mean()) / len(held_out),
@@ -111,16 +113,18 @@ def _quality(config: Config, x: torch.Tensor, x_hat: torch.Tensor) -> float:
     return float(mel_distance(x, x_hat, config.model.sample_rate))
 
 
-def _show(config: Config, shown: list[list[NDArray[np.float32]]], folder: Path, step: int) -> None:
-    """Write a grid of originals over reconstructions, or pairs of WAV files."""
+def _show(config: Config, names: list[str], shown: list[list[NDArray[np.float32]]], folder: Path, step: int) -> None:
+    """Write a grid of pictures, a row a name, or each sound as a WAV file."""
     if config.model.modality == "audio":
-        for index, pair in enumerate(shown):
-            for name, data in zip(("original", "decoded"), pair, strict=True):
+        for index, sounds in enumerate(shown):
+            for name, data in zip(names, sounds, strict=True):
                 media = Media("audio", data, config.model.sample_rate)
                 write_audio(media, folder / f"step-{step:07d}-{index}-{name}.wav")
         return
-    height, width = (max(pair[0].shape[axis] for pair in shown) for axis in (1, 2))
-    rows = [np.concatenate([_padded(pair[row], height, width) for pair in shown], axis=2) for row in range(2)]
+    height, width = (max(pictures[0].shape[axis] for pictures in shown) for axis in (1, 2))
+    rows = [
+        np.concatenate([_padded(picture, height, width) for picture in row], axis=2) for row in zip(*shown, strict=True)
+    ]
     write_image(Media("image", np.concatenate(rows, axis=1)), folder / f"step-{step:07d}.png")
 
 
