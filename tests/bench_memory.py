@@ -2,15 +2,17 @@
 
     python tests/bench_memory.py [--minutes 1 10 60] [--megapixels 1 10 80]
 
-Sounds are stereo of 48 kHz, pictures 5:4; the models are the bundled ones.
+Sounds are stereo of 48 kHz, pictures 5:4; the models are the bundled ones. Each sound also goes through pipes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +43,18 @@ def write_picture(path: Path, megapixels: float) -> None:
     Image.fromarray(pixels).save(path, compress_level=1)
 
 
-def measure(*arguments: object) -> tuple[float, float]:
+def measure(verb: str, source: Path, target: Path, *, pipes: bool = False) -> tuple[float, float]:
     """Run a vqtok command; return its peak memory in GB and its processor time in seconds."""
-    command = [sys.executable, "-m", "vqtok", *map(str, arguments), "--quiet", "--force"]
-    _, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, command[0], command), 0)
+    command = [sys.executable, "-m", "vqtok", verb, *(["-"] if pipes else [str(source), "-o", str(target), "--force"])]
+    with ExitStack() as opened:
+        stdin, stdout = (
+            (opened.enter_context(source.open("rb")), opened.enter_context(target.open("wb")))
+            if pipes
+            else (subprocess.DEVNULL, None)
+        )
+        process = subprocess.Popen([*command, "--quiet"], stdin=stdin, stdout=stdout)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
@@ -63,9 +73,10 @@ def main() -> None:
         for size, unit, suffix, write in media:
             path, tokens, decoded = (Path(folder, name) for name in (f"in{suffix}", "x.vqt", f"out{suffix}"))
             write(path, size)
-            encoding, decoding = measure("encode", path, "-o", tokens), measure("decode", tokens, "-o", decoded)
-            numbers = " | ".join(f"{memory:.2f} | {seconds:.0f}" for memory, seconds in (encoding, decoding))
-            print(f"| {size:g} {unit} | {numbers} |", flush=True)
+            for pipes in (False, True) if suffix == ".wav" else (False,):
+                runs = measure("encode", path, tokens, pipes=pipes), measure("decode", tokens, decoded, pipes=pipes)
+                numbers = " | ".join(f"{memory:.2f} | {seconds:.0f}" for memory, seconds in runs)
+                print(f"| {size:g} {unit}{', - to -' * pipes} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

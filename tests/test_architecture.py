@@ -17,11 +17,11 @@ PACKAGE = Path(vqtok.__file__).parent
 
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
-    {"remote"},
+    {"pipeline", "processes", "remote"},
     {"worklist"},
     {"files"},
     {"config", "media", "tiling", "tokens"},
-    {"quantizers", "networks", "losses"},  # torch begins
+    {"batches", "quantizers", "networks", "losses"},  # torch begins
     {"metrics", "models"},
     {"codec"},
     {"facts", "failures", "outputs", "training"},

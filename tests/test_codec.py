@@ -16,6 +16,7 @@ from vqtok.media.image import as_bytes, as_float
 from vqtok.media.resample import resample
 from vqtok.metrics import psnr
 from vqtok.models.weights import load_model
+from vqtok.pipeline import in_order
 from vqtok.tiling import padded
 
 HOP = 8  # of the tiny audio model, at 16 kHz
@@ -223,3 +224,47 @@ def test_tokens_that_no_encoder_made(image_codec, change):
     tokens = image_codec.encode(picture(8, 8))
     with pytest.raises(CorruptFileError, match="do not fit the model that they name"):
         image_codec.decode(dataclasses.replace(tokens, **change))
+
+
+def test_nothing_shows_in_codes(image_codec, audio_codec, monkeypatch):
+    """Whatever the tile, the chunk, the number of threads, and what else is computed at the same time."""
+    rng = np.random.default_rng(0)
+    items = [picture(*map(int, rng.integers(1, 90, 2))) for _ in range(12)] + [picture(20, 20)] * 3
+    items += [sound(int(rng.integers(1, 4000)), 22_050, channels) for channels in (1, 1, 2)]
+    codecs = {"image": image_codec, "audio": audio_codec}
+    alone = [codecs[item.modality].encode(item) for item in items]
+    decoded = [codecs[tokens.modality].decode(tokens).data for tokens in alone]
+    for jobs, positions, tile in ((1, 1, 1024), (1, 1 << 14, 12), (3, 1 << 14, 1024), (2, 4096, 40)):
+        how = {"jobs": jobs, "tile": tile, "chunk_seconds": tile / 1000}
+        monkeypatch.setattr("vqtok.codec.BATCH_POSITIONS", {"cpu": positions})
+        others = {name: Codec(codec.tokenizer, **how) for name, codec in codecs.items()}
+        together = in_order(lambda item, others=others: others[item.modality].encode(item), items, 8)
+        for tokens, expected in zip(together, alone, strict=True):
+            assert np.array_equal(tokens.codes, expected.codes)
+        together = in_order(lambda tokens, others=others: others[tokens.modality].decode(tokens).data, alone, 8)
+        for data, expected in zip(together, decoded, strict=True):
+            np.testing.assert_allclose(data, expected, atol=1e-5)
+
+
+def test_threads_of_torch_do_not_show(image_codec):
+    """By construction: each batch is computed by one thread, and batches of one shape have one size."""
+    media, seen = picture(40, 24), []
+    tokenizer = copy.copy(image_codec.tokenizer)
+    tokenizer.encode = lambda x: seen.append((x, torch.get_num_threads())) or image_codec.tokenizer.encode(x)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        codec = Codec(tokenizer)
+        list(in_order(codec.encode, [media] * threads, 4))
+        codec.encode(media)
+    torch.set_num_threads(before)
+    assert {number for _, number in seen} == {1}
+    assert {x.shape for x, _ in seen} == {(17, 3, 24, 40)}  # 16,384 / (24 x 40)
+
+
+def test_bfloat16_is_told(image_codec):
+    tokens = Codec(image_codec.tokenizer, precision="bfloat16").encode(picture(64, 64))
+    exact = image_codec.encode(picture(64, 64))
+    assert (tokens.metadata, exact.metadata) == ({"precision": "bfloat16"}, {})
+    same = (tokens.codes == exact.codes).mean(axis=(1, 2))
+    assert 0.5 < same[0] < 1

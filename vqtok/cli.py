@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -69,6 +69,10 @@ Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N"
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
 ChunkSeconds = Annotated[float, typer.Option(min=0.01, metavar="S", help="Seconds of sound held at once.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="What the network computes in; bfloat16 changes some codes.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, metavar="N", help="Processor cores to use; default: all.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
@@ -229,6 +233,8 @@ def encode(
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
+    precision: Precision = "float32",
+    num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
     failures: FailureFile = None,
@@ -264,13 +270,13 @@ def encode(
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
-    sizes: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds}
+    network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
     if on_cluster:
         from vqtok.cluster import encode_on_ray
 
-        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **sizes, **how)
+        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
     else:
-        codecs = Codecs(model, str(choose_device(device)), **sizes)
+        codecs = Codecs(model, str(choose_device(device)), **network)
         outcomes = (
             encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
         )
@@ -294,6 +300,8 @@ def decode(
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
+    precision: Precision = "float32",
+    num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
     failures: FailureFile = None,
@@ -347,7 +355,9 @@ def decode(
     from vqtok.outputs import Existing
     from vqtok.transcode import Codecs, decode_files
 
-    codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
+    codecs = Codecs(
+        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
+    )
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)
     manifest = as_path(failures) if failures else failures_beside(output, len(jobs))
@@ -511,7 +521,7 @@ def inspect(
 
 
 def _tell(
-    outcomes: Iterable[Outcome],
+    outcomes: Generator[Outcome, None, None],
     total: int,
     line: Callable[[dict[str, Any]], str],
     manifest: Path | None,
@@ -525,7 +535,8 @@ def _tell(
 
     tally = report.Tally()
     exit_code = 0
-    with failure_log(manifest) as note_failure:
+    # Closed at once, so that on Ctrl-C nothing goes on behind.
+    with failure_log(manifest) as note_failure, closing(outcomes):
         for outcome in report.with_progress(outcomes, total, quiet):
             tally.add(outcome.facts)
             if outcome.error:
@@ -577,6 +588,8 @@ def _terminate(*_: object) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # The products that are left to numpy are small: its threads would mostly wait for each other, at full speed.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, choose_device
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import DiskError, OutputError, UsageError, VqtokError
 from vqtok.files import Job
 from vqtok.models.zoo import find_model
@@ -30,9 +30,11 @@ def encode_on_ray(
     device: str = "auto",
     tile: int = TILE_PIXELS,
     chunk_seconds: float = CHUNK_SECONDS,
+    precision: Precision = "float32",
+    jobs: int | None = None,
     existing: Existing = REFUSED,
     **how: Any,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode to shards, each with its items; outcomes come shard by shard, in any order.
 
     All nodes must see inputs, outputs and the model under the same names. Where an actor or its node dies another goes
@@ -42,6 +44,7 @@ def encode_on_ray(
         address: Of a cluster, or "auto" for the one that this machine is part of; by default one on this machine alone
             is started, unless this process has joined one already.
         device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
+        tile, chunk_seconds, precision, jobs: Of the actors, as for `Codecs`; by default they have one core each.
         how: What else `encode_shard` takes.
 
     Raises:
@@ -55,7 +58,14 @@ def encode_on_ray(
     with _ray(address) as ray:
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
-        codecs = {"model": model, "device": device, "tile": tile, "chunk_seconds": chunk_seconds}
+        codecs = {
+            "model": model,
+            "device": device,
+            "tile": tile,
+            "chunk_seconds": chunk_seconds,
+            "precision": precision,
+            "jobs": jobs or 1,
+        }
         results = (
             ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
             .map_batches(
@@ -63,7 +73,7 @@ def encode_on_ray(
                 fn_constructor_args=(codecs, how | {"existing": existing}),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(shards)),
-                num_cpus=1,
+                num_cpus=jobs or 1,
                 num_gpus=1 if device == "cuda" else 0,
             )
             .iter_rows()

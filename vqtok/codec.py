@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from vqtok.batches import Batches
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
 from vqtok.models.tokenizer import Tokenizer
+from vqtok.pipeline import ahead
 from vqtok.tiling import chunks, padded, windows
 from vqtok.tokens.grid import Tokens
 
 TILE_PIXELS = 1024
 CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
+BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
+"""Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
+
+Precision = Literal["float32", "bfloat16"]
 
 BLANK_STEPS = 17
 """Grid steps of grey or silence, of which the codes of the middle one are taken."""
@@ -28,15 +39,17 @@ BLANK_STEPS = 17
 class Codec:
     """Encode and decode pictures and sounds of any size with one tokenizer.
 
-    The network runs in float32 on one window of one item at a time, so that codes do not depend on what else is
-    encoded. A processor may round convolutions of other shapes otherwise, in the last bits, and once in a while the
-    nearest codebook vector is another then. So windows lie where the size of the medium alone puts them, whether it
-    is encoded from memory or as a stream. Only another `tile` moves them.
+    A processor may round convolutions of other shapes otherwise, in the last bits, and once in a while the nearest
+    codebook vector is another then. So windows lie where the size of the medium alone puts them, whether it is encoded
+    from memory or as a stream, and go to the network in `Batches`, so that codes depend neither on what else is encoded
+    nor on the number of threads. Only another `tile` moves windows. All methods may be called from many threads.
 
     Args:
         tokenizer: The model; a module must be on `device` already.
         tile: Side of the part of a picture that is computed at once, less the context about it.
         chunk_seconds: As much of a sound is decoded at once.
+        precision: What the network computes in; in bfloat16 codes differ from those in float32.
+        jobs: Processor cores to use; by default those that torch uses.
     """
 
     def __init__(
@@ -46,10 +59,17 @@ class Codec:
         *,
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
+        precision: Precision = "float32",
+        jobs: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.tile, self.chunk_seconds = tile, chunk_seconds
+        self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
+        on_processor = self.device.type == "cpu"
+        self._batches = Batches(
+            (jobs or torch.get_num_threads()) if on_processor else 1,
+            BATCH_POSITIONS["cpu" if on_processor else "cuda"],
+        )
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
@@ -71,9 +91,13 @@ class Codec:
             raise ModelError(f"this model codes pictures of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
         codes = np.empty((len(tokenizer.codebook_sizes), *grid), np.int32)
-        for (top, rows), (left, columns) in self._tiles(grid, tokenizer.encoder_context):
-            window = pixels[:, _scaled(top, stride), _scaled(left, stride)]
-            found = self._encode_window(padded(as_float(window), stride))
+
+        def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
+            window = pixels[:, *(_scaled(lies, stride) for lies, _ in tile)]
+            return self._encode_window(padded(as_float(window), stride))
+
+        for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._batches.workers):
+            (top, rows), (left, columns) = tile
             codes[:, _inner(top, rows), _inner(left, columns)] = found[:, rows, columns]
         return self._tokens(codes, (width, height), num_codebooks)
 
@@ -89,16 +113,18 @@ class Codec:
         self._check_modality("audio")
         assert tokenizer.sample_rate
         resampler = Resampler(sample_rate, tokenizer.sample_rate, channels)
-        codes = [
-            # One channel at a time: its codes must not depend on the others.
-            np.stack([self._encode_window(channel[None])[:, given] for channel in window], axis=1)
-            for window, given in chunks(
-                resampler.stream(pieces), self._core(CHUNK_SECONDS), tokenizer.encoder_context, tokenizer.stride
-            )
-        ]
-        joined = np.concatenate(codes, axis=2)
+        resampled, core = resampler.stream(pieces), self._core(CHUNK_SECONDS)
+        # One channel at a time: its codes must not depend on the others.
+        windows = (
+            (channel[None], given)
+            for window, given in chunks(resampled, core, tokenizer.encoder_context, tokenizer.stride)
+            for channel in window
+        )
+        encoded = ahead(lambda window: self._encode_window(window[0]), windows, self._batches.workers)
+        codes = [found[:, given] for (_, given), found in encoded]
+        planes = [np.concatenate(codes[channel::channels], axis=1) for channel in range(channels)]
         size = resampler.taken, sample_rate, channels
-        return self._tokens(joined if channels > 1 else joined[:, 0], size, num_codebooks)
+        return self._tokens(np.stack(planes, axis=1) if channels > 1 else planes[0], size, num_codebooks)
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
@@ -160,6 +186,7 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
+            metadata={} if self.precision == "float32" else {"precision": self.precision},
         )
         return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
 
@@ -175,11 +202,16 @@ class Codec:
     def _decoded_tiles(self, tokens: Tokens) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float32]]]:
         """Give the tiles of a picture and where they belong."""
         stride = self.tokenizer.stride
-        for (top, rows), (left, columns) in self._tiles(tokens.grid, self.tokenizer.decoder_context):
-            tile = self._decode_window(tokens.codes[:, top, left])[:, _scaled(rows, stride), _scaled(columns, stride)]
+        width, height = tokens.size
+
+        def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.float32]]:
+            return self._decode_window(tokens.codes[:, *(lies for lies, _ in tile)])
+
+        tiles = self._tiles(tokens.grid, self.tokenizer.decoder_context)
+        for ((top, rows), (left, columns)), decoded in ahead(submit, tiles, self._batches.workers):
             where = slice(None), _scaled(_inner(top, rows), stride), _scaled(_inner(left, columns), stride)
-            width, height = tokens.size
-            yield where, tile[:, : height - where[1].start, : width - where[2].start]
+            given = decoded[:, _scaled(rows, stride), _scaled(columns, stride)]
+            yield where, given[:, : height - where[1].start, : width - where[2].start]
 
     def _decoded_chunks(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
         """Give the pieces of a sound at the model's rate."""
@@ -187,24 +219,55 @@ class Codec:
         samples, sample_rate, channels = tokens.size
         missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
         planes = tokens.codes.reshape(tokens.num_codebooks, channels, -1)
-        for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context):
-            decoded = [self._decode_window(planes[:, i, lies])[0, _scaled(given, stride)] for i in range(channels)]
-            yield np.stack(decoded)[:, :missing]
-            missing -= decoded[0].size
+        parts = (
+            (plane, lies, given)
+            for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context)
+            for plane in planes.swapaxes(0, 1)
+        )
 
-    def _encode_window(self, item: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Give the codes `(num_codebooks, *grid)` of media `(channels, *size)`."""
-        x = torch.from_numpy(np.ascontiguousarray(item))[None].to(self.device)
+        def submit(part: tuple[NDArray[np.int32], slice, slice]) -> Future[NDArray[np.float32]]:
+            plane, lies, _ = part
+            return self._decode_window(plane[:, lies])
+
+        decoded = (found[0, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._batches.workers))
+        while piece := list(itertools.islice(decoded, channels)):
+            yield np.stack(piece)[:, :missing]
+            missing -= piece[0].size
+
+    def _encode_window(self, item: NDArray[np.float32]) -> Future[NDArray[np.int32]]:
+        """Compute the codes `(num_codebooks, *grid)` of media `(channels, *size)`."""
+        return self._batches.submit(self._encode, item, math.prod(item.shape[1:]))
+
+    def _decode_window(self, codes: NDArray[np.int32]) -> Future[NDArray[np.float32]]:
+        """Compute the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
+        steps = codes.shape[1:]
+        return self._batches.submit(self._decode, codes, math.prod(steps) * self.tokenizer.stride ** len(steps))
+
+    def _encode(self, batch: NDArray[np.float32]) -> NDArray[np.int32]:
+        x = self._on_device(batch)
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        codes: NDArray[np.int32] = self.tokenizer.encode(x)[0].to(torch.int32).cpu().numpy()
+        with self._computing():
+            codes: NDArray[np.int32] = self.tokenizer.encode(x).to(torch.int32).cpu().numpy()
         return codes
 
-    def _decode_window(self, codes: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Give the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
-        media: NDArray[np.float32] = (
-            self.tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None].to(self.device))[0].cpu().numpy()
-        )
+    def _decode(self, batch: NDArray[np.int32]) -> NDArray[np.float32]:
+        codes = self._on_device(batch).long()
+        with self._computing():
+            media: NDArray[np.float32] = self.tokenizer.decode(codes).float().cpu().numpy()
         return media
+
+    def _on_device(self, batch: NDArray[Any]) -> Tensor:
+        x = torch.from_numpy(batch)
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Let the network compute in the precision asked for, on GPUs without TF32."""
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        on_gpu = self.device.type == "cuda"
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if on_gpu else nullcontext()
+        with torch.inference_mode(), autocast, exact:
+            yield
 
 
 def choose_device(name: str) -> torch.device:

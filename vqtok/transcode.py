@@ -1,41 +1,54 @@
-"""Files to token files and back: one job after the other, a failed one reported and the rest done."""
+"""Files to token files and back: many at once, told of in order, a failed one reported and the rest done."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_model
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
-from vqtok.media.audio import audio_writer, open_audio
+from vqtok.media.audio import audio_info, audio_writer, open_audio
 from vqtok.media.base import Media, spool
-from vqtok.media.image import read_pixels, write_pixels
+from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
+from vqtok.pipeline import Room, in_order
+from vqtok.processes import HERE, Processes
 from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Parts, parse_header, parse_parts, parse_whole, read_header
+from vqtok.tokens.header import Coder, Header, Parts, parse_header, parse_parts, parse_whole, read_header
 from vqtok.tokens.shard import Shard
-from vqtok.tokens.shard_writer import ShardWriter
-from vqtok.tokens.vqt import ChosenCoder, dump, load_parts
+from vqtok.tokens.vqt import ChosenCoder, dump, dump_joint, load_parts
 
 logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
+ITEMS_AHEAD = 64
+"""Items under way at once: enough to fill batches with windows of small pictures."""
+ROOM_BYTES = 1 << 29
+"""Memory for the media of all items under way; one that takes more is worked on by itself."""
+BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 16, 32
+"""Of memory that it takes to encode or decode a medium, counted with Pillow's copies and float32 windows."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ class Codecs:
 
     Args:
         model: Name or path of the model for everything; by default the bundled model of each modality.
-        tile, chunk_seconds: As for `Codec`; as much of a sound is also read at once.
+        tile, chunk_seconds, precision: As for `Codec`; as much of a sound is also read at once.
+        jobs: Processor cores to use, for the network and for coding its codes; by default those that torch uses.
     """
 
     def __init__(
@@ -63,17 +77,29 @@ class Codecs:
         *,
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
+        precision: Precision = "float32",
+        jobs: int | None = None,
     ) -> None:
         self.model, self.device = model, device
-        self.tile, self.chunk_seconds = tile, chunk_seconds
+        self.jobs = jobs or torch.get_num_threads()
+        self._how: dict[str, Any] = {
+            "tile": tile,
+            "chunk_seconds": chunk_seconds,
+            "precision": precision,
+            "jobs": self.jobs,
+        }
         self._loaded: dict[Path, Codec] = {}
+        self._of: dict[str, Codec] = {}
+        self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
-        path = find_model(self.model or modality)
-        if path not in self._loaded:
-            model = load_model(path).to(self.device)
-            self._loaded[path] = Codec(model, self.device, tile=self.tile, chunk_seconds=self.chunk_seconds)
-        return self._loaded[path]
+        with self._loading:
+            if modality not in self._of:
+                path = find_model(self.model or modality)
+                if path not in self._loaded:
+                    self._loaded[path] = Codec(load_model(path).to(self.device), self.device, **self._how)
+                self._of[modality] = self._loaded[path]
+        return self._of[modality]
 
 
 def encode(
@@ -141,24 +167,23 @@ def encode_files(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = REFUSED,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode media files to token files; an outcome a job, in order."""
 
-    def encode(job: Job) -> Outcome:
+    def encode(job: Job, share: Share) -> Outcome:
+        if _settled(job, existing, lambda target: _is_current(read_header(target), codecs)):
+            return _skipped(job)
         with _open_medium(job.source) as (medium, kind):
             codec = codecs.get(kind)
-            identity = codec.tokenizer.identity[:8]
-            if _settled(job, existing, lambda target: read_header(target).model == identity):
-                return _skipped(job)
-            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
+            with share.room.take(_bytes_held(medium, kind, codec)):
+                tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        encoded = share.processes.call(dump, tokens, model=codec.tokenizer.entropy_model, coder=coder)
         with _output(job.target) as file:
             file.write(encoded)
         header, _ = parse_header(encoded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
-    for job in jobs:
-        yield _attempt(job, encode)
+    return _at_once(jobs, codecs, lambda job: job, encode)
 
 
 def encode_shard(
@@ -170,7 +195,7 @@ def encode_shard(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = REFUSED,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode media files, each with its key, to one shard; an outcome an item, in order.
 
     Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
@@ -184,11 +209,17 @@ def encode_shard(
     codec = codecs.get("audio" if "audio" in kinds else "image")
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
-    def add(writer: ShardWriter, key: str, job: Job) -> Outcome:
-        with _open_medium(job.source) as (medium, kind):
+    def code(item: tuple[str, Path], share: Share) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
+        key, source = item
+        if key in kept:
+            return _skipped(Job(source, shard, key))
+        with _open_medium(source) as (medium, kind), share.room.take(_bytes_held(medium, kind, codec)):
             tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+        return tokens, share.processes.call(dump_joint, tokens, model=codec.tokenizer.entropy_model, coder=coder)
+
+    def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
         with growing(shard):
-            header = writer.add(key, tokens, codec.tokenizer.entropy_model, coder)
+            header = writer.add_coded(key, tokens, *coded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
     if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
@@ -200,17 +231,18 @@ def encode_shard(
                 check_model(writer.header.model, codec.tokenizer.identity)
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
-        for key, source in items:
-            job = Job(source, shard)
-            if key in writer.keys:
-                yield _skipped(Job(source, shard, key))
-            else:
-                yield _attempt(job, functools.partial(add, writer, key))
+        kept = frozenset(writer.keys)
+        with closing(_at_once(items, codecs, lambda item: Job(item[1], shard), code)) as results:
+            for (key, source), result in zip(items, results, strict=True):
+                if isinstance(result, Outcome):
+                    yield result
+                else:
+                    yield _attempt(Job(source, shard), functools.partial(add, key, *result))
 
 
 def encode_shards(
     shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Encode to several shards, one after another, each with its items, as `encode_shard` does."""
     for shard, items in shards:
         yield from encode_shard(items, shard, codecs, **how)
@@ -233,7 +265,7 @@ def decode_files(
     num_codebooks: int | None = None,
     salvage: bool = False,
     existing: Existing = REFUSED,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Decode token files, and items of shards and exports, to media files; an outcome a job, in order.
 
     Args:
@@ -241,14 +273,15 @@ def decode_files(
     """
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
-    def decode(job: Job) -> Outcome:
+    def decode(job: Job, share: Share) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
         error = None
         items = opened(job.source)
         if items is None:
-            codec, tokens, parts = _load_tokens(read_bytes(job.source), codecs, num_codebooks, salvage)
+            data = read_bytes(job.source)
+            codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage, share.processes)
             facts = token_facts(job.source, parts.header)
             if parts.damage:
                 error = MediaError(f"{job.name}: {_losses(parts)}")
@@ -257,16 +290,40 @@ def decode_files(
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)
             facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
-        with _output(job.target) as file:
+        pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
+        with share.room.take(BYTES_PER_PIXEL * pixels), _output(job.target) as file:
             _decode_tokens(tokens, codec, num_codebooks, file, job.target)
         used = num_codebooks or tokens.num_codebooks
         return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used}, error)
 
-    for job in jobs:
-        yield _attempt(job, decode)
+    return _at_once(jobs, codecs, lambda job: job, decode)
 
 
-def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
+@dataclass(frozen=True)
+class Share:
+    """What items under way at once have in common."""
+
+    processes: Processes
+    room: Room
+
+
+def _at_once(
+    items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Share], Result]
+) -> Generator[Result | Outcome, None, None]:
+    """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
+    several = len(items) > 1
+    with Processes(codecs.jobs if several and codecs.jobs > 1 else 0) as processes:
+        share = Share(processes, Room(ROOM_BYTES))
+        yield from in_order(
+            lambda item: _attempt(job_of(item), lambda _: work(item, share)),
+            items,
+            ITEMS_AHEAD,
+            here=lambda item: not several or _may_wait(job_of(item).source),
+            on_stop=processes.kill,
+        )
+
+
+def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
     try:
         with naming(job.name):
             return work(job)
@@ -281,6 +338,28 @@ def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     except (MemoryError, torch.OutOfMemoryError):
         error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
     return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
+
+
+def _may_wait(source: Path) -> bool:
+    """Tell whether reading it may take for ever: standard input or a pipe."""
+    if source == STDIO or isinstance(source, RemotePath):
+        return source == STDIO
+    try:
+        return not stat.S_ISREG(os.stat(source).st_mode)
+    except OSError:  # Reading it will say.
+        return False
+
+
+def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
+    """Estimate how much memory it takes to encode a file."""
+    if not isinstance(source, Path):
+        return 0  # of a pipe, which nothing else is done beside
+    if kind == "image":
+        return BYTES_PER_PIXEL * num_pixels(source)
+    samples, sample_rate, channels = audio_info(source)
+    if codec.tokenizer.encoder_context is not None:
+        samples = min(samples, round(codec.chunk_seconds * sample_rate))
+    return BYTES_PER_SAMPLE * samples * channels
 
 
 def _skipped(job: Job) -> Outcome:
@@ -305,6 +384,10 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
         return is_done(job.target)
     except (VqtokError, OSError):
         return False
+
+
+def _is_current(header: Header, codecs: Codecs) -> bool:
+    return header.model == codecs.get(header.modality).tokenizer.identity[:8]
 
 
 @contextmanager
@@ -359,13 +442,18 @@ def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file
 
 
 def _load_tokens(
-    data: bytes, codecs: Codecs, num_codebooks: int | None, salvaging: bool = False
+    data: bytes,
+    codecs: Codecs,
+    num_codebooks: int | None,
+    salvaging: bool = False,
+    processes: Processes = HERE,
 ) -> tuple[Codec, Tokens, Parts]:
     parts = parse_parts(data) if salvaging else parse_whole(data)
     codec = codecs.get(parts.header.modality)
     check_model(parts.header.model, codec.tokenizer.identity)
-    blank = codec.blank() if parts.damage else ()
-    return codec, load_parts(data, parts, codec.tokenizer.entropy_model, num_codebooks, blank), parts
+    read = functools.partial(load_parts, blank=codec.blank() if parts.damage else ())
+    model = codec.tokenizer.entropy_model
+    return codec, processes.call(read, data, parts, model=model, num_codebooks=num_codebooks), parts
 
 
 def _losses(parts: Parts) -> str:

@@ -107,6 +107,12 @@ def image_size(source: Source) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def num_pixels(source: Source) -> int:
+    """Return how many pixels a picture has without decoding it; raises as `image_size`."""
+    with _opened(source) as image:
+        return image.width * image.height
+
+
 def write_image(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
     """Write a grey or sRGB picture with 8 bits a channel; values beyond [-1, 1] are clipped.
 

@@ -13,7 +13,7 @@ from vqtok.errors import CorruptFileError, OutputError, UsageError, WrongModelEr
 from vqtok.files import atomic_open, make_folder, naming
 from vqtok.tokens.fields import Buffer
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Header
+from vqtok.tokens.header import Coder, Header
 from vqtok.tokens.index import (
     GROUP,
     HASH_BYTES,
@@ -82,12 +82,15 @@ class ShardWriter:
             ModelError: the entropy model lacks what the coder needs.
             ValueError: a key that is empty or too long, or metadata that is no JSON or longer than 64 KiB.
         """
+        return self.add_coded(key, tokens, *dump_joint(tokens, entropy_model, coder))
+
+    def add_coded(self, key: str, tokens: Tokens, coder: Coder, payload: bytes) -> Header:
+        """Write tokens as `add` does, which `dump_joint` has coded already."""
         model_rate = self._model_rate if tokens.modality == "audio" else 0
         like = ShardHeader(
             tokens.modality, tokens.model, tokens.codebook_sizes, tokens.stride, tokens.size[1:], model_rate
         )
         header = self._fitting(key, like)
-        coder, payload = dump_joint(tokens, entropy_model, coder)
         record = pack_record(header, key, coder, tokens.size, tokens.grid, tokens.metadata, payload)
         self._write(header, key, record)
         return parse_record(header, record, 0, len(record), check=False).header(header)

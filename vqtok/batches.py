@@ -1,0 +1,111 @@
+"""Run a network on windows from many threads, in batches whose size depends on the shape of the windows alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Array: TypeAlias = NDArray[Any]
+Run: TypeAlias = Callable[[Array], Array]
+
+
+class _Kind(NamedTuple):
+    """What windows have in common that may share a batch."""
+
+    run: Run
+    shape: tuple[int, ...]
+    positions: int
+
+
+class Batches:
+    """Worker threads that run functions `(batch, *shape) -> (batch, *shape)` on batches of windows of one shape.
+
+    Libraries round convolutions by the shape of the batch and by the number of threads that share it. So that what
+    comes out for a window depends neither on what else is computed nor on the number of workers, each batch is computed
+    by a single thread, and the batches of windows of one shape have all the same size: large windows come one by one,
+    small ones are filled up with zeros.
+
+    Args:
+        workers: Threads, each of which keeps one processor core busy.
+        positions: Pixels or samples of a batch, unless one window has more.
+    """
+
+    def __init__(self, workers: int, positions: int) -> None:
+        self.workers, self._positions = workers, positions
+        self._pool = ThreadPoolExecutor(workers, "vqtok-network", _compute_alone, (torch.get_num_threads(),))
+        self._lock = threading.Lock()
+        self._waiting: dict[_Kind, list[tuple[Array, Future[Array]]]] = {}
+        self._limits: dict[_Kind, int] = {}
+        """Sizes of batches, where memory does not suffice for others."""
+
+    def submit(self, run: Run, window: Array, positions: int) -> Future[Array]:
+        """Run a function on a window without its batch axis, of so many pixels or samples."""
+        future: Future[Array] = Future()
+        with self._lock:
+            self._waiting.setdefault(_Kind(run, window.shape, positions), []).append((window, future))
+        # As many calls as windows; those that come after a full batch find nothing left to do.
+        self._pool.submit(self._take)
+        return future
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                return
+            full = (kind for kind, waiting in self._waiting.items() if len(waiting) >= self._size(kind))
+            kind = next(full, next(iter(self._waiting)))  # else the one that has waited longest
+            waiting, size = self._waiting.pop(kind), self._size(kind)
+            if waiting[size:]:
+                self._waiting[kind] = waiting[size:]
+        batch = [(window, future) for window, future in waiting[:size] if future.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            results = self._compute(kind, [window for window, _ in batch])
+        except BaseException as error:
+            for _, future in batch:
+                future.set_exception(error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+
+    def _size(self, kind: _Kind) -> int:
+        return self._limits.get(kind, max(1, self._positions // kind.positions))
+
+    def _compute(self, kind: _Kind, windows: list[Array]) -> list[Array]:
+        """Run a batch, filled up; where memory does not suffice, smaller ones, from here on."""
+        results: list[Array] = []
+        while len(results) < len(windows):
+            size = self._size(kind)
+            part = windows[len(results) :][:size]
+            batch = np.zeros((size, *kind.shape), windows[0].dtype)
+            batch[: len(part)] = part
+            try:
+                results += list(kind.run(batch)[: len(part)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._limits[kind] = math.ceil(size / 2)
+                logger.warning("not enough memory for batches of %d; going on with %d", size, self._limits[kind])
+            if size > self._size(kind) and torch.cuda.is_available():
+                torch.cuda.empty_cache()  # Only here, since the exception held on to what had been allocated.
+        return results
+
+
+def _compute_alone(threads: int) -> None:
+    """Let this thread compute by itself, and others that start after it with so many threads, as before."""
+    torch.get_num_threads()  # which sets them, when first asked in a thread
+    torch.set_num_threads(1)
+    # That was also for threads yet to start, which another call, in a thread without further work, makes good.
+    other = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    other.start()
+    other.join()
