@@ -281,8 +281,15 @@ def encode(
             encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
         )
     manifest = as_path(failures) if failures else work.failures
+
+    def at_end() -> None:
+        if work.is_of_torchrun:
+            from vqtok.training.distributed import wait_for_others
+
+            wait_for_others()
+
     with report.stdout_for_json() if on_cluster else nullcontext():
-        _tell(outcomes, work.total, report.encoded_line, manifest, json=json, quiet=quiet)
+        _tell(outcomes, work.total, report.encoded_line, manifest, json=json, quiet=quiet, at_end=at_end)
 
 
 @command
@@ -528,6 +535,7 @@ def _tell(
     *,
     json: bool,
     quiet: bool,
+    at_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
     from vqtok import report
@@ -549,6 +557,7 @@ def _tell(
                 report.print_json(outcome.facts)
     if (total > 1 or tally.skipped) and not quiet:
         report.say(str(tally))
+    at_end()
     if exit_code:
         raise typer.Exit(exit_code)
 

@@ -29,6 +29,8 @@ class Work:
     """Where to note what fails."""
     share: str = ""
     """Which share of all this is, if it was not asked for."""
+    is_of_torchrun: bool = False
+    """Whether other processes that torchrun started do the other shares."""
 
     @property
     def total(self) -> int:
@@ -70,7 +72,12 @@ def plan_encoding(
         raise UsageError(f"-o {output}: to write a shard give --shard {output}")
     jobs = plan_jobs(inputs, output, suffix=".vqt", accepts=_is_medium, what="images or sounds", listed=listed)
     part = jobs.split(share.count)[share.index]
-    return Work(part, (), failures_beside(output, len(jobs), _named(share)), _told(share, len(part), len(jobs)))
+    return Work(
+        jobs=part,
+        failures=failures_beside(output, len(jobs), _named(share)),
+        share=_told(share, len(part), len(jobs)),
+        is_of_torchrun="RANK" in share.source,
+    )
 
 
 def _plan_shards(
@@ -91,8 +98,12 @@ def _plan_shards(
         for index in share.indices
         if len(parts[index])
     ]
-    failures = failures_beside(shard, len(items), _named(share) if is_folder else "")
-    return Work(WorkList(), shards, failures, _told(share, sum(len(part) for _, part in shards), len(items)))
+    return Work(
+        shards=shards,
+        failures=failures_beside(shard, len(items), _named(share) if is_folder else ""),
+        share=_told(share, sum(len(part) for _, part in shards), len(items)),
+        is_of_torchrun="RANK" in share.source,
+    )
 
 
 def _is_medium(path: Path) -> bool:
