@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.remote import RemotePath, as_path
-from vqtok.worklist import Listed, WorkList, absolute, walk
+from vqtok.worklist import Listed, WorkList, absolute, files_below
 
 STDIO = Path("-")
 """Standard input or output, as a path."""
@@ -219,7 +219,7 @@ class _Jobs:
 
 def _names_below(folder: Path, accepts: Callable[[Path], bool], what: str) -> Iterator[str]:
     name = None
-    for name in walk(folder, accepts):
+    for name in files_below(folder, accepts):
         yield name
     if name is None:
         raise MediaError(f"{folder}: no {what} in this folder")

@@ -121,7 +121,7 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
         raise UsageError(f"{name}={environment[name]}: is no number; give --num-tasks and --task-index") from None
 
 
-def walk(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
+def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
     """Give the files below a folder that are accepted, by their paths in it, part by part in order.
 
     Links to folders are followed, but not back to a folder that they lie in. A folder that cannot be listed is given
