@@ -255,7 +255,8 @@ def encode(
         task_index=task_index,
         on_cluster=on_cluster,
     )
-    _refuse_terminal(work.jobs, json)
+    if STDIO in (inputs or []) or output == "-":
+        _refuse_terminal(work.jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
     from vqtok.outputs import Existing
@@ -355,7 +356,8 @@ def decode(
         items=items,
         stem=stem,
     )
-    _refuse_terminal(jobs, json)
+    if STDIO in inputs or output == "-":
+        _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
     from vqtok.failures import failures_beside

@@ -13,7 +13,7 @@ from typing import Any
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import DiskError, OutputError, UsageError, VqtokError
 from vqtok.files import Job
-from vqtok.models.zoo import find_model
+from vqtok.models.zoo import bundled_models, find_model
 from vqtok.outputs import REFUSED, Existing
 from vqtok.remote import as_path
 from vqtok.transcode import Codecs, Outcome, encode_shard
@@ -51,7 +51,10 @@ def encode_on_ray(
         UsageError: Ray is not installed or not there. ModelError: no such model. OutputError: a shard exists.
         DiskError: the disk is full or read-only.
     """
-    model = absolute(find_model(model)) if model is not None else None
+    if model is not None:
+        find_model(model)
+        if model not in bundled_models() and Path(model).is_file():
+            model = absolute(Path(model))
     if not existing.overwrite and not existing.skip:
         _refuse_existing(path for path, _ in shards)
         existing = Existing(skip=True)  # What is there from now on, an actor that died has left.
