@@ -63,7 +63,11 @@ FailureFile = Annotated[
     typer.Option("--failures", metavar="FILE", help="Where failures are noted; default: beside several outputs."),
 ]
 Model = Annotated[
-    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model file or name; default: the bundled one.")
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="File, folder or name (see vqtok models); else a bundled one."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
@@ -112,7 +116,7 @@ def command(function: Command) -> Command:
                 _complain(f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: {error}")
             raise typer.Exit(1) from None
 
-    app.command()(run)
+    app.command(function.__name__.removesuffix("_checkpoint"))(run)  # `import` is a word of Python
     return function
 
 
@@ -212,6 +216,31 @@ def train(
 
 
 @command
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .ckpt, .pt or .safetensors file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    config: Annotated[Path | None, typer.Option(metavar="YAML", help="The config that belongs to it.")] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq, if not by itself.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn a checkpoint of another project into a model."""
+    from vqtok import report
+    from vqtok.facts import inspect as inspect_model
+    from vqtok.models.importers import import_checkpoint as run_import
+
+    facts = inspect_model(run_import(checkpoint, output, config=config, family=family, force=force).model)
+    if json:
+        report.print_json(facts)
+    elif not quiet:
+        report.show_facts(facts)
+
+
+@command
 def encode(
     inputs: Annotated[list[Path] | None, INPUTS] = None,
     output: Output = None,
@@ -219,6 +248,7 @@ def encode(
     num_tasks: NumTasks = None,
     task_index: TaskIndex = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     shard: Shard = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
@@ -259,12 +289,14 @@ def encode(
         _refuse_terminal(work.jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.outputs import Existing
     from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, encode_files, encode_shards
 
     if work.share and not quiet:
         report.say(work.share)
+    model = at_revision(model, revision)
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
         "mono": mono,
@@ -301,6 +333,7 @@ def decode(
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
     ] = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode what is whole of long files that are damaged.")
@@ -343,7 +376,7 @@ def decode(
         except (VqtokError, OSError):
             return ".png"
 
-    if keys and not (len(inputs) == 1 and items(inputs[0])):
+    if keys and not (len(inputs) == 1 and (items(inputs[0]) or not inputs[0].exists())):
         raise UsageError("--key chooses items of a shard or export; give one shard or export")
     if keys and len(keys) == 1 and output is None:
         output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
@@ -361,9 +394,11 @@ def decode(
     from vqtok import report
     from vqtok.codec import choose_device
     from vqtok.failures import failures_beside
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.outputs import Existing
     from vqtok.transcode import Codecs, decode_files
 
+    model = at_revision(model, revision)
     codecs = Codecs(
         model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
     )
@@ -482,6 +517,32 @@ def export(
 
 
 @command
+def convert(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy.")
+    ],
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="The model that made the codes.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Where codes come without: WIDTHxHEIGHT, or SAMPLES[@HZ].")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn other tools' token files into token files, and token files into arrays."""
+    from vqtok import report
+    from vqtok.conversion import convert_files, plan_conversions
+
+    conversions = plan_conversions(inputs, output, model)
+    outcomes = convert_files(conversions, model, size=size, overwrite=force)
+    _tell(outcomes, len(conversions), report.converted_line, json=json, quiet=quiet)
+
+
+@command
 def inspect(
     inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="What to look at.")],
     model: Model = None,
@@ -497,6 +558,7 @@ def inspect(
     from vqtok.facts import inspect as inspect_file
     from vqtok.facts import shard_items, token_files
     from vqtok.facts import usage as count_usage
+    from vqtok.models.zoo import is_adapted
 
     if plot is not None and not usage:
         raise UsageError("--plot draws what --usage counts; give both")
@@ -507,7 +569,9 @@ def inspect(
         report.print_json(facts) if json else report.show_usage(facts)
         return
     exit_code = 0
-    files = [str(file) for name in inputs for file in (token_files([name]) if Path(name).is_dir() else [name])]
+    files: list[str] = []
+    for name in inputs:
+        files += map(str, token_files([name])) if Path(name).is_dir() and not is_adapted(name) else [name]
     for name in files:
         try:
             facts = inspect_file(name, model)
@@ -529,11 +593,24 @@ def inspect(
         raise typer.Exit(exit_code)
 
 
+@command
+def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List the models that go by name: bundled, in the Hugging Face cache, of packages, on the Hub."""
+    from vqtok import report
+    from vqtok.models.catalogue import list_models
+
+    if json:
+        for facts in list_models():
+            report.print_json(facts)
+    else:
+        report.show_models(list_models())
+
+
 def _tell(
     outcomes: Generator[Outcome, None, None],
     total: int,
     line: Callable[[dict[str, Any]], str],
-    manifest: Path | None,
+    manifest: Path | None = None,
     *,
     json: bool,
     quiet: bool,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
-from vqtok.errors import DiskError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
 from vqtok.files import Job
-from vqtok.models.zoo import bundled_models, find_model
+from vqtok.models.zoo import bundled_models
 from vqtok.outputs import REFUSED, Existing
 from vqtok.remote import as_path
 from vqtok.transcode import Codecs, Outcome, encode_shard
@@ -51,10 +51,8 @@ def encode_on_ray(
         UsageError: Ray is not installed or not there. ModelError: no such model. OutputError: a shard exists.
         DiskError: the disk is full or read-only.
     """
-    if model is not None:
-        find_model(model)
-        if model not in bundled_models() and Path(model).is_file():
-            model = absolute(Path(model))
+    if model is not None and model not in bundled_models() and Path(model).exists():
+        model = absolute(Path(model))
     if not existing.overwrite and not existing.skip:
         _refuse_existing(path for path, _ in shards)
         existing = Existing(skip=True)  # What is there from now on, an actor that died has left.
@@ -83,7 +81,7 @@ def encode_on_ray(
         )
         for row in results:
             for outcome in pickle.loads(row["outcomes"]):
-                if isinstance(outcome.error, DiskError):
+                if isinstance(outcome.error, DiskError | ModelError):  # which all others would have, too
                     raise outcome.error
                 yield outcome
 

@@ -26,8 +26,7 @@ from vqtok.media.base import Media, spool
 from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
-from vqtok.models.weights import load_model
-from vqtok.models.zoo import find_model
+from vqtok.models.zoo import open_tokenizer
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.pipeline import Room, in_order
 from vqtok.processes import HERE, Processes
@@ -88,18 +87,15 @@ class Codecs:
             "precision": precision,
             "jobs": self.jobs,
         }
-        self._loaded: dict[Path, Codec] = {}
-        self._of: dict[str, Codec] = {}
+        self._loaded: dict[str, Codec] = {}
         self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
+        name = self.model or modality
         with self._loading:
-            if modality not in self._of:
-                path = find_model(self.model or modality)
-                if path not in self._loaded:
-                    self._loaded[path] = Codec(load_model(path).to(self.device), self.device, **self._how)
-                self._of[modality] = self._loaded[path]
-        return self._of[modality]
+            if name not in self._loaded:
+                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, **self._how)
+        return self._loaded[name]
 
 
 def encode(
@@ -284,7 +280,7 @@ def decode_files(
             codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage, share.processes)
             facts = token_facts(job.source, parts.header)
             if parts.damage:
-                error = MediaError(f"{job.name}: {_losses(parts)}")
+                error = MediaError(f"{job.name}: {_losses(parts)} in {'stdout' if job.target == STDIO else job.target}")
                 facts |= losses(*parts[:2]) | {"error": str(error), "exit_code": error.exit_code}
         else:
             tokens = _item(items, job.key)
@@ -466,7 +462,7 @@ def _losses(parts: Parts) -> str:
         stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
     if not stretches:
-        return f"damaged, but nothing is lost ({parts.damage})"
+        return f"damaged ({parts.damage}), but nothing is lost"
     return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
 
 
