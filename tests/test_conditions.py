@@ -161,16 +161,16 @@ def test_read_only_disk(start, album, image_model, small_disk, tmp_path, verb):
 # Permissions.
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "output", "shard"])
+@pytest.mark.parametrize("what", ["file", "folder", "folder of a shard", "output", "shard"])
 def test_permission_denied(start, album, image_model, place, what):
     inputs, out = place / "in", place / "out"
     shutil.copytree(album, inputs)
     shutil.copy(image_model, place / "m.safetensors")
     out.mkdir(mode=0o777)
     out.chmod(0o777)
-    closed = {"file": inputs / "02.png", "folder": inputs / "deep", "output": out, "shard": out}[what]
+    closed = inputs / "02.png" if what == "file" else inputs / "deep" if "folder" in what else out
     closed.chmod(0)
-    target = ["--shard", out / "x.vqts"] if what == "shard" else ["-o", out]
+    target = ["--shard", out / "x.vqts"] if "shard" in what else ["-o", out]
     run = start("encode", inputs, *target, "--model", place / "m.safetensors", before=drop_privileges)
     assert run.wait() == 1
     closed.chmod(0o777)
@@ -182,6 +182,9 @@ def test_permission_denied(start, album, image_model, place, what):
         gone = {"02.vqt"} if what == "file" else {name for name in names if name.startswith("deep")}
         assert whole(out) == names - gone | {"failures.jsonl"}
         assert json.loads((out / "failures.jsonl").read_text())["path"] == str(closed)
+    elif what == "folder of a shard":
+        assert whole(out) == {"x.vqts", "x.failures.jsonl"}
+        assert len(vqtok.open_shard(out / "x.vqts")) == 6
     else:
         assert whole(out) == set()
 

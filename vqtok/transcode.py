@@ -199,7 +199,7 @@ def encode_shard(
     Raises:
         UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
     """
-    kinds = {modality_of(source) or kind_of(source) for _, source in items}
+    kinds = {_kind(source) for _, source in items}
     if {"image", "audio"} <= kinds and codecs.model is None:
         raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
     codec = codecs.get("audio" if "audio" in kinds else "image")
@@ -234,6 +234,14 @@ def encode_shard(
                     yield result
                 else:
                     yield _attempt(Job(source, shard), functools.partial(add, key, *result))
+
+
+def _kind(source: Path) -> str | None:
+    """Tell what a file will be; one that cannot be read now will say so when its turn comes."""
+    try:
+        return modality_of(source) or kind_of(source)
+    except MediaError:
+        return None
 
 
 def encode_shards(
