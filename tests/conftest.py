@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,10 @@ from typer.testing import CliRunner, Result
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Processes that are killed by the dozen start from one that has loaded everything.
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["vqtok.cli", "vqtok.report", "vqtok.planning", "vqtok.transcode", "vqtok.models.weights"])
 
 MAKE_MODEL = Callable[..., Path]
 RUN = Callable[..., Result]
@@ -131,3 +140,76 @@ def run(bundled: Path) -> Iterator[RUN]:
 
     yield invoke
     root.handlers[:], root.level = handlers, level
+
+
+class Started:
+    """A command line that runs in a process of its own.
+
+    Args:
+        before: Is called in the process first.
+    """
+
+    def __init__(self, folder: Path, *args: object, before: Callable[[], object] | None = None) -> None:
+        self.folder = folder
+        arguments = [os.fspath(x) if isinstance(x, Path) else str(x) for x in args]
+        self.process: ForkServerProcess = forks.Process(target=_run, args=(folder, arguments, before))
+        self.process.start()
+
+    def send(self, number: signal.Signals, after: float = 0.0) -> None:
+        """Send it a signal so many seconds after it has begun to work, unless it has ended."""
+        self.await_begin()
+        time.sleep(0.005 + after)
+        if self.process.is_alive():
+            assert self.process.pid
+            os.kill(self.process.pid, number)
+
+    def await_begin(self) -> None:
+        ready = self.folder / "ready"
+        while self.process.is_alive() and not (ready.exists() and ready.stat().st_size):
+            time.sleep(0.001)
+
+    def wait(self) -> int:
+        """Give its exit code."""
+        self.process.join(120)
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text(errors="surrogateescape")
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text(errors="surrogateescape")
+
+
+def _run(folder: Path, arguments: list[str], before: Callable[[], object] | None) -> None:
+    from vqtok.cli import main
+
+    sys.argv = ["vqtok", *arguments]
+    out, err, ready = (
+        os.open(folder / name, os.O_CREAT | os.O_WRONLY, 0o666) for name in ("stdout", "stderr", "ready")
+    )
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    if before:
+        before()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.write(ready, b"!")
+    main()
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """Give a function that starts a command line in a process of its own, in hardly any time."""
+    running: list[Started] = []
+
+    def begin(*args: object, before: Callable[[], object] | None = None) -> Started:
+        running.append(Started(tmp_path_factory.mktemp("streams"), *args, before=before))
+        return running[-1]
+
+    yield begin
+    for started in running:
+        started.process.kill()
+        started.process.join()
+        started.process.close()

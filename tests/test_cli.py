@@ -417,7 +417,7 @@ def test_bad_inputs_among_good_ones(run, album, tmp_path):
     assert result.exit_code == 1
     assert result.stderr.count("error: ") == 2
     assert result.stderr.endswith("3 done, 0 skipped, 2 failed\n")
-    assert files_in(tmp_path / "out") == ["a.vqt", "deep/b.vqt", "deep/er/c.vqt"]
+    assert files_in(tmp_path / "out") == ["a.vqt", "deep/b.vqt", "deep/er/c.vqt", "failures.jsonl"]
     result = run("encode", album / "notes.txt")
     assert (result.exit_code, result.stderr) == (1, f"error: {album}/notes.txt: neither a picture nor a sound\n")
     result = run("encode", tmp_path / "out/a.vqt", "-o", tmp_path / "x.vqt")
@@ -450,7 +450,7 @@ def test_too_little_memory_for_one_does_not_end_the_rest(run, album, tmp_path, m
     result = run("encode", album, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "a.png: too large for this machine's memory" in result.stderr
-    assert len(files_in(tmp_path / "out")) == 2
+    assert len(files_in(tmp_path / "out")) == 3
 
 
 # Media.

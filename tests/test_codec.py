@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqtok.codec import Codec
+from vqtok.codec import Codec, choose_device
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.media.image import as_bytes, as_float
@@ -268,3 +268,11 @@ def test_bfloat16_is_told(image_codec):
     assert (tokens.metadata, exact.metadata) == ({"precision": "bfloat16"}, {})
     same = (tokens.codes == exact.codes).mean(axis=(1, 2))
     assert 0.5 < same[0] < 1
+
+
+def test_processes_of_torchrun_take_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda", 3)
+    assert choose_device("cpu") == torch.device("cpu")

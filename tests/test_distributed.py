@@ -7,11 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import picture
+from PIL import Image
 from test_training import TINY, make_trainer, metrics
 
 from vqtok.config import load_preset
@@ -162,3 +165,29 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         calls.append(count)
     assert calls == [1, 2]
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
+def test_processes_of_torchrun_share_encoding_and_end_together(start, image_model: Path, tmp_path: Path) -> None:
+    """It would end the others with the first that fails."""
+    for index in range(12):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(picture(20, 10 + index)).save(tmp_path / f"in/{index}.png")
+    (tmp_path / "in/bad.png").touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = ["encode", tmp_path / "in", "-o", tmp_path / "out", "--model", image_model, "--json"]
+    both = [start(*command, before=partial(set_environment, place | {"RANK": rank})) for rank in "01"]
+    assert sorted(run.wait() for run in both) == [0, 1]
+    found = [json.loads(line) for run in both for line in run.stdout.splitlines()]
+    assert sorted(Path(entry["file"]).name for entry in found) == sorted(
+        path.name for path in (tmp_path / "in").iterdir()
+    )
+    assert len(list((tmp_path / "out").glob("*.vqt"))) == 12
+    assert len(list((tmp_path / "out").glob("failures.0000?-of-00002.jsonl"))) == 1
+    for rank, run in enumerate(both):
+        assert f"task {rank} of 2 (RANK): " in run.stderr

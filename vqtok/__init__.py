@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # Loaded when first used: torch alone takes over a second.
 _HOMES = {
     "Codec": "vqtok.codec",
+    "Encoder": "vqtok.encoder",
     "Media": "vqtok.media.base",
     "Tokenizer": "vqtok.models.tokenizer",
     "Tokens": "vqtok.tokens.grid",

@@ -1,5 +1,19 @@
-"""`python -m vqtok`."""
+"""`vqtok`, and `python -m vqtok`."""
 
-from vqtok.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; an interrupt while it is being loaded is one like any other."""
+    try:
+        from vqtok.cli import main as run
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files import STDIO, Job, plan_items, plan_jobs
+from vqtok.files import STDIO, Job, plan_jobs
+from vqtok.remote import as_path
 
 if TYPE_CHECKING:
     from vqtok.dataset import Item
@@ -39,8 +40,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Files or folders; - is stdin.")]
+INPUTS = typer.Argument(metavar="IN", parser=as_path, help="Files or folders; - is stdin.")
+Inputs = Annotated[list[Path], INPUTS]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead; to DIR/: one a task."),
+]
+FileList = Annotated[
+    Path | None,
+    typer.Option(
+        "--filelist", metavar="FILE", help="Files to encode, one a line or ended by NUL; - is stdin. IN: their folder."
+    ),
+]
+NumTasks = Annotated[
+    int | None,
+    typer.Option("--num-tasks", min=1, metavar="N", help="Divide the work into N parts; default: Slurm's, torchrun's."),
+]
+TaskIndex = Annotated[int | None, typer.Option("--task-index", min=0, metavar="I", help="Do part I, from 0.")]
+FailureFile = Annotated[
+    str | None,
+    typer.Option("--failures", metavar="FILE", help="Where failures are noted; default: beside several outputs."),
+]
 Model = Annotated[
     str | None,
     typer.Option("-m", "--model", metavar="MODEL", help="File, folder or name (see vqtok models); else a bundled one."),
@@ -89,10 +110,10 @@ def command(function: Command) -> Command:
             if isinstance(error, VqtokError):
                 _complain(str(error))
                 raise typer.Exit(error.exit_code) from None
-            about = (
-                "" if isinstance(error, OSError) else f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: "
-            )
-            _complain(f"{about}{error}")
+            if isinstance(error, OSError):
+                _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            else:
+                _complain(f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: {error}")
             raise typer.Exit(1) from None
 
     app.command(function.__name__.removesuffix("_checkpoint"))(run)  # `import` is a word of Python
@@ -221,16 +242,24 @@ def import_checkpoint(
 
 @command
 def encode(
-    inputs: Inputs,
+    inputs: Annotated[list[Path] | None, INPUTS] = None,
     output: Output = None,
+    filelist: FileList = None,
+    num_tasks: NumTasks = None,
+    task_index: TaskIndex = None,
     model: Model = None,
     revision: Revision = None,
     codebooks: Codebooks = None,
-    shard: Annotated[
-        Path | None, typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead.")
-    ] = None,
+    shard: Shard = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
     coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Work in this process, or on a cluster of Ray.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="auto or that of a cluster; default: a new one."),
+    ] = None,
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
@@ -238,45 +267,62 @@ def encode(
     num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
+    failures: FailureFile = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Turn images and sounds into token files."""
-    from vqtok.media.kinds import modality_of
+    from vqtok.planning import plan_encoding
 
-    def accepts(path: Path) -> bool:
-        return modality_of(path) is not None
-
-    items: list[tuple[str, Path]] = []
-    jobs: list[Job] = []
-    if shard is None:
-        jobs = plan_jobs(inputs, output, suffix=lambda path: ".vqt", accepts=accepts, what="images or sounds")
-        _refuse_terminal(jobs, json)
-    elif output is None:
-        items = plan_items(inputs, accepts=accepts, what="images or sounds")
-    else:
-        raise UsageError("--shard takes the place of -o; give one of them")
-    if output is not None and output.endswith(".vqts"):
-        raise UsageError(f"-o {output}: to write a shard give --shard {output}")
+    on_cluster = engine == "ray"
+    work = plan_encoding(
+        inputs or [],
+        output,
+        shard=shard,
+        filelist=filelist,
+        num_tasks=num_tasks,
+        task_index=task_index,
+        on_cluster=on_cluster,
+    )
+    if STDIO in (inputs or []) or output == "-":
+        _refuse_terminal(work.jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
     from vqtok.models.adapters.hub import at_revision
+    from vqtok.outputs import Existing
     from vqtok.tokens.vqt import chosen_coder
-    from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
+    from vqtok.transcode import Codecs, encode_files, encode_shards
 
+    if work.share and not quiet:
+        report.say(work.share)
     model = at_revision(model, revision)
-    codecs = Codecs(
-        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
-    )
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
         "mono": mono,
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
-    outcomes = encode_files(jobs, codecs, **how) if shard is None else encode_shard(items, shard, codecs, **how)
-    _tell(outcomes, len(items or jobs), report.encoded_line, json=json, quiet=quiet)
+    network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
+    if on_cluster:
+        from vqtok.cluster import encode_on_ray
+
+        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
+    else:
+        codecs = Codecs(model, str(choose_device(device)), **network)
+        outcomes = (
+            encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
+        )
+    manifest = as_path(failures) if failures else work.failures
+
+    def at_end() -> None:
+        if work.is_of_torchrun:
+            from vqtok.training.distributed import wait_for_others
+
+            wait_for_others()
+
+    with report.stdout_for_json() if on_cluster else nullcontext():
+        _tell(outcomes, work.total, report.encoded_line, manifest, json=json, quiet=quiet, at_end=at_end)
 
 
 @command
@@ -299,6 +345,7 @@ def decode(
     num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
+    failures: FailureFile = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -342,11 +389,14 @@ def decode(
         items=items,
         stem=stem,
     )
-    _refuse_terminal(jobs, json)
+    if STDIO in inputs or output == "-":
+        _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.failures import failures_beside
     from vqtok.models.adapters.hub import at_revision
-    from vqtok.transcode import Codecs, Existing, decode_files
+    from vqtok.outputs import Existing
+    from vqtok.transcode import Codecs, decode_files
 
     model = at_revision(model, revision)
     codecs = Codecs(
@@ -354,7 +404,8 @@ def decode(
     )
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)
-    _tell(outcomes, len(jobs), report.decoded_line, json=json, quiet=quiet)
+    manifest = as_path(failures) if failures else failures_beside(output, len(jobs))
+    _tell(outcomes, len(jobs), report.decoded_line, manifest, json=json, quiet=quiet)
 
 
 @command
@@ -559,34 +610,38 @@ def _tell(
     outcomes: Generator[Outcome, None, None],
     total: int,
     line: Callable[[dict[str, Any]], str],
+    manifest: Path | None = None,
     *,
     json: bool,
     quiet: bool,
+    at_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
     from vqtok import report
+    from vqtok.failures import failure_log
 
-    failed = skipped = 0
+    tally = report.Tally()
     exit_code = 0
-    with closing(outcomes):  # at once, so that on Ctrl-C nothing goes on behind
+    # Closed at once, so that on Ctrl-C nothing goes on behind.
+    with failure_log(manifest) as note_failure, closing(outcomes):
         for outcome in report.with_progress(outcomes, total, quiet):
+            tally.add(outcome.facts)
             if outcome.error:
-                failed += 1
                 exit_code = outcome.error.exit_code if total == 1 else 1
                 _complain(str(outcome.error))
-            elif outcome.skipped:
-                skipped += 1
-            elif not quiet and not json:
+                note_failure(outcome.facts)
+            elif not outcome.skipped and not quiet and not json:
                 report.say(line(outcome.facts))
             if json:
                 report.print_json(outcome.facts)
-    if (total > 1 or skipped) and not quiet:
-        report.say(f"{total - failed - skipped} done, {skipped} skipped, {failed} failed")
+    if (total > 1 or tally.skipped) and not quiet:
+        report.say(str(tally))
+    at_end()
     if exit_code:
         raise typer.Exit(exit_code)
 
 
-def _refuse_terminal(jobs: list[Job], json: bool) -> None:
+def _refuse_terminal(jobs: Iterable[Job], json: bool) -> None:
     """Keep binary data off the terminal, and off a stdout that JSON goes to."""
     if any(job.target == STDIO for job in jobs):
         if json:
@@ -626,7 +681,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        # Typer is silent about interrupts outside of a command: while it reads the arguments, say.
+        if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            _complain("interrupted")
+        raise
+    finally:  # All is said and done: an interrupt of what Python still tidies up would only look like a crash.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

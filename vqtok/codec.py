@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -311,17 +312,17 @@ class Codec:
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the best device there is.
+    """Resolve "auto" to the best device there is; each process of torchrun takes a GPU of its own.
 
     Raises:
         UsageError: the device named is not there.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
     if not available.get(name, False):
         raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def check_model(made_by: bytes, given: bytes) -> None:

@@ -3,6 +3,7 @@
 VqtokError                      1  some item failed
 ├── MediaError                  1  a picture or sound that cannot be read, used or written
 ├── OutputError                 1  an output that exists, collides or cannot be written
+│   └── DiskError               1  no output can be written: the disk is full or read-only
 ├── TrainingError               1  training that cannot start or go on
 ├── UsageError                  2  options or configuration that make no sense
 ├── ModelError                  3  a model file that is missing, foreign or not the one asked for
@@ -26,6 +27,10 @@ class MediaError(VqtokError):
 
 class OutputError(VqtokError):
     """An output exists already, collides with another, or cannot be written."""
+
+
+class DiskError(OutputError):
+    """No output can be written any more: the disk is full or read-only."""
 
 
 class TrainingError(VqtokError):

@@ -17,6 +17,7 @@ from vqtok.tokens.header import Header, read_header
 from vqtok.tokens.index import map_file, parse_index, walk
 from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.sidecar import is_export, json_file, read_facts
+from vqtok.worklist import files_below
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
@@ -324,7 +325,9 @@ def token_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted([*path.rglob("*.vqt"), *path.rglob("*.vqts")]) if path.is_dir() else [path]
+        found = [path]
+        if path.is_dir():
+            found = [path / name for name in files_below(path, lambda file: file.suffix in (".vqt", ".vqts"))]
         if not found:
             raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
         files += found

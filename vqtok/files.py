@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import functools
 import os
 import secrets
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
+from vqtok.remote import RemotePath, as_path
+from vqtok.worklist import Listed, WorkList, absolute, files_below
 
 STDIO = Path("-")
 """Standard input or output, as a path."""
@@ -39,30 +45,33 @@ def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
     *,
-    suffix: Callable[[Path], str],
+    suffix: Callable[[Path], str] | str,
     accepts: Callable[[Path], bool],
     what: str,
     items: Callable[[Path], Iterable[str] | None] = lambda path: None,
     stem: Callable[[str], str] = lambda key: key,
-) -> list[Job]:
+    listed: Iterable[Listed] | None = None,
+) -> WorkList[Job]:
     """Decide the output of every input before any work is done.
 
     One input goes beside itself or to `output`; several go beside themselves or below the folder `output`; a folder's
-    tree is mirrored below `output`, and so are the keys of an input that holds several items. Such a file in a folder
-    becomes a folder itself.
+    tree is mirrored below `output`, and so are a list of files and the keys of an input that holds several items. Such
+    a file in a folder becomes a folder itself.
 
     Args:
         output: A file, a folder (one that exists, or with a slash at its end), or - for standard output.
-        suffix: Gives the suffix of the output of an input.
+        suffix: That of outputs, or what gives it for an input.
         accepts: Tells which files of a folder are inputs.
         what: The files of a folder that are inputs, in messages.
         items: Gives the keys of the items that an input holds; None for one that is an item itself.
         stem: Gives the name of an item's output, but for its suffix, from its key.
+        listed: Files that were listed, which take the place of `inputs`.
 
     Raises:
         UsageError: a folder without an output, an input that is missing, or two inputs with the same output.
         MediaError: a folder or an input without items.
     """
+    inputs = inputs if listed is None else []
     for path in inputs:
         if path != STDIO and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
@@ -71,69 +80,153 @@ def plan_jobs(
         if not found:
             raise MediaError(f"{path}: holds no items")
     folders = [path for path in inputs if path.is_dir() or len(keys.get(path, ())) > 1]
-    several = bool(folders) or len(inputs) > 1
+    several = bool(folders) or len(inputs) > 1 or listed is not None
     if folders and output is None:
         kind = "is a folder" if folders[0].is_dir() else "holds several items"
         raise UsageError(f"{folders[0]}: {kind}; give -o DIR for its outputs")
     if several and output == "-":
         raise UsageError("-o -: only one input can go to standard output")
-    target = None if output is None else Path(output)
+    target = None if output is None else as_path(output)
     is_file = target is not None and target.exists() and not target.is_dir()
     if several and is_file:
         raise UsageError(f"{output}: is a file; several inputs need a folder")
     below = None
     if target is not None and (several or target.is_dir() or str(output).endswith("/")):
         below = target
-    jobs = []
+
+    def ending(folder: Path, name: str = "") -> str:
+        return suffix if isinstance(suffix, str) else suffix(folder / name if name else folder)
+
+    jobs = _Jobs()
     for path in inputs:
         if path.is_dir() and below is not None:
-            for source in _files_below(path, accepts, what):
-                target, ending = below / source.relative_to(path), suffix(source)
-                inside = items(source)
+            for name in _names_below(path, accepts, what):
+                inside = items(path / name)
                 if inside is None:
-                    jobs.append(Job(source, target.with_suffix(ending)))
-                else:
-                    folder = target.with_suffix("")
-                    jobs += [Job(source, folder / _inside(stem(key) + ending, source), key) for key in inside]
+                    jobs.mirror(path, name, below, ending(path, name))
+                    continue
+                for key in inside:
+                    output_name = _inside(stem(key) + ending(path, name), path / name)
+                    jobs.add(Job(path / name, below / _with_suffix(name, "") / output_name, key))
         elif path in keys and below is not None:
-            jobs += [Job(path, below / _inside(stem(key) + suffix(path), path), key) for key in keys[path]]
+            for key in keys[path]:
+                jobs.add(Job(path, below / _inside(stem(key) + ending(path), path), key))
         elif below is not None:
-            name = Path("stdin") if path == STDIO else Path(path.name)
-            jobs.append(Job(path, below / name.with_suffix(suffix(path))))
+            name = "stdin" if path == STDIO else path.name
+            jobs.add(Job(path, below / _with_suffix(name, ending(path))))
         else:
-            beside = STDIO if path == STDIO else path.with_suffix(suffix(path))
-            jobs.append(Job(path, target or beside, *keys.get(path, ())))
-    _refuse_collisions(jobs)
-    return jobs
+            beside = STDIO if path == STDIO else path.with_suffix(ending(path))
+            jobs.add(Job(path, target or beside, *keys.get(path, ())))
+    for folder, name in listed or ():
+        jobs.mirror(folder, name, below or folder, ending(folder, name))
+    return jobs.planned
 
 
-def plan_items(inputs: Sequence[Path], *, accepts: Callable[[Path], bool], what: str) -> list[tuple[str, Path]]:
+def plan_items(
+    inputs: Sequence[Path],
+    *,
+    accepts: Callable[[Path], bool],
+    what: str,
+    listed: Iterable[Listed] | None = None,
+) -> WorkList[tuple[str, Path]]:
     """Give each input its key in a shard: its name, or its path in the folder that was given.
 
     Args:
-        accepts, what: As `plan_jobs` takes them.
+        accepts, what, listed: As `plan_jobs` takes them.
 
     Raises:
         UsageError: an input that is missing or has no name, or two with the same key. MediaError: a folder without
             inputs.
     """
-    found: dict[str, Path] = {}
+    items: WorkList[tuple[str, Path]] = WorkList()
+    seen: set[int] = set()
+    for folder, key in _each_input(inputs, accepts, what) if listed is None else listed:
+        if hash(key) in seen:
+            for twin in (source for other, source in items if other == key):
+                raise UsageError(f"{twin} and {folder / key} would both have the key {key}; rename one")
+        seen.add(hash(key))
+        items.add(key, _Keyed(folder))
+    return items
+
+
+def _each_input(inputs: Sequence[Path], accepts: Callable[[Path], bool], what: str) -> Iterator[Listed]:
     for path in inputs:
         if not path.exists():
             raise UsageError(f"{path}: " + ("has no name to be a key" if path == STDIO else "no such file or folder"))
-        for source in _files_below(path, accepts, what) if path.is_dir() else [path]:
-            key = source.relative_to(path).as_posix() if path.is_dir() else path.name
-            if key in found:
-                raise UsageError(f"{found[key]} and {source} would both have the key {key}; rename one")
-            found[key] = source
-    return list(found.items())
+        if path.is_dir():
+            yield from ((path, name) for name in _names_below(path, accepts, what))
+        else:
+            yield path.parent, path.name
 
 
-def _files_below(folder: Path, accepts: Callable[[Path], bool], what: str) -> list[Path]:
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and accepts(path)]
-    if not found:
+@dataclass(frozen=True)
+class _Keyed:
+    """Make an item of its key."""
+
+    folder: Path
+
+    def __call__(self, key: str) -> tuple[str, Path]:
+        return key, self.folder / key
+
+
+@dataclass(frozen=True)
+class _Mirrored:
+    """Make a job of the name of a file in a folder, whose output in another has the same name but for the suffix."""
+
+    folder: Path
+    below: Path
+    suffix: str
+
+    def __call__(self, name: str) -> Job:
+        return Job(self.folder / name, self.below / _with_suffix(name, self.suffix))
+
+
+class _Jobs:
+    """The jobs planned so far, no two with one output and none whose output is its input."""
+
+    def __init__(self) -> None:
+        self.planned: WorkList[Job] = WorkList()
+        self._outputs: set[int] = set()
+        self._root = functools.cache(lambda folder: absolute(folder).rstrip("/"))
+
+    def add(self, job: Job) -> None:
+        def make(_: str) -> Job:
+            return job
+
+        if job.target != STDIO:
+            self._check(make, "", absolute(job.source), absolute(job.target))
+        self.planned.add(job.key or job.source.name, make)
+
+    def mirror(self, folder: Path, name: str, below: Path, suffix: str) -> None:
+        """Add the job of a file in a folder as `add` would, in a fraction of the time."""
+        make = _Mirrored(folder, below, suffix)
+        output = _with_suffix(name, suffix)
+        self._check(make, name, f"{self._root(folder)}/{name}", f"{self._root(below)}/{output}")
+        self.planned.add(name, make)
+
+    def _check(self, make: Callable[[str], Job], name: str, source: str, target: str) -> None:
+        if source == target:
+            raise UsageError(f"{make(name).source}: would be overwritten by its own output; give another -o")
+        # Names that differ in case alone are one file on many systems.
+        one = os.path.normcase(target).casefold()
+        if hash(one) in self._outputs:
+            for other in self.planned:
+                if os.path.normcase(absolute(other.target)).casefold() == one:
+                    job = make(name)
+                    raise UsageError(f"{other.name} and {job.name} would both become {job.target}; rename one")
+        self._outputs.add(hash(one))
+
+
+def _names_below(folder: Path, accepts: Callable[[Path], bool], what: str) -> Iterator[str]:
+    name = None
+    for name in files_below(folder, accepts):
+        yield name
+    if name is None:
         raise MediaError(f"{folder}: no {what} in this folder")
-    return found
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    return os.path.splitext(name)[0] + suffix
 
 
 def _inside(name: str, source: Path) -> Path:
@@ -142,18 +235,6 @@ def _inside(name: str, source: Path) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise UsageError(f"{source}: the name of item {name!r} leads out of the folder for outputs")
     return path
-
-
-def _refuse_collisions(jobs: Iterable[Job]) -> None:
-    names: dict[str, str] = {}
-    for job in jobs:
-        # Names that differ in case alone are one file on many systems.
-        key = os.path.normcase(os.path.abspath(job.target)).casefold()
-        if job.target != STDIO and key in names:
-            raise UsageError(f"{names[key]} and {job.name} would both become {job.target}; rename one")
-        if job.target != STDIO and os.path.abspath(job.source) == os.path.abspath(job.target):
-            raise UsageError(f"{job.source}: would be overwritten by its own output; give another -o")
-        names[key] = job.name
 
 
 @contextmanager
@@ -198,43 +279,105 @@ def atomic_write(path: Path, data: bytes | memoryview) -> None:
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is renamed to `path` once it is written to the end; until then it has a temporary name.
 
-    It can seek, also where `path` is a device, a pipe or standard output: these get it in one go.
+    It can seek, also where `path` is remote, a device, a pipe or standard output: these get it in one go.
 
     Raises:
         OutputError: as `atomic_write`.
     """
     temporary: Path | None = None
-    try:
-        if path == STDIO or (path.exists() and not path.is_file()):
-            with tempfile.TemporaryFile() as file:
-                file.raw.name = str(path)  # type: ignore[attr-defined]  # for messages
-                yield file
-                file.seek(0)
-                with nullcontext(sys.stdout.buffer) if path == STDIO else path.open("wb") as target:
-                    shutil.copyfileobj(file, target)
-                    target.flush()
-            return
-        # Not by tempfile, whose files are private; to find out what others may have changes it for all threads.
-        temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
-        with temporary.open("x+b") as file:
-            file.raw.name = str(path)  # type: ignore[attr-defined]
-            yield file
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None and temporary.exists():
-            temporary.unlink()
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        raise
+    with ExitStack() as opened:
+        try:
+            if isinstance(path, RemotePath):
+                local = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "file"
+                with local.open("w+b") as file:
+                    yield _named(file, path)
+                path.upload(local)
+            elif path == STDIO or (path.exists() and not path.is_file()):
+                with tempfile.TemporaryFile() as file:
+                    yield _named(file, path)
+                    file.seek(0)
+                    with nullcontext(sys.stdout.buffer) if path == STDIO else path.open("wb") as target:
+                        shutil.copyfileobj(file, target)
+                        target.flush()
+            else:
+                handle, temporary = _open_temporary(path)
+                opened.callback(os.close, handle)  # The lock is held until the file has its name.
+                with open(os.dup(handle), "w+b") as file:
+                    yield _named(file, path)
+                os.replace(temporary, path)
+        except BaseException as error:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise write_error(path, error) from error
+            raise
+
+
+def write_error(path: Path, error: OSError, what: str = "written") -> OutputError:
+    """Say that a file cannot be written, and why."""
+    kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else OutputError
+    return kind(f"{path}: cannot be {what}: {error.strerror}")
+
+
+def _named(file: Any, path: Path) -> BinaryIO:
+    """Give an open file the name that messages call it by."""
+    file.raw.name = str(path)
+    return file  # type: ignore[no-any-return]
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """Open the temporary file of an output; its name follows from the output's.
+
+    So what a killed run left is written over by the next one. Where another run is writing the same output right now,
+    or the file system has no locks, it gets a name of its own.
+    """
+    start = f".{path.name[:50]}.{zlib.crc32(os.fsencode(path.name)):08x}"
+    temporary = path.with_name(f"{start}.tmp")
+    with suppress(BlockingIOError):
+        handle, is_locked = open_locked(temporary, os.O_NOFOLLOW)
+        if is_locked:
+            os.ftruncate(handle, 0)
+            return handle, temporary
+        os.close(handle)
+        temporary.unlink()
+    temporary = path.with_name(f"{start}{secrets.token_hex(4)}.tmp")
+    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), temporary
+
+
+def open_locked(path: Path, flags: int = 0) -> tuple[int, bool]:
+    """Open a file to write, made if it is not there, that no other process has open by this; the lock ends with it.
+
+    Returns:
+        The file's number, and whether it is locked: some file systems cannot.
+
+    Raises:
+        BlockingIOError: another process has it. OSError: it cannot be opened.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle, True
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:
+            return handle, False
+        os.close(handle)  # Who had the lock before has renamed the file.
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs, and those above it.
+    """Make a folder for outputs, and those above it; a remote one comes with its first file.
 
     Raises:
         OutputError: it cannot be made.
     """
+    if isinstance(folder, RemotePath):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+        raise write_error(folder, error, "made") from error

@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -43,10 +45,25 @@ def _line(text: str, style: str = "") -> Text:
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style=style)
 
 
+_kept_stdout: list[TextIO] = []
+
+
+@contextmanager
+def stdout_for_json() -> Iterator[None]:
+    """Send to stderr what libraries print, for they will: Ray what the log of a node says that died."""
+    _kept_stdout.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _kept_stdout.pop()
+
+
 def print_json(facts: Mapping[str, Any]) -> None:
+    stdout = _kept_stdout[-1] if _kept_stdout else sys.stdout
     # In ASCII, which every stdout can hold and which keeps names that are no UTF-8.
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    stdout.write(json.dumps(facts) + "\n")
+    stdout.flush()
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:
@@ -69,6 +86,39 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
     used, there = facts["decoded_codebooks"], facts["num_codebooks"]
     source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
     return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+
+
+class Tally:
+    """Count what became of many inputs, and how fast."""
+
+    def __init__(self) -> None:
+        self.done = self.skipped = self.failed = 0
+        self._bits = {"bpp": 0, "kbps": 0}
+        self._extent = {"bpp": 0.0, "kbps": 0.0}  # pixels, and milliseconds
+        self._started = time.monotonic()
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Count one by its facts, as `--json` prints them."""
+        if "error" in facts:
+            self.failed += 1
+        elif "skipped" in facts:
+            self.skipped += 1
+        else:
+            self.done += 1
+        for rate in facts.keys() & self._bits:
+            self._bits[rate] += 8 * facts["file_bytes"]
+            self._extent[rate] += (
+                facts["width"] * facts["height"] if rate == "bpp" else 1000 * facts["duration_seconds"]
+            )
+
+    def __str__(self) -> str:
+        """Sum up: `31.5 items/s, 0.063 bpp: 200 done, 3 skipped, 1 failed`."""
+        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
+        if not self.done:
+            return counts
+        speed = f"{self.done / (time.monotonic() - self._started):.3g} items/s"
+        rates = [f"{self._bits[rate] / extent:.3f} {rate}" for rate, extent in self._extent.items() if extent]
+        return f"{', '.join([speed, *rates])}: {counts}"
 
 
 def converted_line(facts: Mapping[str, Any]) -> str:

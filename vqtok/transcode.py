@@ -6,10 +6,11 @@ import functools
 import logging
 import math
 import os
+import stat
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_model
-from vqtok.errors import MediaError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
 from vqtok.media.audio import audio_info, audio_writer, open_audio
@@ -26,11 +27,13 @@ from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
 from vqtok.models.zoo import open_tokenizer
+from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.pipeline import Room, in_order
 from vqtok.processes import HERE, Processes
+from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Parts, parse_header, parse_parts, parse_whole, read_header
-from vqtok.tokens.shard_writer import ShardWriter
+from vqtok.tokens.header import Coder, Header, Parts, parse_header, parse_parts, parse_whole, read_header
+from vqtok.tokens.shard import Shard
 from vqtok.tokens.vqt import ChosenCoder, dump, dump_joint, load_parts
 
 logger = logging.getLogger(__name__)
@@ -55,14 +58,6 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     error: VqtokError | None = None
     skipped: bool = False
-
-
-@dataclass(frozen=True)
-class Existing:
-    """What to do with outputs that exist already: refuse them, unless one of these is set."""
-
-    overwrite: bool = False
-    skip: bool = False
 
 
 class Codecs:
@@ -117,8 +112,22 @@ def encode(
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
-    with naming(Path(source)), _open_medium(Path(source)) as (medium, kind):
-        return _encode_medium(medium, kind, Codecs(model).get(kind), mono, num_codebooks)
+    path = as_path(str(source))
+    with naming(path):
+        return encode_medium(path, Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
+
+
+def encode_medium(
+    source: Path | BinaryIO, codecs: Codecs, *, num_codebooks: int | None = None, mono: bool = False
+) -> tuple[Tokens, Codec]:
+    """Encode one medium, by path or as a file that can seek; give the tokens and the codec that made them.
+
+    Raises:
+        VqtokError: the medium cannot be read, or the model not found.
+    """
+    with _open_medium(source) as (medium, kind):
+        codec = codecs.get(kind)
+        return _encode_medium(medium, kind, codec, mono, num_codebooks), codec
 
 
 def decode(
@@ -153,16 +162,15 @@ def encode_files(
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Generator[Outcome, None, None]:
     """Encode media files to token files; an outcome a job, in order."""
 
     def encode(job: Job, share: Share) -> Outcome:
+        if _settled(job, existing, lambda target: _is_current(read_header(target), codecs)):
+            return _skipped(job)
         with _open_medium(job.source) as (medium, kind):
             codec = codecs.get(kind)
-            identity = codec.tokenizer.identity[:8]
-            if _settled(job, existing, lambda target: read_header(target).model == identity):
-                return _skipped(job)
             with share.room.take(_bytes_held(medium, kind, codec)):
                 tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
         encoded = share.processes.call(dump, tokens, model=codec.tokenizer.entropy_model, coder=coder)
@@ -182,7 +190,7 @@ def encode_shard(
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Generator[Outcome, None, None]:
     """Encode media files, each with its key, to one shard; an outcome an item, in order.
 
@@ -191,7 +199,7 @@ def encode_shard(
     Raises:
         UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
     """
-    kinds = {modality_of(source) or kind_of(source) for _, source in items}
+    kinds = {_kind(source) for _, source in items}
     if {"image", "audio"} <= kinds and codecs.model is None:
         raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
     codec = codecs.get("audio" if "audio" in kinds else "image")
@@ -206,62 +214,52 @@ def encode_shard(
         return tokens, share.processes.call(dump_joint, tokens, model=codec.tokenizer.entropy_model, coder=coder)
 
     def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
-        header = writer.add_coded(key, tokens, *coded)
+        with growing(shard):
+            header = writer.add_coded(key, tokens, *coded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
 
-    with _partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
+    if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
+        yield from (_skipped(Job(source, shard, key)) for key, source in items)
+        return
+    with partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
         if writer.header:
             with naming(shard):
                 check_model(writer.header.model, codec.tokenizer.identity)
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
         kept = frozenset(writer.keys)
-        results = _at_once(items, codecs, lambda item: Job(item[1], shard), code)
-        for (key, source), result in zip(items, results, strict=True):
-            if isinstance(result, Outcome):
-                yield result
-            else:
-                yield _attempt(Job(source, shard), functools.partial(add, key, *result))
+        with closing(_at_once(items, codecs, lambda item: Job(item[1], shard), code)) as results:
+            for (key, source), result in zip(items, results, strict=True):
+                if isinstance(result, Outcome):
+                    yield result
+                else:
+                    yield _attempt(Job(source, shard), functools.partial(add, key, *result))
 
 
-@contextmanager
-def _partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
-    """Give the writer of a shard that gets its name when all is written; what was written till then is kept."""
-    partial = shard.with_name(f"{shard.name}.part")
-    if shard.exists() and not existing.overwrite and not existing.skip:
-        raise OutputError(f"{shard}: exists; give --force to overwrite it or --skip-existing to add what it lacks")
-    if partial.exists() and not existing.overwrite and not existing.skip:
-        raise OutputError(
-            f"{partial}: left by an interrupted run; give --skip-existing to go on with it or --force to start anew"
-        )
-    make_folder(shard.parent)
-    if existing.overwrite:
-        partial.unlink(missing_ok=True)
-    there = partial.exists()
-    resume = there and partial.stat().st_size > 0
-    writer, num_kept = None, 0
+def _kind(source: Path) -> str | None:
+    """Tell what a file will be; one that cannot be read now will say so when its turn comes."""
     try:
-        with partial.open("r+b" if there else "xb") as file:
-            with naming(partial):
-                writer = ShardWriter.resume(file) if resume else ShardWriter(file, model_rate)
-            if shard.is_file() and not existing.overwrite:
-                writer.copy_all(shard, skip_existing=True)
-            num_kept = len(writer.keys)
-            yield writer
-            if writer.keys:
-                writer.finish()
-        if writer.keys:
-            os.replace(partial, shard)
-        else:
-            partial.unlink()
-    except BaseException as error:
-        if writer and len(writer.keys) > num_kept:
-            logger.warning("%s keeps the %d items done; --skip-existing goes on with it", partial, len(writer.keys))
-        elif writer and not resume:
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{partial}: cannot be written: {error.strerror}") from error
-        raise
+        return modality_of(source) or kind_of(source)
+    except MediaError:
+        return None
+
+
+def encode_shards(
+    shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
+) -> Generator[Outcome, None, None]:
+    """Encode to several shards, one after another, each with its items, as `encode_shard` does."""
+    for shard, items in shards:
+        yield from encode_shard(items, shard, codecs, **how)
+
+
+def _holds_all(shard: Path, items: Sequence[tuple[str, Path]], model: bytes, codebook_sizes: tuple[int, ...]) -> bool:
+    """Tell whether a shard has all items already, so that it need not be written again."""
+    try:
+        with Shard(shard) as there:
+            alike = (there.header.model, there.header.codebook_sizes) == (model[:8], codebook_sizes)
+            return alike and {key for key, _ in items} <= set(there)
+    except VqtokError:
+        return False
 
 
 def decode_files(
@@ -270,7 +268,7 @@ def decode_files(
     *,
     num_codebooks: int | None = None,
     salvage: bool = False,
-    existing: Existing = Existing(),
+    existing: Existing = REFUSED,
 ) -> Generator[Outcome, None, None]:
     """Decode token files, and items of shards and exports, to media files; an outcome a job, in order.
 
@@ -324,7 +322,7 @@ def _at_once(
             lambda item: _attempt(job_of(item), lambda _: work(item, share)),
             items,
             ITEMS_AHEAD,
-            here=lambda item: not several or not job_of(item).source.is_file(),  # A pipe may keep one waiting.
+            here=lambda item: not several or _may_wait(job_of(item).source),
             on_stop=processes.kill,
         )
 
@@ -333,11 +331,27 @@ def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
     try:
         with naming(job.name):
             return work(job)
+    except DiskError:  # What else there is to do would fail likewise.
+        raise
     except VqtokError as raised:
         error = raised
+    except BrokenPipeError:
+        raise
+    except OSError as found:  # A folder on the way that may not be looked into, say.
+        error = MediaError(": ".join(str(part) for part in (job.name, found.filename, found.strerror) if part))
     except (MemoryError, torch.OutOfMemoryError):
         error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
     return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
+
+
+def _may_wait(source: Path) -> bool:
+    """Tell whether reading it may take for ever: standard input or a pipe."""
+    if source == STDIO or isinstance(source, RemotePath):
+        return source == STDIO
+    try:
+        return not stat.S_ISREG(os.stat(source).st_mode)
+    except OSError:  # Reading it will say.
+        return False
 
 
 def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
@@ -376,22 +390,39 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
         return False
 
 
+def _is_current(header: Header, codecs: Codecs) -> bool:
+    return header.model == codecs.get(header.modality).tokenizer.identity[:8]
+
+
 @contextmanager
-def _open_medium(source: Path) -> Iterator[tuple[Path | BinaryIO, str]]:
+def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]:
     """Give what the media readers take, and the modality."""
     with ExitStack() as opened:
-        medium: Path | BinaryIO = source
-        if source != STDIO and source.is_file():
+        medium = source
+        if isinstance(source, Path) and source != STDIO and not isinstance(source, RemotePath) and source.is_file():
             kind = kind_of(source)
-        else:  # Standard input or a pipe, which can be read but once.
-            name = "stdin" if source == STDIO else str(source)
-            pipe = sys.stdin.buffer if source == STDIO else opened.enter_context(source.open("rb"))
-            medium = opened.enter_context(spool(pipe, name))
-            kind = sniff(medium.read(64))
+        else:
+            medium = opened.enter_context(_opened_once(source)) if isinstance(source, Path) else source
+            kind = sniff(medium.read(64)) or (modality_of(source) if isinstance(source, RemotePath) else None)
             medium.seek(0)
         if kind not in MEDIA_SUFFIX:
             raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
         yield medium, kind
+
+
+@contextmanager
+def _opened_once(source: Path) -> Iterator[BinaryIO]:
+    """Open for seeking what can be read but once: standard input, a pipe or a remote file."""
+    with ExitStack() as opened:
+        if source == STDIO:
+            yield opened.enter_context(spool(sys.stdin.buffer, "stdin"))
+            return
+        try:
+            file: BinaryIO = opened.enter_context(source.open("rb"))
+            medium = file if isinstance(source, RemotePath) else opened.enter_context(spool(file, str(source)))
+        except OSError as error:
+            raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
+        yield medium
 
 
 def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
+from vqtok.remote import as_path
 from vqtok.tokens.fields import CRC_BYTES, VARINT_BYTES, Buffer, Fields, checksum, pack_metadata, varint
 
 Modality = Literal["image", "audio"]
@@ -338,7 +339,7 @@ def read_header(path: str | Path, salvage: bool = False) -> Header:
         OSError: the file cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        data = as_path(str(path)).read_bytes()
         return (parse_parts(data) if salvage else parse_whole(data)).header
     except (CorruptFileError, UnsupportedVersionError) as error:
         raise type(error)(f"{path}: {error}") from None

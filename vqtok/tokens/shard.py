@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
 from vqtok.files import naming
+from vqtok.remote import as_path
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Modality
 from vqtok.tokens.index import GROUP, HASH_BYTES, SALVAGE, key_hash, map_file, parse_index, walk
@@ -37,7 +38,7 @@ class Shard(Mapping[str, Tokens]):
     """
 
     def __init__(self, path: str | Path, model_of: Callable[[bytes], EntropyModel] | None = None) -> None:
-        self.path = Path(path)
+        self.path = as_path(str(path))
         self._model_of = model_of
         self._data = map_file(self.path)
         with naming(self.path):

@@ -146,6 +146,7 @@ class ShardWriter:
             self.header = header
             self._end = self._file.write(header.pack())
         self._note(key, self._file.write(record))
+        self._file.flush()  # What is written stays, also if the process is killed.
 
     def _note(self, key: str, length: int) -> None:
         if len(self.keys) % GROUP == 0:

@@ -24,6 +24,7 @@ from vqtok.media.base import Media
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
 from vqtok.training.state import RUN_SUFFIX
+from vqtok.worklist import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class Item:
 
 def find_files(folder: Path) -> list[Path]:
     """List all files below a folder in a stable order, but not what training itself wrote to run folders."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not _in_run_folder(path.relative_to(folder)))
+    names = files_below(folder, lambda path: True)
+    return [folder / name for name in names if not _in_run_folder(Path(name)) and (folder / name).is_file()]
 
 
 def _in_run_folder(path: Path) -> bool:

@@ -42,6 +42,14 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def wait_for_others() -> None:
+    """Wait until all processes that torchrun started have come here; it would end them when the first one fails."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available():
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """Number of this process, from 0; the first one writes and speaks."""
     return dist.get_rank() if together() else 0

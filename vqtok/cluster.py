@@ -1,0 +1,146 @@
+"""Encode to many shards on a cluster of Ray: the driver plans, a pool of actors with one model each does the work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
+from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
+from vqtok.files import Job
+from vqtok.models.zoo import bundled_models
+from vqtok.outputs import REFUSED, Existing
+from vqtok.remote import as_path
+from vqtok.transcode import Codecs, Outcome, encode_shard
+from vqtok.worklist import absolute
+
+Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]]]]
+
+
+def encode_on_ray(
+    shards: Shards,
+    model: str | None = None,
+    *,
+    address: str | None = None,
+    device: str = "auto",
+    tile: int = TILE_PIXELS,
+    chunk_seconds: float = CHUNK_SECONDS,
+    precision: Precision = "float32",
+    jobs: int | None = None,
+    existing: Existing = REFUSED,
+    **how: Any,
+) -> Generator[Outcome, None, None]:
+    """Encode to shards, each with its items; outcomes come shard by shard, in any order.
+
+    All nodes must see inputs, outputs and the model under the same names. Where an actor or its node dies another goes
+    on with the shard.
+
+    Args:
+        address: Of a cluster, or "auto" for the one that this machine is part of; by default one on this machine alone
+            is started, unless this process has joined one already.
+        device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
+        tile, chunk_seconds, precision, jobs: Of the actors, as for `Codecs`; by default they have one core each.
+        how: What else `encode_shard` takes.
+
+    Raises:
+        UsageError: Ray is not installed or not there. ModelError: no such model. OutputError: a shard exists.
+        DiskError: the disk is full or read-only.
+    """
+    if model is not None and model not in bundled_models() and Path(model).exists():
+        model = absolute(Path(model))
+    if not existing.overwrite and not existing.skip:
+        _refuse_existing(path for path, _ in shards)
+        existing = Existing(skip=True)  # What is there from now on, an actor that died has left.
+    with _ray(address) as ray:
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        codecs = {
+            "model": model,
+            "device": device,
+            "tile": tile,
+            "chunk_seconds": chunk_seconds,
+            "precision": precision,
+            "jobs": jobs or 1,
+        }
+        results = (
+            ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
+            .map_batches(
+                _ShardEncoder,
+                fn_constructor_args=(codecs, how | {"existing": existing}),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(shards)),
+                num_cpus=jobs or 1,
+                num_gpus=1 if device == "cuda" else 0,
+            )
+            .iter_rows()
+        )
+        for row in results:
+            for outcome in pickle.loads(row["outcomes"]):
+                if isinstance(outcome.error, DiskError | ModelError):  # which all others would have, too
+                    raise outcome.error
+                yield outcome
+
+
+class _ShardEncoder:
+    """What an actor does."""
+
+    def __init__(self, codecs: dict[str, Any], how: dict[str, Any]) -> None:
+        self.codecs = Codecs(**codecs | {"device": str(choose_device(codecs["device"]))})
+        self.how = how
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        return {"outcomes": [pickle.dumps(self._encode(work)) for work in batch["work"]]}
+
+    def _encode(self, work: bytes) -> list[Outcome]:
+        name, items = pickle.loads(work)
+        shard = as_path(name)
+        try:
+            return list(encode_shard([(key, as_path(source)) for key, source in items], shard, self.codecs, **self.how))
+        except VqtokError as error:
+            facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
+            return [Outcome(Job(shard, shard), facts, error)]
+
+
+def _pack(shard: tuple[Path, Sequence[tuple[str, Path]]]) -> bytes:
+    """Make bytes of a shard's name and items: names that are no UTF-8 would be no text for Ray."""
+    path, items = shard
+    return pickle.dumps((absolute(path), [(key, absolute(source)) for key, source in items]))
+
+
+def _refuse_existing(shards: Iterator[Path]) -> None:
+    for shard in shards:
+        for path in (shard, shard.with_name(f"{shard.name}.part")):
+            if path.exists():
+                raise OutputError(f"{path}: exists; give --skip-existing to go on with it or --force to start anew")
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[Any]:
+    """Join a cluster, or start one, for as long as this lasts; Ray's own messages are kept still."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # It takes every actor with arguments for an error.
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise UsageError("--engine ray needs Ray: pip install 'vqtok[ray]'") from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    was_there = ray.is_initialized()
+    try:
+        if not was_there:
+            here: dict[str, Any] = {} if address else {"include_dashboard": False}
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
+    except ConnectionError as error:
+        raise UsageError(f"--ray-address {address}: {str(error).splitlines()[0]}") from error
+    except ray.exceptions.RayError as error:
+        raise VqtokError(f"Ray: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        if not was_there:
+            ray.shutdown()

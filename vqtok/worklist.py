@@ -1,0 +1,226 @@
+"""What there is to do: folders walked, lists of files read, and the share of it that falls to this process."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar, overload
+
+from vqtok.errors import MediaError, UsageError
+from vqtok.remote import RemotePath, as_path
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Listed: TypeAlias = tuple[Path, str]
+"""A folder, and the path of a file in it, by which it goes."""
+
+
+class WorkList(Sequence[T]):
+    """Things made from their names when they are asked for: millions of them as objects would fill the memory."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._makers: list[Callable[[str], T]] = []
+        self._maker_of = array("L")
+
+    def add(self, name: str, make: Callable[[str], T]) -> None:
+        if not self._makers or self._makers[-1] != make:
+            self._makers.append(make)
+        self._names.append(name)
+        self._maker_of.append(len(self._makers) - 1)
+
+    def split(self, count: int) -> list[WorkList[T]]:
+        """Divide the list into parts of about the same length, the same ones in whatever order it is.
+
+        A name falls to a part by its hash, so that others that come or go move none.
+        """
+        if count == 1:
+            return [self]
+        parts: list[WorkList[T]] = [WorkList() for _ in range(count)]
+        for name, maker in zip(self._names, self._maker_of, strict=True):
+            digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+            parts[int.from_bytes(digest, "little") % count].add(name, self._makers[maker])
+        return parts
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._makers[self._maker_of[index]](self._names[index])
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of the parts that a work list is split into, or all of them one after another."""
+
+    count: int = 1
+    index: int | None = 0
+    """None: all of them."""
+    source: str = ""
+    """The variable it was taken from, if it was not asked for."""
+
+    def __post_init__(self) -> None:
+        if self.index is not None and not 0 <= self.index < self.count:
+            raise UsageError(f"task {self.index} of {self.count}: tasks are numbered from 0")
+
+    @property
+    def indices(self) -> Sequence[int]:
+        return range(self.count) if self.index is None else [self.index]
+
+    def name(self, index: int) -> str:
+        """Name a part: `00003-of-00100`."""
+        return f"{index:05}-of-{self.count:05}"
+
+
+def share_of(count: int | None, index: int | None, environment: Mapping[str, str] = os.environ) -> Share:
+    """Give the share that was asked for, else that of this task of a Slurm job array or process of torchrun.
+
+    Raises:
+        UsageError: an index without a count or beyond it, or a job array whose numbers have gaps.
+    """
+    task, tasks = _number(environment, "SLURM_ARRAY_TASK_ID"), _number(environment, "SLURM_ARRAY_TASK_COUNT")
+    rank, ranks = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if count == 1:
+        return Share()
+    if count is not None:
+        # Of an array of which some tasks are submitted again only this number means what it did.
+        named = rank if task is None else task
+        return Share(count, named if index is None else index)
+    if index is not None:
+        raise UsageError("--task-index needs --num-tasks")
+    share = Share()
+    if task is not None and tasks is not None:
+        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "STEP"))
+        place, between = divmod(task - (first or 0), step or 1)
+        if between or not 0 <= place < tasks:
+            raise UsageError(f"SLURM_ARRAY_TASK_ID={task}: the job array has gaps; give --num-tasks and --task-index")
+        share = Share(tasks, place, "SLURM_ARRAY_TASK_ID")
+    if rank is not None and ranks is not None:
+        assert share.index is not None
+        share = Share(share.count * ranks, share.index * ranks + rank, f"{share.source} RANK".strip())
+    return share
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    try:
+        return int(environment[name]) if name in environment else None
+    except ValueError:
+        raise UsageError(f"{name}={environment[name]}: is no number; give --num-tasks and --task-index") from None
+
+
+def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
+    """Give the files below a folder that are accepted, by their paths in it, part by part in order.
+
+    Links to folders are followed, but not back to a folder that they lie in. A folder that cannot be listed is given
+    like a file: reading it tells what is wrong.
+
+    Raises:
+        MediaError: this folder cannot be listed.
+    """
+    if isinstance(folder, RemotePath):
+        yield from (name for name in folder.names_below() if accepts(Path(name)))
+        return
+    try:
+        levels = [_Level(folder, "")]
+    except OSError as error:
+        raise MediaError(f"{folder}: cannot be read: {error.strerror}") from error
+    while levels:
+        level = levels[-1]
+        if not level.entries:
+            levels.pop()
+            continue
+        name, is_folder = level.entries.pop()
+        path = level.prefix + name
+        if not is_folder:
+            if accepts(Path(name)):
+                yield path
+            continue
+        try:
+            below = _Level(folder / path, f"{path}/")
+        except OSError:
+            yield path
+            continue
+        if all(below.identity != above.identity for above in levels):
+            levels.append(below)
+        else:
+            logger.info("%s: left out, it leads back to a folder that it lies in", folder / path)
+
+
+class _Level:
+    """A folder on the way down, and what of it is still to come, last first.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.prefix = prefix
+        with os.scandir(folder) as entries:
+            self.entries = sorted(((e.name, _is_folder(e)) for e in entries if not _is_special(e)), reverse=True)
+        found = os.stat(folder)
+        self.identity = found.st_dev, found.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself, say; reading it as a file tells.
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Tell sockets, pipes and devices; what links lead to is not looked at."""
+    return not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink())
+
+
+def parse_list(data: bytes, folder: Path | None = None) -> Iterator[Listed]:
+    """Read a list of files, one a line, or each ended by NUL if there is any; empty lines mean nothing.
+
+    Args:
+        folder: Where all of them lie.
+
+    Returns:
+        Each file by its path in `folder`, else by the path that is listed, without the slash it may begin with.
+
+    Raises:
+        MediaError: nothing is listed. UsageError: a file that lies outside of the folder.
+    """
+    line = re.compile(rb"[^\0]+" if b"\0" in data else rb"[^\n]+")
+    found = None
+    for found in line.finditer(data):
+        yield _placed(os.fsdecode(found[0]), folder)
+    if found is None:
+        raise MediaError("lists no files")
+
+
+def _placed(name: str, folder: Path | None) -> Listed:
+    path = as_path(name)
+    if folder is not None:
+        root, text = absolute(folder), absolute(path)
+        if not text.startswith(root.rstrip("/") + "/"):
+            raise UsageError(f"{name}: does not lie in {folder}, which the list was to be relative to")
+        return folder, text.removeprefix(root).lstrip("/")
+    if isinstance(path, RemotePath):
+        return as_path(f"{path.scheme}://"), str(path).partition("://")[2]
+    text = os.path.normpath(path)
+    if text.split("/")[0] == "..":
+        raise UsageError(f"{name}: lies outside of the current folder; list it by its whole path, or give the folder")
+    return (Path("/"), text.lstrip("/")) if path.is_absolute() else (Path(), text)
+
+
+def absolute(path: Path) -> str:
+    """Give the name of a path from the root on, without a look at the disk."""
+    return str(path) if isinstance(path, RemotePath) else os.path.abspath(path)
