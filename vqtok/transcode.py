@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -217,12 +217,12 @@ def encode_shard(
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
         kept = frozenset(writer.keys)
-        results = _at_once(items, codecs, lambda item: Job(item[1], shard), code)
-        for (key, source), result in zip(items, results, strict=True):
-            if isinstance(result, Outcome):
-                yield result
-            else:
-                yield _attempt(Job(source, shard), functools.partial(add, key, *result))
+        with closing(_at_once(items, codecs, lambda item: Job(item[1], shard), code)) as results:
+            for (key, source), result in zip(items, results, strict=True):
+                if isinstance(result, Outcome):
+                    yield result
+                else:
+                    yield _attempt(Job(source, shard), functools.partial(add, key, *result))
 
 
 @contextmanager
@@ -344,7 +344,7 @@ def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
 def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
     """Estimate how much memory it takes to encode a file."""
     if not isinstance(source, Path):
-        return 0  # of a pipe, which nothing else is done beside
+        return 0  # Of what comes through a pipe, one after the other.
     if kind == "image":
         return BYTES_PER_PIXEL * num_pixels(source)
     samples, sample_rate, channels = audio_info(source)
