@@ -24,6 +24,7 @@ FLOORS = [
     {"codec"},
     {"facts", "training"},
     {"transcode", "dataset"},
+    {"conversion"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -24,6 +24,13 @@ def test_nearest_is_the_nearest(n: int, dim: int, size: int) -> None:
     assert torch.equal(nearest(vectors, codebook), brute_force(vectors, codebook))
 
 
+@pytest.mark.parametrize(("n", "dim", "size"), [(3, 2, 2), (257, 8, 129), (100, 16, 5000)])
+def test_the_largest_product_is_found_too(n: int, dim: int, size: int) -> None:
+    torch.manual_seed(n + size)
+    vectors, codebook = torch.randn(n, dim), torch.randn(size, dim) + 0.5
+    assert torch.equal(nearest(vectors, codebook, "dot"), (vectors.double() @ codebook.double().T).argmax(1))
+
+
 def test_no_vectors_have_no_codes() -> None:
     assert nearest(torch.empty(0, 4), torch.randn(7, 4)).shape == (0,)
 

@@ -145,6 +145,8 @@ class Fuzzer:
         self.models = {name: read_entropy_model(GOLDEN / name) for name in MODELS.values()}
         names = [name for name in [*TOKEN_FILES, NEWER] if not name.startswith("hour")]
         self.files = {name: (GOLDEN / name).read_bytes() for name in names}
+        self.headers = {name: replace(parse_header(data)[0], file_bytes=0) for name, data in self.files.items()}
+        self.expected = {name: codes_of(name)["codes"] for name in names}
         self.shards = {name: (GOLDEN / name).read_bytes() for name in SHARDS}
         self.codes = {name: codes_of(name) for name in SHARDS}
         self.targets: list[Callable[[], str]] = [
@@ -197,12 +199,11 @@ class Fuzzer:
         except REFUSED:
             return "refused"
         found = replace(parts.header, file_bytes=0)
-        (kept,) = [file for file in self.files.values() if replace(parse_header(file)[0], file_bytes=0) == found]
-        model = self.model_of(found.modality)
-        expected = load(kept, model)
-        tokens = load_parts(data, parts, model, blank=[0] * found.num_codebooks)
+        (kept,) = [name for name, known in self.headers.items() if known == found]
+        expected = self.expected[kept]
+        tokens = load_parts(data, parts, self.model_of(kept), blank=[0] * found.num_codebooks)
         for place, start in zip(cut(found.modality, found.grid, found.segment_steps), parts.starts, strict=True):
-            assert start is None or np.array_equal(tokens.codes[:, *place], expected.codes[:, *place])
+            assert start is None or np.array_equal(tokens.codes[:, *place], expected[:, *place])
         return "salvaged"
 
     def forged_tokens(self) -> str:
@@ -253,6 +254,8 @@ class Fuzzer:
         else:
             raise AssertionError("a damaged shard is read")
         result = self.read_shard(path, name)
+        if self.rng.random() < 0.7:
+            return result
         try:
             merge([path], self.folder / "merged.vqts", salvage=True, overwrite=True)
         except VqtokError:
@@ -339,7 +342,7 @@ class Fuzzer:
             for file, tokens in self.files.items():
                 if file.startswith("image") == (card.config["model"]["modality"] == "image"):
                     found = load(tokens, model)
-                    assert not checked or np.array_equal(found.codes, codes_of(file)["codes"])
+                    assert not checked or np.array_equal(found.codes, self.expected[file])
         except (VqtokError, SafetensorError) as error:
             return type(error).__name__
         return "accepted"

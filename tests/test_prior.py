@@ -251,6 +251,31 @@ def test_damaged_streams_are_refused(fitted):
             prior.decode([first, streams[1]], codes.shape[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("rank", lambda x: x * 0, "ranks"),
+        ("rank", lambda x: x + 1000, "ranks"),
+        ("rank", lambda x: x - 1, "ranks"),
+        ("embedding", lambda x: x[:-1], "fit together"),
+        ("context", lambda x: x[:-1], "fit the weights"),
+        ("hidden", lambda x: x[:-1], "fit together"),
+        ("hidden_bias", lambda x: x + 0.5, "of integers"),
+        ("hidden_bias", lambda x: x + 2**23, "too large"),
+        ("member", lambda x: x[0], "damaged prior"),
+        ("group_bias", lambda x: x[:, None], "fit together"),
+    ],
+)
+def test_damaged_arrays_are_refused(fitted, name, change, message):
+    arrays = fitted[2]
+    assert from_arrays(arrays, 2)
+    with pytest.raises(CorruptFileError, match=message):
+        from_arrays(arrays | {f"{PREFIX}1.{name}": change(arrays[f"{PREFIX}1.{name}"])}, 2)
+    for kernel in ([2, 3], [1], [-1, 3], [5, 5]):
+        with pytest.raises(CorruptFileError, match="damaged prior"):
+            from_arrays(arrays | {f"{PREFIX}kernel": np.array(kernel)}, 2)
+
+
 def test_a_writer_whose_prior_fails_falls_back(fitted, monkeypatch, caplog):
     modality, prior, _ = fitted
     codes = walks(np.random.default_rng(6), *((30, 30) if modality == "image" else (900,)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqtok.config import QuantizerConfig
 from vqtok.errors import UsageError
-from vqtok.quantizers import BSQ, FSQ, LFQ, VQ, Grouped, Projected, Quantizer, Residual, build_quantizer
+from vqtok.quantizers import BSQ, FSQ, IBQ, LFQ, VQ, Grouped, Projected, Quantizer, Residual, build_quantizer
 from vqtok.quantizers import vq as vq_module
 
 CLASSES: dict[str, Callable[[], Quantizer]] = {
@@ -26,11 +26,13 @@ CLASSES: dict[str, Callable[[], Quantizer]] = {
     "fsq": lambda: FSQ([8, 5, 5, 3]),
     "lfq": lambda: LFQ(9),
     "bsq": lambda: BSQ(9),
+    "ibq": lambda: IBQ(8, 16),
     "projected vq": lambda: Projected(VQ(4, 16, learning="gradient"), 8),
     "projected cosine vq": lambda: Projected(VQ(4, 16, metric="cosine"), 8),
     "projected fsq": lambda: Projected(FSQ([8, 5, 5]), 8),
     "projected lfq": lambda: Projected(LFQ(6), 8),
     "projected bsq": lambda: Projected(BSQ(6), 8),
+    "projected ibq": lambda: Projected(IBQ(6, 16), 8),
     "projected residual vq": lambda: Projected(Residual([VQ(4, 16), VQ(4, 16)]), 8),
     "grouped unequal": lambda: Grouped([VQ(3, 16), VQ(5, 8, learning="gradient")]),
     "grouped kinds": lambda: Grouped([VQ(3, 16), FSQ([5, 4]), LFQ(3)]),
@@ -52,6 +54,7 @@ CONFIGS = {
     "residual grouped projected vq": QuantizerConfig(dim=8, codebook_size=16, depth=2, groups=2, projected_dim=3),
     "fsq": QuantizerConfig(kind="fsq", dim=4, levels=(8, 5, 5, 3)),
     "residual projected fsq": QuantizerConfig(kind="fsq", dim=8, levels=(5, 4, 3), depth=2),
+    "residual ibq": QuantizerConfig(kind="ibq", dim=8, codebook_size=16, depth=2),
     "grouped lfq": QuantizerConfig(kind="lfq", dim=8, groups=2),
     "residual projected bsq": QuantizerConfig(kind="bsq", dim=8, depth=2, projected_dim=6),
 }
@@ -151,7 +154,7 @@ class TestContract:
         learned = [z, *quantizer.parameters()]
         assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in learned)
 
-    @pytest.mark.parametrize("kind", [name for name in KINDS if name not in kinds_with(FSQ, BSQ, Projected)])
+    @pytest.mark.parametrize("kind", [name for name in KINDS if name not in kinds_with(FSQ, BSQ, IBQ, Projected)])
     @pytest.mark.parametrize("prefix_dropout", [None, 0.0, 1.0], ids=["eval", "full", "prefix"])
     def test_reconstruction_gradient_is_exactly_one(
         self, quantizer: Quantizer, z: Tensor, prefix_dropout: float | None
@@ -253,6 +256,36 @@ class TestVQ:
         # A code never used falls below 3 % of uniform use after log(0.03) / log(0.9) = 33.3 steps.
         assert restarts[32] == []
         assert restarts[33] == restarts[39] == list(range(48, 64))
+
+
+class TestIBQ:
+    def test_codes_go_by_the_product_and_the_gradient_through_a_softmax(self) -> None:
+        quantizer = IBQ(2, 3).train()
+        quantizer.codebook.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]])
+        z = torch.tensor([[[0.5, -1.0], [0.1, 0.2]]], requires_grad=True)
+        quantized, codes, losses = quantizer(z)
+        assert codes.tolist() == [[[2, 1]]]  # (0.5, 0.1) is nearer to the first vector than to the last
+        assert torch.equal(quantized[0, :, 0], quantizer.codebook[2])
+        found = torch.autograd.grad(quantized.sum(), [z, quantizer.codebook], retain_graph=True)
+        soft = torch.softmax(z.mT @ quantizer.codebook.T, -1) @ quantizer.codebook
+        for gradient, expected in zip(found, torch.autograd.grad(soft.sum(), [z, quantizer.codebook]), strict=True):
+            torch.testing.assert_close(gradient, expected)
+        assert losses["commitment"] == losses["codebook"] > 0
+
+    def test_training_moves_the_codebook_to_its_latents(self) -> None:
+        torch.manual_seed(0)
+        quantizer = IBQ(4, 16)
+        optimizer = torch.optim.Adam(quantizer.parameters(), 0.05)
+        centres = 4 * torch.randn(16, 4)
+        z = (centres[:, None] + 0.1 * torch.randn(16, 8, 4)).flatten(0, 1).T[None]
+        before = quantizer(z)
+        for _ in range(100):
+            losses = quantizer(z).losses
+            optimizer.zero_grad()
+            (losses["codebook"] + 0.1 * losses["entropy"]).backward()
+            optimizer.step()
+        after = quantizer(z)
+        assert after.losses["commitment"] < before.losses["commitment"] / 2
 
 
 class TestCompositions:

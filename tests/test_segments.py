@@ -174,12 +174,14 @@ def test_unknown_features_of_a_file_in_segments():
         load(bytes(head) + checksum(bytes(head)) + whole[len(head) + 4 :])
 
 
-def test_memory_of_coding_is_that_of_a_segment(monkeypatch):
+@pytest.mark.parametrize("channels", [1, 2])
+def test_memory_of_coding_is_that_of_a_segment(monkeypatch, channels):
     """But for the codes and the file themselves."""
     monkeypatch.setitem(vqt.SEGMENT_POSITIONS, "audio", 4096)
     peaks = []
     for time in (50_000, 400_000):
-        tokens = Tokens(np.zeros((2, time), np.int32) + 3, (1024, 1024), "audio", (10**7, 16_000, 1), 16, b"segments")
+        codes = np.full((2, time) if channels == 1 else (2, channels, time // channels), 3)
+        tokens = Tokens(codes, (1024, 1024), "audio", (10**7, 16_000, channels), 16, b"segments")
         tracemalloc.start()
         data = dump(tokens)
         held = len(data)
@@ -217,6 +219,23 @@ def test_decode_salvages(run, damaged):
     assert (result.exit_code, facts["exit_code"], facts["lost_rows"], facts["lost_fraction"]) == (1, 1, [[8, 16]], 0.08)
     with Image.open(damaged / "d.png") as image:
         assert image.size == (40, 100)
+
+
+def test_what_is_lost_is_told(run, damaged):
+    data = (damaged / "s.vqt").read_bytes()
+    run("encode", damaged / "p.png", "-o", damaged / "w.vqt")
+    (damaged / "w.vqt").write_bytes((damaged / "w.vqt").read_bytes()[20:])
+    result = run("decode", "--salvage", damaged / "w.vqt", "-o", damaged / "w.png")
+    assert (result.exit_code, "w.vqt: damaged (the header or the end), but nothing is lost in" in result.stderr) == (
+        1,
+        True,
+    )
+    (damaged / "half.vqt").write_bytes(data[: len(data) // 2])
+    result = run("decode", "--salvage", damaged / "half.vqt", "-o", "-")
+    assert result.exit_code == 1
+    assert "half.vqt: damaged, lost 0.0 to 0.0 s, 0.1 to 0.2 s of 0.2 s" in result.stderr
+    assert "silence in their place in stdout" in result.stderr
+    assert len(result.stdout_bytes) == 44 + 2 * 4000
 
 
 def test_library_salvages(bundled, damaged, caplog):

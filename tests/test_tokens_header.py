@@ -159,7 +159,9 @@ def test_limits_are_checked_before_anything_is_allocated(numbers):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("metadata", [HUGE, b"\x02[]", b"\x01{", b'\x02"\xff', b"\x80\x80\x04" + b"[" * 65536])
+@pytest.mark.parametrize(
+    "metadata", [HUGE, b"\x02[]", b"\x01{", b'\x09{"a":NaN}', b'\x02"\xff', b"\x80\x80\x04" + b"[" * 65536]
+)
 def test_damaged_metadata_is_refused(metadata):
     head = FIXED[:5] + b"\x10" + FIXED[6:] + b"\x01\x02\x10\x08\x08\x01\x01\x00"
     assert parse_header(sealed(head + b'\x07{"a":1}'))[0].metadata == {"a": 1}

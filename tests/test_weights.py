@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, VqtokError, WrongModelError
 from vqtok.models.card import METADATA_KEY, read_card
-from vqtok.models.entropy import entropy_model_of, read_entropy_model
+from vqtok.models.entropy import entropy_model, entropy_model_of, read_entropy_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import compute_identity, decoding_state, load_model, save_model
 from vqtok.models.zoo import bundled_models, find_model
@@ -130,6 +130,12 @@ def test_altered_weights_are_refused(image_model, tmp_path, part):
     path = write(tmp_path / "altered.safetensors", tensors, values, sign=False)
     with pytest.raises(CorruptFileError, match="do not match the identity"):
         load_model(path)
+
+
+@pytest.mark.parametrize("table", [np.zeros(16), np.full((4, 4), 1024), np.full(16, 1023), np.eye(1, 16)[0] * 2**14])
+def test_tables_that_are_no_frequencies_are_refused(table):
+    with pytest.raises(CorruptFileError, match="damaged entropy tables"):
+        entropy_model({"entropy.0": table.astype(np.int16)}, 1)
 
 
 def test_altered_tables_are_refused_without_the_weights(image_model, tmp_path):

@@ -91,7 +91,7 @@ def command(function: Command) -> Command:
             _complain(f"{about}{error}")
             raise typer.Exit(1) from None
 
-    app.command()(run)
+    app.command(function.__name__.removesuffix("_checkpoint"))(run)  # `import` is a word of Python
     return function
 
 
@@ -185,6 +185,31 @@ def train(
         raise
     facts = inspect_model(result.model)
     if json and not FOLLOWER:
+        report.print_json(facts)
+    elif not quiet:
+        report.show_facts(facts)
+
+
+@command
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .ckpt, .pt or .safetensors file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    config: Annotated[Path | None, typer.Option(metavar="YAML", help="The config that belongs to it.")] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq, if not by itself.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn a checkpoint of another project into a model."""
+    from vqtok import report
+    from vqtok.facts import inspect as inspect_model
+    from vqtok.models.importers import import_checkpoint as run_import
+
+    facts = inspect_model(run_import(checkpoint, output, config=config, family=family, force=force).model)
+    if json:
         report.print_json(facts)
     elif not quiet:
         report.show_facts(facts)
@@ -296,7 +321,7 @@ def decode(
         except (VqtokError, OSError):
             return ".png"
 
-    if keys and not (len(inputs) == 1 and items(inputs[0])):
+    if keys and not (len(inputs) == 1 and (items(inputs[0]) or not inputs[0].exists())):
         raise UsageError("--key chooses items of a shard or export; give one shard or export")
     if keys and len(keys) == 1 and output is None:
         output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
@@ -428,6 +453,32 @@ def export(
         report.say(report.exported_line(facts))
     if failed:
         raise typer.Exit(1)
+
+
+@command
+def convert(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy.")
+    ],
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="The model that made the codes.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Where codes come without: WIDTHxHEIGHT, or SAMPLES[@HZ].")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn other tools' token files into token files, and token files into arrays."""
+    from vqtok import report
+    from vqtok.conversion import convert_files, plan_conversions
+
+    conversions = plan_conversions(inputs, output, model)
+    outcomes = convert_files(conversions, model, size=size, overwrite=force)
+    _tell(outcomes, len(conversions), report.converted_line, json=json, quiet=quiet)
 
 
 @command

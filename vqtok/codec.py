@@ -159,6 +159,14 @@ class Codec:
         resampler = Resampler(self.tokenizer.sample_rate, sample_rate, channels)
         return resampler.stream(self._decoded_chunks(tokens), samples)
 
+    def check(self, tokens: Tokens) -> None:
+        """Refuse tokens that this model cannot have made.
+
+        Raises:
+            WrongModelError, CorruptFileError: as `decode`.
+        """
+        self._checked(tokens)
+
     def blank(self) -> list[int]:
         """Give the codes, one a codebook, of grey or of silence: what stands for a lost part to be seen as such."""
         tokenizer = self.tokenizer

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from vqtok.errors import UsageError
 
-Kind = Literal["vq", "fsq", "lfq", "bsq"]
+Kind = Literal["vq", "fsq", "lfq", "bsq", "ibq"]
 AdversarialKind = Literal["hinge", "non_saturating", "least_squares"]
 PerceptualKind = Literal["efficientnet", "lpips"]
 
@@ -44,6 +44,13 @@ class NetworkConfig:
     activation: Literal["silu", "elu", "snake"] = "silu"
     norm: Literal["channel", "none"] = "channel"
     """none lets loudness pass through the network, which sound needs."""
+    kind: Literal["convolutional", "vqgan", "magvit2"] = "convolutional"
+    """Of the others, published for pictures, strides are 1 or 2, widths multiples of 32, and kernel to norm are fixed.
+    They look at the whole picture, which thus cannot be tiled."""
+    attention: tuple[bool, ...] = ()
+    """Of vqgan: the stages whose blocks are followed by self-attention; none by default."""
+    middle_attention: bool = True
+    """Of vqgan: self-attention between the two blocks at the grid's resolution."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class QuantizerConfig:
     dim: int = 32
     """Channels of the latent."""
     codebook_size: int = 1024
-    """Of `vq`; the other kinds have implicit codebooks."""
+    """Of `vq` and `ibq`; the other kinds have implicit codebooks."""
     depth: int = 1
     """Residual codebooks, coarse first."""
     groups: int = 1
@@ -236,6 +243,8 @@ class Config:
         lengths = {len(x) for x in (network.strides, network.widths, network.encoder_blocks, network.decoder_blocks)}
         if len(lengths) > 1 or 0 in lengths:
             yield "model.network: strides, widths, encoder_blocks and decoder_blocks need equal lengths"
+        if network.kind != "convolutional":
+            yield from _published_complaints(model)
         if network.kernel % 2 == 0:
             yield f"model.network.kernel must be odd, not {network.kernel}"
         if not network.dilations:
@@ -265,6 +274,19 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _published_complaints(model: ModelConfig) -> Iterator[str]:
+    """Say what does not fit a network of a published kind."""
+    network = model.network
+    if model.modality != "image":
+        yield f"model.network.kind {network.kind} is for images"
+    if not set(network.strides) <= {1, 2}:
+        yield f"model.network.strides of {network.kind} must be 1 or 2, for example 1,2,2,2"
+    if any(width % 32 for width in network.widths):
+        yield f"model.network.widths of {network.kind} must be multiples of 32, for its group norms"
+    if len(network.attention) not in (0, len(network.strides)):
+        yield "model.network.attention needs true or false for each stage, or nothing"
 
 
 T = TypeVar("T")

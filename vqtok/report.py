@@ -71,6 +71,16 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
     return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
 
 
+def converted_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one converted item."""
+    if facts["kind"] == "array":
+        return f"{facts['file']} -> {facts['output']} (shape {_times(facts['shape'])})"
+    return (
+        f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"({facts['num_tokens']} tokens of {media_size(facts)})"
+    )
+
+
 def exported_line(facts: Mapping[str, Any]) -> str:
     """Sum up an export."""
     items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
@@ -190,6 +200,17 @@ def _show_media(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
 
 
+def _import_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
+    config = f", {imported['config']['file']}" if imported["config"] else ""
+    dropped = [f"{count} of {rule}" for rule, count in imported["dropped"].items()]
+    averaged = " averaged" if imported["averaged"] else ""
+    return [
+        ("imported", f"from {imported['file']}{config}, family {imported['family']}"),
+        ("taken", f"{imported['taken']}{averaged} weights"),
+        ("dropped", "; ".join(dropped) or "none"),
+    ]
+
+
 def _show_model(facts: Mapping[str, Any]) -> None:
     training, model = facts["training"], facts["config"]["model"]
     rate = f", {model['sample_rate']} Hz" if model["sample_rate"] else ""
@@ -200,7 +221,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
-    if training:
+    if "imported" in training:
+        rows += _import_rows(training["imported"])
+    if "steps" in training:
         rows.append(
             (
                 "trained",
@@ -210,9 +233,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
             )
         )
         rows.append(("data", f"{training['files']} files, {training['held_out_files']} held out"))
-        if "parent" in training:
-            rows.append(("parent", training["parent"]))
-            rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
+    if "parent" in training:
+        rows.append(("parent", training["parent"]))
+        rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
     if facts["config"]["data"]["note"]:
         rows.append(("", facts["config"]["data"]["note"]))
     for alarm in training.get("alarms", []):

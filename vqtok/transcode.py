@@ -291,7 +291,7 @@ def decode_files(
             codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage, share.processes)
             facts = token_facts(job.source, parts.header)
             if parts.damage:
-                error = MediaError(f"{job.name}: {_losses(parts)}")
+                error = MediaError(f"{job.name}: {_losses(parts)} in {'stdout' if job.target == STDIO else job.target}")
                 facts |= losses(*parts[:2]) | {"error": str(error), "exit_code": error.exit_code}
         else:
             tokens = _item(items, job.key)
@@ -440,7 +440,7 @@ def _losses(parts: Parts) -> str:
         stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
     if not stretches:
-        return f"damaged, but nothing is lost ({parts.damage})"
+        return f"damaged ({parts.damage}), but nothing is lost"
     return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
 
 

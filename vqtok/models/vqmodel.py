@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
-from vqtok.networks import Decoder, Encoder, context
+from vqtok.networks import build_decoder, build_encoder, context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
 from vqtok.tokens.vqt import NO_MODEL
@@ -32,9 +32,9 @@ class VQModel(nn.Module):
         self.channels = channels
         self.sample_rate = config.sample_rate or None
         self.stride = math.prod(config.network.strides)
-        self.encoder = Encoder(config.network, axes, channels, dim)
+        self.encoder = build_encoder(config.network, axes, channels, dim)
         self.quantizer = build_quantizer(config.quantizer)
-        self.decoder = Decoder(config.network, axes, channels, dim)
+        self.decoder = build_decoder(config.network, axes, channels, dim)
         self.encoder_context: int | None = context(self.encoder)
         self.decoder_context: int | None = context(self.decoder)
         self.codebook_sizes = self.quantizer.codebook_sizes

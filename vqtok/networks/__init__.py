@@ -1,6 +1,7 @@
 """Encoders and decoders."""
 
 from vqtok.networks.autoencoder import Decoder, Encoder, scale_to_data
+from vqtok.networks.build import build_decoder, build_encoder
 from vqtok.networks.receptive_field import context
 
-__all__ = ["Decoder", "Encoder", "context", "scale_to_data"]
+__all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder", "context", "scale_to_data"]

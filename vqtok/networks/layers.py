@@ -112,15 +112,27 @@ def activation(name: str, channels: int) -> nn.Module:
     return {"silu": nn.SiLU, "elu": nn.ELU}[name]() if name != "snake" else Snake(channels)
 
 
-class ResBlock(nn.Module):
+class Block(nn.Module):
+    """A residual block, whose insides need much memory in training."""
+
+    recompute = False
+    """Whether the backward pass computes the block again, so that its insides need not be kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ResBlock(Block):
     """Norm, activation, convolution, activation, convolution, added to the input.
 
     The second convolution has the kernel of the first for pictures and 1 for sound, as in SEANet and DAC. It starts at
     zero, so that a deep network starts as a shallow one.
     """
-
-    recompute = False
-    """Whether the backward pass computes the block again, so that its insides need not be kept."""
 
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dilation: int) -> None:
         super().__init__()
@@ -131,11 +143,6 @@ class ResBlock(nn.Module):
         self.activation2 = activation(config.activation, channels)
         self.conv2 = convolution(axes, channels, channels, kernel if axes == 2 else 1)
         nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
-        return self._compute(x)
 
     def _compute(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.activation2(self.conv1(self.activation1(self.norm(x)))))

@@ -10,12 +10,14 @@ from vqtok.networks.autoencoder import Decoder, Encoder
 from vqtok.networks.layers import Downsample, ResBlock, Upsample
 
 
-def context(network: Encoder | Decoder) -> int:
-    """Give the grid steps to either side that what belongs to one grid step depends on.
+def context(network: nn.Module) -> int | None:
+    """Give the grid steps to either side that what belongs to one grid step depends on; None: all there are.
 
     Raises:
         TypeError: a layer of a kind unknown here.
     """
+    if not isinstance(network, Encoder | Decoder):
+        return None
     stride = math.prod(layer.stride[1] for layer in network.layers if isinstance(layer, Downsample | Upsample))
     is_encoder = isinstance(network, Encoder)
     first, last = (0, 0) if is_encoder else (0, stride - 1)  # the codes, or the media, of one grid step

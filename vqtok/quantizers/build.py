@@ -9,6 +9,7 @@ from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantizer
 from vqtok.quantizers.compose import Grouped, Projected, Residual
 from vqtok.quantizers.fsq import FSQ
+from vqtok.quantizers.ibq import IBQ
 from vqtok.quantizers.lfq import BSQ, LFQ
 from vqtok.quantizers.vq import VQ
 
@@ -46,6 +47,8 @@ def _kind(config: QuantizerConfig, dim: int) -> Quantizer:
         if 2**dim > MAX_IMPLICIT_SIZE:
             raise UsageError(f"{config.kind} of {dim} bits: set model.quantizer.projected_dim to at most 24")
         return (LFQ if config.kind == "lfq" else BSQ)(dim)
+    if config.kind == "ibq":
+        return IBQ(dim, config.codebook_size)
     return VQ(
         dim,
         config.codebook_size,

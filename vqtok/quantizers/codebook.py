@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ ROWS, BLOCK, GROUP = 512, 1024, 128
 
 
 @torch.no_grad()
-def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Find for each vector the row of the codebook with the smallest squared L2 distance; of equals the first.
+def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l2") -> Tensor:
+    """Find for each vector the row of the codebook at the smallest L2 distance, or with the largest product.
 
-    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, of which only one block exists at a time. A vector's
-    code depends on the vector and the codebook alone, not on the vectors beside it.
+    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, or `x @ c`, of which only one block exists at a time;
+    of equals the first. A vector's code depends on the vector and the codebook alone, not on the vectors beside it.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
@@ -27,7 +28,8 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     # Copies of the last row fill the last block up; of equals the first wins.
     surplus = codebook[-1:].expand(blocks * groups * GROUP - size, dim)
     weights = torch.cat([codebook, surplus]).view(blocks, groups, GROUP, dim).transpose(2, 3)
-    biases = torch.stack([weight.square().sum(1, keepdim=True) for weight in weights]).mul_(-0.5)
+    biases = torch.stack([weight.square().sum(1, keepdim=True) for weight in weights])
+    biases.mul_(-0.5 if metric == "l2" else 0.0)
 
     # BLAS rounds otherwise for other shapes, and on narrow ones even by the row: all products are alike and wide.
     rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqtok.errors import CorruptFileError
 from vqtok.tokens.header import Modality, check_layout
+
+SIDE_DATA = "side_data"
+"""The key of metadata under which side data stand: base64 of little-endian float32."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,25 @@ class Tokens:
         """Sum of log2 of the codebook size over all tokens."""
         return sum(math.log2(size) for size in self.codebook_sizes) * math.prod(self.grid)
 
+    @property
+    def side_data(self) -> NDArray[np.float32]:
+        """Numbers that decoding needs beside the codes, such as the scales of a sound; they travel in the metadata.
+
+        Raises:
+            CorruptFileError: what stands there are no such numbers.
+        """
+        try:
+            return np.frombuffer(b64decode(self.metadata.get(SIDE_DATA, ""), validate=True), "<f4").astype(np.float32)
+        except (ValueError, TypeError):
+            raise CorruptFileError("damaged side data in the metadata; encode again") from None
+
     def prefix(self, num_codebooks: int) -> Tokens:
         """Keep the first (coarse) `num_codebooks` codebooks."""
         if not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"cannot keep {num_codebooks} of {self.num_codebooks} codebooks")
         return replace(self, codes=self.codes[:num_codebooks], codebook_sizes=self.codebook_sizes[:num_codebooks])
+
+
+def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:
+    """Give the metadata that hold side data; none where there are none."""
+    return {SIDE_DATA: b64encode(values.astype("<f4").tobytes()).decode()} if values.size else {}

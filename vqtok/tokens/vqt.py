@@ -110,17 +110,20 @@ def _code(
         parts: `(num_codebooks, *grid)` of each.
     """
     sizes = tokens.codebook_sizes
-    planes = [list(part.reshape(len(sizes), -1)) for part in parts]
     candidates: dict[Coder, list[list[bytes]]] = {}
+
+    def planes(part: Codes) -> list[Codes]:
+        return list(part.reshape(len(sizes), -1))
+
     if joint or coder in ("auto", "packed"):
-        candidates["packed"] = [list(map(entropy.pack, part, sizes)) for part in planes]
+        candidates["packed"] = [list(map(entropy.pack, planes(part), sizes)) for part in parts]
     tables = model.tables[: len(sizes)]
     if coder == "static" or (coder == "auto" and tables and all(table is not None for table in tables)):
         fitting = _fitting_tables(model, sizes, tokens.model)
         if joint:
-            candidates["static"] = [[_push(part, fitting)] for part in planes]
+            candidates["static"] = [[_push(planes(part), fitting)] for part in parts]
         else:
-            candidates["static"] = [list(map(rans.encode, part, fitting)) for part in planes]
+            candidates["static"] = [list(map(rans.encode, planes(part), fitting)) for part in parts]
     if coder == "prior" or (coder == "auto" and model.prior):
         prior = _fitting_prior(model, sizes, tokens.model)
         streams = [prior.encode(part) for part in parts]

@@ -19,7 +19,7 @@ from vqtok.config import Config, from_dict
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import scale_to_data
+from vqtok.networks import Decoder, Encoder, scale_to_data
 from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
@@ -219,9 +219,11 @@ class Trainer:
         self._started = True
         if self.adversary:
             synchronise(self.adversary)
+        encoder, decoder = self.model.encoder, self.model.decoder
         if self.initial is None:
-            x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
-            scale_to_data(self.model.encoder, self.model.decoder, x)
+            if isinstance(encoder, Encoder) and isinstance(decoder, Decoder):
+                x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
+                scale_to_data(encoder, decoder, x)
             synchronise(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vqtok.config import TrainConfig
-from vqtok.networks.layers import ResBlock
+from vqtok.networks import Decoder, Encoder
+from vqtok.networks.layers import Block
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,21 @@ class Budget:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Make AdamW with decay on weight matrices and kernels only, not on norms, biases and codebooks.
 
-    Each group has a `scale` of the learning rate. The convolutions between blocks start as a transform that is good
-    already; steps of the size that blocks need would shake it to pieces.
+    Each group has a `scale` of the learning rate. In an `Encoder` or `Decoder` the convolutions between blocks start
+    as a transform that is good already; steps of the size that blocks need would shake it to pieces.
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
-    in_blocks = {
-        parameter for module in model.modules() if isinstance(module, ResBlock) for parameter in module.parameters()
+    networks = [module for module in model.modules() if isinstance(module, Encoder | Decoder)]
+    between = {parameter for network in networks for parameter in network.parameters()} - {
+        parameter for module in model.modules() if isinstance(module, Block) for parameter in module.parameters()
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 or name.endswith("codebook") else config.weight_decay
-        resampling = parameter not in in_blocks and not name.startswith("quantizer.")
-        scale = config.resampling_scale if resampling else 1.0
+        scale = config.resampling_scale if parameter in between else 1.0
         groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": group, "scale": scale, "weight_decay": decay} for (scale, decay), group in groups.items()],

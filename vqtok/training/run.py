@@ -203,9 +203,9 @@ def finish(
     tables = {index: frequencies(counts) for index, counts in enumerate(statistics.counts)}
     # A short run gets a short prior, a trial run none.
     steps = min(config.prior.fit_steps, facts["steps"] // 4)
-    prior = {}
+    prior: dict[str, NDArray[Any]] = {}
     if steps >= MIN_PRIOR_STEPS and max(model.codebook_sizes) <= TOTAL:
-        prior = learn_prior(codec, config, training, cache.read, steps, facts["seed"], on_prior)
+        prior, _ = learn_prior(codec, config, training, cache.read, steps, facts["seed"], on_prior)
     summary = {**facts, "evaluation": evaluation}
     identity = save_model(
         output,
@@ -230,6 +230,8 @@ def train_prior(
     on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
 ) -> TrainingResult:
     """Fit a prior to what a model makes of a folder of media; the rest of the model stays as it is.
+
+    A model without entropy tables, as imported ones are, gets them of the same codes.
 
     Args:
         init: The model, by path or bundled name.
@@ -256,10 +258,12 @@ def train_prior(
     training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
     if not training:
         raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files")
-    arrays = learn_prior(
+    arrays, statistics = learn_prior(
         Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
     )
-    tables = {index: table for index, table in enumerate(model.entropy_model.tables) if table is not None}
+    counted = zip(model.entropy_model.tables, statistics.counts, strict=True)
+    found = [frequencies(counts) if table is None else table for table, counts in counted]
+    tables = {index: table for index, table in enumerate(found) if table is not None}
     facts = {**card.training, "parent": card.identity, "kept": ["encoder", "codebook", "decoder"]}
     dtype = getattr(torch, config.train.stored_precision)
     identity = save_model(output, model, config, entropy_tables=tables, prior=arrays, training=facts, dtype=dtype)

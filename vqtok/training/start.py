@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqtok.config import Config
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks.layers import ResBlock
+from vqtok.networks.layers import Block
 from vqtok.training.distributed import gather, rank, synchronise
 from vqtok.training.finetune import start_from
 
@@ -24,7 +24,7 @@ def make_model(config: Config, device: torch.device, initial: VQModel | None) ->
     if initial is not None:
         start_from(model, initial, config)
     for module in model.modules():
-        if isinstance(module, ResBlock):
+        if isinstance(module, Block):
             module.recompute = config.train.gradient_checkpointing
     return model
 

@@ -1,0 +1,32 @@
+"""Codes in the files of other tools: EnCodec's `.ecdc`, DAC's `.dac`, numpy's `.npy`, and lines of text."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from vqtok.errors import CorruptFileError
+from vqtok.files import read_bytes
+from vqtok.tokens.foreign import arrays, ecdc
+from vqtok.tokens.foreign.base import Foreign, Items
+
+__all__ = ["Foreign", "read_foreign"]
+
+LINES = frozenset({".jsonl", ".txt"})
+
+
+def read_foreign(path: Path) -> Items:
+    """Find the items of a file of another tool.
+
+    Raises:
+        CorruptFileError: the file, or the item when it is read, is damaged or of none of these kinds.
+        MediaError: it cannot be read, or holds what cannot be told exactly. UnsupportedVersionError: it is too new.
+    """
+    data = read_bytes(path)
+    if data.startswith(ecdc.MAGIC):
+        return {None: partial(ecdc.read_ecdc, data)}
+    if data.startswith(arrays.MAGIC):
+        return {None: partial(arrays.read_npy, data)}
+    if path.suffix.lower() in LINES:
+        return arrays.read_lines(data)
+    raise CorruptFileError("neither an .ecdc, a .dac, an .npy nor a .jsonl file, or a damaged one")

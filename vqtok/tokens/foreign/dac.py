@@ -1,0 +1,115 @@
+"""DAC's `.dac` files, which are pickles, read by what cannot run code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
+from vqtok.tokens.foreign.base import Foreign, integers
+
+VERSION = "1.0.0"
+
+
+def read_dac(data: bytes) -> Foreign:
+    """Read what DAC has pickled, with a reader that makes nothing but numbers, texts, lists, dicts and arrays.
+
+    Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", in the form of its library.
+    """
+    try:
+        found = _unpickled(data)
+        codes, metadata = integers(found["codes"].array()), found["metadata"]
+        samples, rate, channels = (int(metadata[name]) for name in ("original_length", "sample_rate", "channels"))
+        version, padding = metadata["dac_version"], metadata["padding"]
+        level = metadata["input_db"]
+        decibels = float(np.mean(level.array() if isinstance(level, _Array) else level))
+        if codes.ndim != 3 or len(codes) != channels:
+            raise ValueError("codes of another shape")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError):
+        raise CorruptFileError("damaged .dac file, or a pickle of something else") from None
+    if version != VERSION:
+        raise UnsupportedVersionError(f"a .dac file of version {version!r}; vqtok knows {VERSION}")
+    if not padding:
+        raise MediaError(
+            "coded in windows that overlap by parts of a step, which only DAC can decode; write it again with dac and "
+            "a --win_duration of more than the sound's"
+        )
+    # It raises or lowers every sound to one loudness and puts that back when it decodes.
+    metadata = {"input_db": round(decibels, 4)}
+    return Foreign(codes.swapaxes(0, 1) if channels > 1 else codes[0], (samples, rate, channels), metadata=metadata)
+
+
+class _Array:
+    """Stands in for an array in a pickle."""
+
+    state: tuple[Any, ...] = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> NDArray[Any]:
+        _, shape, dtype, is_fortran, data = self.state
+        return np.frombuffer(data, dtype.dtype()).reshape(shape, order="F" if is_fortran else "C")
+
+
+class _DType:
+    """Stands in for a dtype in a pickle."""
+
+    order = "|"
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        if not re.fullmatch(r"[iuf][1248]", self.name) or self.order not in ("|", "<", ">", "="):
+            raise ValueError(f"arrays of {self.name}")
+        return np.dtype(self.order + self.name)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes plain values and what stands in for arrays; a pickle that names anything else is refused."""
+
+    ADMITTED: ClassVar = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _DType,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.ADMITTED[module, name]
+        except KeyError:
+            raise CorruptFileError(f"a pickle that asks for {module}.{name}, which no .dac file has") from None
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise ValueError("a reference to something outside")
+
+
+def _unpickled(data: bytes) -> Any:
+    """Give the only entry of an array of objects, as `np.save` pickles one.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, OverflowError: there is none.
+        CorruptFileError: it asks for anything but arrays.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
+            raise ValueError("would take memory for what it does not have")
+    try:
+        outer = _Unpickler(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, EOFError, IndexError) as error:
+        raise ValueError(str(error)) from None
+    (found,) = outer.state[4]
+    return found
