@@ -252,7 +252,7 @@ def test_ctrl_c(photo, tmp_path, image_model):
     out = tmp_path / "out"
     # A test run in the background of a shell has SIGINT ignored, and hands that on.
     code = "import signal, vqtok.cli; signal.signal(signal.SIGINT, signal.default_int_handler); vqtok.cli.main()"
-    arguments = ["encode", str(tmp_path / "in"), "-o", str(out), "--model", str(image_model)]
+    arguments = ["encode", str(tmp_path / "in"), "-o", str(out), "--model", str(image_model), "--jobs", "2"]
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
@@ -264,6 +264,16 @@ def test_ctrl_c(photo, tmp_path, image_model):
     assert all(re.fullmatch(r"\d{4}\.vqt", name) for name in done)
     for name in done:
         read_header(out / name)
+
+
+def test_precision_is_told_in_the_file(run, photo):
+    run("encode", photo, "--precision", "bfloat16", "--jobs", 2)
+    (facts,) = json_lines(run("inspect", photo.with_suffix(".vqt"), "--json"))
+    assert facts["metadata"] == {"precision": "bfloat16"}
+    assert run("decode", photo.with_suffix(".vqt"), "--precision", "bfloat16", "--force").exit_code == 0
+    run("encode", photo, "--force")
+    (facts,) = json_lines(run("inspect", photo.with_suffix(".vqt"), "--json"))
+    assert "metadata" not in facts
 
 
 def test_ctrl_c_while_writing(run, photo, tmp_path, monkeypatch):

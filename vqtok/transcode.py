@@ -357,7 +357,7 @@ def _may_wait(source: Path) -> bool:
 def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
     """Estimate how much memory it takes to encode a file."""
     if not isinstance(source, Path):
-        return 0  # of a pipe, which nothing else is done beside
+        return 0  # Of what comes through a pipe, one after the other.
     if kind == "image":
         return BYTES_PER_PIXEL * num_pixels(source)
     samples, sample_rate, channels = audio_info(source)
