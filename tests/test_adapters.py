@@ -507,6 +507,8 @@ def test_folders_that_cannot_be_used(saved, tmp_path, monkeypatch):
     (empty / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="empty: holds no weights; there should be one of model.safetensors,"):
         open_tokenizer(str(empty))
+    with pytest.raises(ModelError, match="nowhere: no such folder"):
+        open_tokenizer(f"dac:{tmp_path / 'nowhere'}")
     torch.save({"weight": Harmful()}, empty / "pytorch_model.bin")
     with pytest.raises(ModelError, match="pytorch_model.bin: a pickle that may run code, which vqtok never does"):
         open_tokenizer(str(empty))

@@ -27,6 +27,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder")
     for path in (folder / name for name in WEIGHTS):
         if path.is_file():
             return [path]
