@@ -59,6 +59,8 @@ def encode_on_ray(
     with _ray(address) as ray:
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        there = ray.cluster_resources()
+        room = there.get("GPU", 1) if device == "cuda" else there.get("CPU", 1) // (jobs or 1)
         codecs = {
             "model": model,
             "device": device,
@@ -73,7 +75,8 @@ def encode_on_ray(
                 _ShardEncoder,
                 fn_constructor_args=(codecs, how | {"existing": existing}),
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(shards)),
+                # More actors than there is room for would wait in vain, and fail for it in the end.
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), int(room)))),
                 num_cpus=jobs or 1,
                 num_gpus=1 if device == "cuda" else 0,
             )
