@@ -99,6 +99,7 @@ def test_nothing_imports_click():
         ["inspect", "SHARD"],
         ["inspect", "MODEL"],
         ["inspect", "image"],
+        ["models"],
     ],
 )
 def test_starts_without_heavy_packages(arguments, bundled, image_model, photo, run):

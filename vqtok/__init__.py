@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Codec": "vqtok.codec",
     "Media": "vqtok.media.base",
+    "Tokenizer": "vqtok.models.tokenizer",
     "Tokens": "vqtok.tokens.grid",
     "convert": "vqtok.conversion",
     "decode": "vqtok.transcode",
@@ -27,6 +28,7 @@ _HOMES = {
     "merge": "vqtok.tokens.shard_writer",
     "open_shard": "vqtok.models.reader",
     "read_export": "vqtok.tokens.export",
+    "register": "vqtok.models.zoo",
     "train": "vqtok.training.run",
     "write_shard": "vqtok.tokens.shard_writer",
 }

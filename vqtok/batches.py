@@ -57,6 +57,10 @@ class Batches:
         self._pool.submit(self._take)
         return future
 
+    def alone(self, run: Callable[[], Array]) -> Future[Array]:
+        """Run a function by itself, in one of the threads."""
+        return self._pool.submit(run)
+
     def _take(self) -> None:
         with self._lock:
             if not self._waiting:

@@ -42,7 +42,11 @@ app = typer.Typer(
 Inputs = Annotated[list[Path], typer.Argument(metavar="IN", help="Files or folders; - is stdin.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
 Model = Annotated[
-    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model file or name; default: the bundled one.")
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="File, folder or name (see vqtok models); else a bundled one."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
@@ -220,6 +224,7 @@ def encode(
     inputs: Inputs,
     output: Output = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     shard: Annotated[
         Path | None, typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead.")
@@ -256,9 +261,11 @@ def encode(
         raise UsageError(f"-o {output}: to write a shard give --shard {output}")
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.tokens.vqt import chosen_coder
     from vqtok.transcode import Codecs, Existing, encode_files, encode_shard
 
+    model = at_revision(model, revision)
     codecs = Codecs(
         model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
     )
@@ -280,6 +287,7 @@ def decode(
         list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
     ] = None,
     model: Model = None,
+    revision: Revision = None,
     codebooks: Codebooks = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode what is whole of long files that are damaged.")
@@ -337,8 +345,10 @@ def decode(
     _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.models.adapters.hub import at_revision
     from vqtok.transcode import Codecs, Existing, decode_files
 
+    model = at_revision(model, revision)
     codecs = Codecs(
         model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
     )
@@ -497,6 +507,7 @@ def inspect(
     from vqtok.facts import inspect as inspect_file
     from vqtok.facts import shard_items, token_files
     from vqtok.facts import usage as count_usage
+    from vqtok.models.zoo import is_adapted
 
     if plot is not None and not usage:
         raise UsageError("--plot draws what --usage counts; give both")
@@ -507,7 +518,9 @@ def inspect(
         report.print_json(facts) if json else report.show_usage(facts)
         return
     exit_code = 0
-    files = [str(file) for name in inputs for file in (token_files([name]) if Path(name).is_dir() else [name])]
+    files: list[str] = []
+    for name in inputs:
+        files += map(str, token_files([name])) if Path(name).is_dir() and not is_adapted(name) else [name]
     for name in files:
         try:
             facts = inspect_file(name, model)
@@ -527,6 +540,19 @@ def inspect(
                 report.say(f"  and {facts['num_items'] - ITEMS_SHOWN} more; --items lists all")
     if exit_code:
         raise typer.Exit(exit_code)
+
+
+@command
+def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List the models that go by name: bundled, in the Hugging Face cache, of packages, on the Hub."""
+    from vqtok import report
+    from vqtok.models.catalogue import list_models
+
+    if json:
+        for facts in list_models():
+            report.print_json(facts)
+    else:
+        report.show_models(list_models())
 
 
 def _tell(

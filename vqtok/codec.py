@@ -22,9 +22,10 @@ from vqtok.media.resample import Resampler
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.pipeline import ahead
 from vqtok.tiling import chunks, padded, windows
-from vqtok.tokens.grid import Tokens
+from vqtok.tokens.grid import Tokens, pack_side_data
 
 TILE_PIXELS = 1024
+NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)
 CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
 BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
@@ -90,16 +91,17 @@ class Codec:
         if channels != tokenizer.channels:
             raise ModelError(f"this model codes pictures of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
-        codes = np.empty((len(tokenizer.codebook_sizes), *grid), np.int32)
+        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        codes = np.empty((count, *grid), np.int32)
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
             window = pixels[:, *(_scaled(lies, stride) for lies, _ in tile)]
-            return self._encode_window(padded(as_float(window), stride))
+            return self._encode_window(padded(as_float(window), stride, tokenizer.padding), count)
 
         for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._batches.workers):
             (top, rows), (left, columns) = tile
-            codes[:, _inner(top, rows), _inner(left, columns)] = found[:, rows, columns]
-        return self._tokens(codes, (width, height), num_codebooks)
+            codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
+        return self._tokens(codes, (width, height))
 
     def encode_audio(
         self,
@@ -113,18 +115,22 @@ class Codec:
         self._check_modality("audio")
         assert tokenizer.sample_rate
         resampler = Resampler(sample_rate, tokenizer.sample_rate, channels)
-        resampled, core = resampler.stream(pieces), self._core(CHUNK_SECONDS)
-        # One channel at a time: its codes must not depend on the others.
-        windows = (
-            (channel[None], given)
-            for window, given in chunks(resampled, core, tokenizer.encoder_context, tokenizer.stride)
-            for channel in window
-        )
-        encoded = ahead(lambda window: self._encode_window(window[0]), windows, self._batches.workers)
-        codes = [found[:, given] for (_, given), found in encoded]
-        planes = [np.concatenate(codes[channel::channels], axis=1) for channel in range(channels)]
-        size = resampler.taken, sample_rate, channels
-        return self._tokens(np.stack(planes, axis=1) if channels > 1 else planes[0], size, num_codebooks)
+        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        core, context, side_data = self._core(CHUNK_SECONDS), tokenizer.encoder_context, [NO_SIDE_DATA]
+        windows = chunks(resampler.stream(pieces), core, context, tokenizer.stride, tokenizer.padding)
+
+        def groups() -> Iterator[tuple[NDArray[np.float32], slice]]:
+            for window, given in windows:
+                for group in _grouped(window, tokenizer.channels):
+                    side_data.append(self._side_data(group))
+                    yield group, slice(None) if context is None else given
+
+        encoded = ahead(lambda group: self._encode_window(group[0], count), groups(), self._batches.workers)
+        codes = [found[:count, given] for (_, given), found in encoded]
+        num_groups, size = _num_groups(channels, tokenizer.channels), (resampler.taken, sample_rate, channels)
+        planes = [np.concatenate(codes[group::num_groups], axis=1) for group in range(num_groups)]
+        joined = np.stack(planes, axis=1) if channels > 1 else planes[0]
+        return self._tokens(joined, size, pack_side_data(np.concatenate(side_data)))
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
@@ -179,24 +185,28 @@ class Codec:
     def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
         check_model(tokens.model, self.tokenizer.identity)
         _check_fit(tokens, self.tokenizer)
-        return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
+        return tokens if num_codebooks is None else tokens.prefix(_count(num_codebooks, tokens.num_codebooks))
 
     def _check_modality(self, modality: str) -> None:
         if modality != self.tokenizer.modality:
             raise ModelError(f"this model codes {self.tokenizer.modality}, not {modality}; choose another --model")
 
-    def _tokens(self, codes: NDArray[np.int32], size: tuple[int, ...], num_codebooks: int | None) -> Tokens:
+    def _tokens(
+        self,
+        codes: NDArray[np.int32],
+        size: tuple[int, ...],
+        metadata: dict[str, str] | None = None,
+    ) -> Tokens:
         tokenizer = self.tokenizer
-        tokens = Tokens(
+        return Tokens(
             codes=codes,
-            codebook_sizes=tuple(tokenizer.codebook_sizes),
+            codebook_sizes=tuple(tokenizer.codebook_sizes)[: len(codes)],
             modality=tokenizer.modality,
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata={} if self.precision == "float32" else {"precision": self.precision},
+            metadata=(metadata or {}) | ({} if self.precision == "float32" else {"precision": self.precision}),
         )
-        return tokens if num_codebooks is None else _prefix(tokens, num_codebooks)
 
     def _core(self, seconds: float) -> int:
         """Give the grid steps of a chunk."""
@@ -226,43 +236,65 @@ class Codec:
         stride = self.tokenizer.stride
         samples, sample_rate, channels = tokens.size
         missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
-        planes = tokens.codes.reshape(tokens.num_codebooks, channels, -1)
+        num_groups = _num_groups(channels, self.tokenizer.channels)
+        planes = tokens.codes.reshape(tokens.num_codebooks, num_groups, -1).swapaxes(0, 1)
+        side_data = np.array_split(tokens.side_data, num_groups)
         parts = (
-            (plane, lies, given)
+            (plane[:, lies], side, given)
             for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context)
-            for plane in planes.swapaxes(0, 1)
+            for plane, side in zip(planes, side_data, strict=True)
         )
 
-        def submit(part: tuple[NDArray[np.int32], slice, slice]) -> Future[NDArray[np.float32]]:
-            plane, lies, _ = part
-            return self._decode_window(plane[:, lies])
+        def submit(part: tuple[NDArray[np.int32], NDArray[np.float32], slice]) -> Future[NDArray[np.float32]]:
+            codes, side, _ = part
+            return self._decode_window(codes, side)
 
-        decoded = (found[0, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._batches.workers))
-        while piece := list(itertools.islice(decoded, channels)):
-            yield np.stack(piece)[:, :missing]
-            missing -= piece[0].size
+        decoded = (found[:, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._batches.workers))
+        while pieces := list(itertools.islice(decoded, num_groups)):
+            piece = np.concatenate(pieces)
+            if len(piece) > channels:  # A mono sound that was coded as several channels.
+                piece = piece.mean(axis=0, keepdims=True)
+            yield piece[:, :missing]
+            missing -= piece.shape[1]
 
-    def _encode_window(self, item: NDArray[np.float32]) -> Future[NDArray[np.int32]]:
-        """Compute the codes `(num_codebooks, *grid)` of media `(channels, *size)`."""
+    def _encode_window(self, item: NDArray[np.float32], num_codebooks: int) -> Future[NDArray[np.int32]]:
+        """Compute the codes `(num_codebooks, *grid)` of media `(channels, *size)`, perhaps of more codebooks."""
+        if self.tokenizer.one_by_one:
+            return self._batches.alone(lambda: self._encode(item[None], num_codebooks)[0])
         return self._batches.submit(self._encode, item, math.prod(item.shape[1:]))
 
-    def _decode_window(self, codes: NDArray[np.int32]) -> Future[NDArray[np.float32]]:
+    def _decode_window(
+        self, codes: NDArray[np.int32], side_data: NDArray[np.float32] = NO_SIDE_DATA
+    ) -> Future[NDArray[np.float32]]:
         """Compute the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
+        if self.tokenizer.one_by_one:
+            return self._batches.alone(lambda: self._decode(codes[None], side_data[None])[0])
         steps = codes.shape[1:]
         return self._batches.submit(self._decode, codes, math.prod(steps) * self.tokenizer.stride ** len(steps))
 
-    def _encode(self, batch: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, batch: NDArray[np.float32], num_codebooks: int | None = None) -> NDArray[np.int32]:
         x = self._on_device(batch)
         x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         with self._computing():
-            codes: NDArray[np.int32] = self.tokenizer.encode(x).to(torch.int32).cpu().numpy()
+            found = self.tokenizer.encode_first(x, num_codebooks) if num_codebooks else self.tokenizer.encode(x)
+            codes: NDArray[np.int32] = found.to(torch.int32).cpu().numpy()
         return codes
 
-    def _decode(self, batch: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, batch: NDArray[np.int32], side_data: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         codes = self._on_device(batch).long()
         with self._computing():
-            media: NDArray[np.float32] = self.tokenizer.decode(codes).float().cpu().numpy()
+            if side_data is None:
+                decoded = self.tokenizer.decode(codes)
+            else:
+                decoded = self.tokenizer.decode_with(codes, self._on_device(side_data))
+            media: NDArray[np.float32] = decoded.float().cpu().numpy()
         return media
+
+    def _side_data(self, item: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give what decoding needs of media `(channels, *size)` beside their codes."""
+        with torch.inference_mode():
+            side_data: NDArray[np.float32] = self.tokenizer.side_data(self._on_device(item[None]))[0].cpu().numpy()
+        return side_data
 
     def _on_device(self, batch: NDArray[Any]) -> Tensor:
         x = torch.from_numpy(batch)
@@ -306,13 +338,11 @@ def check_model(made_by: bytes, given: bytes) -> None:
 
 def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
     """Refuse tokens whose codebooks are not the model's, or whose grid does not fit their size."""
-    extent = tokens.size[::-1]
-    leading: tuple[int, ...] = ()
-    if tokens.modality == "audio":
+    grid = tuple(-(-length // tokenizer.stride) for length in tokens.size[::-1])
+    if tokens.modality == tokenizer.modality == "audio":
         samples, sample_rate, channels = tokens.size
-        extent = (_model_samples(samples, sample_rate, tokenizer.sample_rate or 1),)
-        leading = (channels,) if channels > 1 else ()
-    grid = (*leading, *(-(-length // tokenizer.stride) for length in extent))
+        steps = tokenizer.num_steps(_model_samples(samples, sample_rate, tokenizer.sample_rate or 1))
+        grid = (_num_groups(channels, tokenizer.channels), steps) if channels > 1 else (steps,)
     sizes = tuple(tokenizer.codebook_sizes)[: tokens.num_codebooks]
     if (tokens.modality, tokens.codebook_sizes, tokens.grid) != (tokenizer.modality, sizes, grid):
         raise CorruptFileError("these tokens do not fit the model that they name; encode again")
@@ -323,10 +353,30 @@ def _model_samples(samples: int, sample_rate: int, model_rate: int) -> int:
     return -(-samples * model_rate // sample_rate)
 
 
-def _prefix(tokens: Tokens, num_codebooks: int) -> Tokens:
-    if not 1 <= num_codebooks <= tokens.num_codebooks:
-        raise UsageError(f"--codebooks {num_codebooks}: there are {tokens.num_codebooks}")
-    return tokens.prefix(num_codebooks)
+def _num_groups(channels: int, together: int) -> int:
+    """Return how many groups of channels a sound has that are coded together.
+
+    Raises:
+        ModelError: they do not come out even, and it is not mono either.
+    """
+    if channels > 1 and channels % together:
+        raise ModelError(f"this model codes {together} channels together, this sound has {channels}; give --mono")
+    return -(-channels // together)
+
+
+def _grouped(window: NDArray[np.float32], together: int) -> NDArray[np.float32]:
+    """Give the channels of each group, `(groups, together, samples)`; mono is repeated in all of them."""
+    groups, samples = _num_groups(len(window), together), window.shape[1]
+    if len(window) == 1:
+        window = np.repeat(window, together, axis=0)
+    return window.reshape(groups, together, samples)
+
+
+def _count(wanted: int | None, there: int) -> int:
+    """Return how many codebooks to use."""
+    if wanted is not None and not 1 <= wanted <= there:
+        raise UsageError(f"--codebooks {wanted}: there are {there}")
+    return there if wanted is None else wanted
 
 
 def _scaled(steps: slice, stride: int) -> slice:

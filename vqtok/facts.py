@@ -12,13 +12,14 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files import naming
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
-from vqtok.models.zoo import bundled_models, find_model
+from vqtok.models.zoo import bundled_models, find_model, is_adapted, open_tokenizer
 from vqtok.tokens.header import Header, read_header
 from vqtok.tokens.index import map_file, parse_index, walk
 from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.sidecar import is_export, json_file, read_facts
 
 if TYPE_CHECKING:
+    from vqtok.models.tokenizer import Tokenizer
     from vqtok.tokens.grid import Tokens
 
 Facts = dict[str, Any]
@@ -41,7 +42,7 @@ EXPORT_ENTRIES: dict[str, type] = {
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
-    """Describe a token file, a shard, an export, a model (by path or bundled name), a picture or a sound.
+    """Describe a token file, a shard, an export, a model (by path or name), a picture or a sound.
 
     Args:
         model: What a medium would be coded with; by default the bundled model of its modality.
@@ -52,6 +53,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     Raises:
         VqtokError: the file cannot be read, is damaged, or is none of these.
     """
+    if is_adapted(str(path)):
+        return tokenizer_facts(str(path), open_tokenizer(str(path)))
     path = bundled_models().get(str(path), Path(path))
     if is_export(path) or _is_sidecar(path):
         return export_facts(path)
@@ -207,31 +210,55 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
     }
 
 
+def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
+    """Describe another library's or package's model."""
+    return {
+        "file": name,
+        "kind": "model",
+        "identity": tokenizer.identity.hex(),
+        "modalities": [tokenizer.modality],
+        "num_parameters": None,
+        "num_codebooks": len(tokenizer.codebook_sizes),
+        "codebook_sizes": list(tokenizer.codebook_sizes),
+        "stride": tokenizer.stride,
+        "sample_rate": tokenizer.sample_rate,
+        "channels": tokenizer.channels,
+        "encoder_context": tokenizer.encoder_context,
+        "decoder_context": tokenizer.decoder_context,
+        "why_whole": tokenizer.why_whole,
+        "file_bytes": None,
+        "prior": tokenizer.entropy_model.prior is not None,
+        "config": {},
+        "training": {},
+        **tokenizer.facts(),
+    }
+
+
 def media_facts(path: Path, modality: str, model: str | None) -> Facts:
     """Describe a medium and what it would become, before entropy coding."""
     size = _image_facts(path) if modality == "image" else _audio_facts(path)
     facts: Facts = {"file": str(path), "kind": modality, "file_bytes": path.stat().st_size, **size}
+    tokenizer = open_tokenizer(model) if model is not None and is_adapted(model) else None
     try:
-        card = read_card(find_model(model or modality))
+        coded = tokenizer_facts(str(model), tokenizer) if tokenizer else inspect(find_model(model or modality))
     except ModelError:
         if model is not None:
             raise
         return facts
-    coded = card.config["model"]
-    if coded["modality"] != modality:
-        raise ModelError(f"{path}: is {modality}, but model {model} codes {coded['modality']}")
+    if coded["modalities"] != [modality]:
+        raise ModelError(f"{path}: is {modality}, but model {model} codes {coded['modalities'][0]}")
     if modality == "image":
-        grid = [math.ceil(size[axis] / card.stride) for axis in ("height", "width")]
+        grid = [math.ceil(size[axis] / coded["stride"]) for axis in ("height", "width")]
     else:
         samples = math.ceil(size["samples"] * coded["sample_rate"] / size["sample_rate"])
-        time = math.ceil(samples / card.stride)
-        grid = [time] if size["channels"] == 1 else [size["channels"], time]
+        time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / coded["stride"])
+        grid = [time] if size["channels"] == 1 else [size["channels"] // coded.get("channels", 1), time]
     facts["would_become"] = {
-        "model": card.identity[:16],
+        "model": coded["identity"][:16],
         "grid": grid,
-        "num_codebooks": len(card.codebook_sizes),
-        "num_tokens": math.prod(grid) * len(card.codebook_sizes),
-        "raw_bits": math.prod(grid) * sum(map(math.log2, card.codebook_sizes)),
+        "num_codebooks": coded["num_codebooks"],
+        "num_tokens": math.prod(grid) * coded["num_codebooks"],
+        "raw_bits": math.prod(grid) * sum(map(math.log2, coded["codebook_sizes"])),
     }
     return facts
 

@@ -212,15 +212,16 @@ def _import_rows(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show_model(facts: Mapping[str, Any]) -> None:
-    training, model = facts["training"], facts["config"]["model"]
-    rate = f", {model['sample_rate']} Hz" if model["sample_rate"] else ""
+    training = facts["training"]
+    rate = f", {facts['sample_rate']} Hz" if facts["sample_rate"] else ""
     rows = [
         ("identity", facts["identity"]),
-        ("codes", f"{model['modality']}{rate}"),
-        ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
+        ("codes", f"{facts['modalities'][0]}{rate}"),
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
         ("stride", str(facts["stride"])),
     ]
+    if facts["num_parameters"] is not None:
+        rows.insert(2, ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"))
     if "imported" in training:
         rows += _import_rows(training["imported"])
     if "steps" in training:
@@ -236,13 +237,37 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     if "parent" in training:
         rows.append(("parent", training["parent"]))
         rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
-    if facts["config"]["data"]["note"]:
-        rows.append(("", facts["config"]["data"]["note"]))
+    if note := facts["config"].get("data", {}).get("note"):
+        rows.append(("", note))
+    if facts.get("family"):
+        rows.append(("family", facts["family"]))
+    if facts.get("why_whole"):
+        rows.append(("at once", f"all of a medium: {facts['why_whole']}"))
     for alarm in training.get("alarms", []):
         rows.append(("alarm", alarm))
     _facts_table(facts["file"], rows)
     if "evaluation" in training:
         _show_evaluation(training["evaluation"])
+
+
+def show_models(models: Iterable[Mapping[str, Any]]) -> None:
+    """Print the models that go by name, a line each, under where they are."""
+    for where, group in itertools.groupby(models, key=lambda model: model["where"]):
+        listed = list(group)
+        width = max(len(model["name"]) for model in listed)
+        out.print(_line(where, style="bold"))
+        for model in listed:
+            out.print(_line(f"  {model['name']:{width}}  {_model_in_brief(model)}"), soft_wrap=True)
+
+
+def _model_in_brief(model: Mapping[str, Any]) -> str:
+    if "stride" not in model:
+        return f"{model['family']}" + (f", {file_size(model['file_bytes'])}" if "file_bytes" in model else "")
+    rate = f" {model['sample_rate']} Hz" if model["sample_rate"] else ""
+    return (
+        f"{model['modality']}{rate}, {_codebooks(model['codebook_sizes'])} codes a step of {model['stride']}, "
+        f"{model['num_parameters'] / 1e6:.1f} M parameters, {model['licence']}"
+    )
 
 
 METRICS = {

@@ -7,9 +7,12 @@ last ends with the medium. Where the medium begins or ends a network pads with z
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Padding = Literal["symmetric", "constant"] | None
 
 
 def windows(length: int, core: int, context: int | None) -> Iterator[tuple[slice, slice]]:
@@ -30,16 +33,23 @@ def windows(length: int, core: int, context: int | None) -> Iterator[tuple[slice
 
 
 def chunks(
-    pieces: Iterable[NDArray[np.float32]], core: int, context: int | None, stride: int
+    pieces: Iterable[NDArray[np.float32]],
+    core: int,
+    context: int | None,
+    stride: int,
+    padding: Padding = "symmetric",
 ) -> Iterator[tuple[NDArray[np.float32], slice]]:
     """Cut a sound that comes in pieces `(channels, samples)` into the `windows` that its whole would have.
 
     Args:
         stride: samples of a grid step.
+        padding: what fills the last window up to whole grid steps.
 
     Returns:
-        Each window, the last mirrored at its end up to whole grid steps, and which grid steps of it are given.
+        Each window, and which grid steps of it are given.
     """
+    if context is None:
+        pieces = [np.concatenate(list(pieces), axis=1)]
     held: NDArray[np.float32] | None = None
     first = 0  # of the grid steps that are given, in the window
     for piece in pieces:
@@ -48,10 +58,16 @@ def chunks(
             yield held[:, : (core + 2 * context) * stride], slice(first, core + context)
             held, first = held[:, core * stride :], context
     assert held is not None
-    yield padded(held, stride), slice(first, -(-held.shape[1] // stride))
+    yield padded(held, stride, padding), slice(first, -(-held.shape[1] // stride))
 
 
-def padded(item: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
-    """Mirror the end of each axis of `(channels, *size)` up to a multiple of the stride."""
+def padded(item: NDArray[np.float32], stride: int, padding: Padding = "symmetric") -> NDArray[np.float32]:
+    """Fill the end of each axis of `(channels, *size)` up to a multiple of the stride: mirrored, or with zeros.
+
+    Args:
+        padding: None leaves it as it is.
+    """
+    if padding is None:
+        return item
     missing = [(0, -length % stride) for length in item.shape[1:]]
-    return np.pad(item, [(0, 0), *missing], mode="symmetric")
+    return np.pad(item, [(0, 0), *missing], mode=padding)

@@ -25,8 +25,7 @@ from vqtok.media.base import Media, spool
 from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.reader import open_items
-from vqtok.models.weights import load_model
-from vqtok.models.zoo import find_model
+from vqtok.models.zoo import open_tokenizer
 from vqtok.pipeline import Room, in_order
 from vqtok.processes import HERE, Processes
 from vqtok.tokens.grid import Tokens
@@ -93,15 +92,15 @@ class Codecs:
             "precision": precision,
             "jobs": self.jobs,
         }
-        self._loaded: dict[Path, Codec] = {}
+        self._loaded: dict[str, Codec] = {}
         self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
-        path = find_model(self.model or modality)
+        name = self.model or modality
         with self._loading:
-            if path not in self._loaded:
-                self._loaded[path] = Codec(load_model(path).to(self.device), self.device, **self._how)
-        return self._loaded[path]
+            if name not in self._loaded:
+                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, **self._how)
+        return self._loaded[name]
 
 
 def encode(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files import naming
 from vqtok.models.card import check_identity, read_card
-from vqtok.models.zoo import bundled_models, find_model
+from vqtok.models.zoo import bundled_models, find_model, is_adapted
 from vqtok.tokens.prior import PREFIX as PRIOR_PREFIX
 from vqtok.tokens.prior import from_arrays
 from vqtok.tokens.rans import TOTAL
@@ -60,6 +60,8 @@ def entropy_model_of(identity: bytes, model: str | None) -> EntropyModel:
     Raises:
         WrongModelError: the model named is another. ModelError: no bundled model is the one.
     """
+    if model is not None and is_adapted(model):
+        raise WrongModelError(f"made by model {identity.hex()}, which {model} is not; give the right one with --model")
     paths = [find_model(model)] if model is not None else list(bundled_models().values())
     for path in paths:
         if bytes.fromhex(read_card(path).identity)[:8] == identity:

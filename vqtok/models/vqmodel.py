@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
+from vqtok.models.tokenizer import Tokenizer
 from vqtok.networks import build_decoder, build_encoder, context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
 from vqtok.tokens.vqt import NO_MODEL
 
 
-class VQModel(nn.Module):
+class VQModel(nn.Module, Tokenizer):
     """A vector-quantised autoencoder: a `Tokenizer` that can be trained.
 
     `identity` and `entropy_model` are those of the file it was loaded from; a model in training has none.

@@ -1,12 +1,37 @@
-"""Models by name or path, and the defaults that come with vqtok."""
+"""Models by name: bundled ones, model files, and the families of other packages; imports torch when it opens one."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from vqtok.errors import ModelError
+from vqtok.errors import ModelError, UsageError
+from vqtok.files import naming
+
+if TYPE_CHECKING:
+    from vqtok.models.tokenizer import Tokenizer
+
+Family: TypeAlias = "Callable[[str], Tokenizer]"
+"""Gives the tokenizer of what stands behind the family's name: `blocks:16` asks the family `blocks` for `16`."""
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
+ENTRY_POINTS = "vqtok.tokenizers"
+"""The group in which an installed package names its families."""
+
+ADAPTERS = {
+    "encodec": "vqtok.models.adapters.encodec:Encodec",
+    "dac": "vqtok.models.adapters.dac:Dac",
+    "mimi": "vqtok.models.adapters.mimi:Mimi",
+    "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
+    "VQModel": "vqtok.models.adapters.vqmodel:DiffusersVQModel",
+}
+"""Families that vqtok adapts itself: by the name that a folder's config.json gives, the module and class."""
+
+_registered: dict[str, Family] = {}
 
 
 def bundled_models() -> dict[str, Path]:
@@ -15,7 +40,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_model(name: str) -> Path:
-    """Resolve a model by the name of a bundled one, else by path: `./image` is a file, `image` the bundled model.
+    """Resolve a model file by the name of a bundled one, else by path: `./image` is a file, `image` the bundled model.
 
     Raises:
         ModelError: there is none.
@@ -27,3 +52,106 @@ def find_model(name: str) -> Path:
     if path.is_file():
         return path
     raise ModelError(f"no model {name!r}: neither a file nor a bundled model ({', '.join(models) or 'there is none'})")
+
+
+def register(name: str, family: Family) -> None:
+    """Make a family of models known by a name: `--model NAME:SOURCE` then calls `family("SOURCE")`.
+
+    A folder whose config.json gives this name as its `model_type` (or `_class_name`) is opened by the family, too. An
+    installed package does the same by an entry point of the group `vqtok.tokenizers`.
+
+    Args:
+        family: Mostly a subclass of `Tokenizer` whose `__init__` takes the source.
+
+    Raises:
+        UsageError: a name that is taken, or that could not stand before a colon.
+    """
+    if not name.replace("_", "").replace("-", "").isalnum() or name == "hf":
+        raise UsageError(f"family {name!r}: the name must be of letters, digits, - and _, and not hf")
+    if name in bundled_models() or name in ADAPTERS:
+        raise UsageError(f"family {name!r}: vqtok has one of this name; choose another")
+    _registered[name] = family
+
+
+def families() -> list[str]:
+    """Give the names of the families that packages and `register` have added."""
+    return sorted({*_registered, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+
+
+def find_family(name: str) -> Family | None:
+    """Give the family of a name; None where there is none.
+
+    Raises:
+        ModelError: the package that has it cannot be imported.
+    """
+    if name in _registered:
+        return _registered[name]
+    try:
+        if name in ADAPTERS:
+            module, _, attribute = ADAPTERS[name].partition(":")
+            adapter: Family = getattr(import_module(module), attribute)
+            return adapter
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            family: Family = entry.load()
+            return family
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"family {name!r} cannot be loaded: {error}") from error
+    return None
+
+
+def is_adapted(name: str) -> bool:
+    """Tell whether a name is that of a family's model rather than of a file, whether or not it is there."""
+    if name in bundled_models() or Path(name).is_file():
+        return False
+    family, colon, _ = name.partition(":")
+    return folder_family(Path(name)) is not None or (
+        colon != "" and (family == "hf" or find_family(family) is not None)
+    )
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """Open a model: a bundled one, a model file, a folder that a known family has saved, or `FAMILY:SOURCE`.
+
+    `hf:ORG/NAME[/FOLDER][@REVISION]` is such a folder of the Hugging Face Hub.
+
+    Raises:
+        ModelError: there is none of this name, or it cannot be used. CorruptFileError: it is damaged.
+    """
+    path = Path(name)
+    if path.is_dir() and name not in bundled_models():
+        return _open_folder(path)
+    family_name, colon, source = name.partition(":")
+    if family_name == "hf" and colon:
+        from vqtok.models.adapters.hub import download
+
+        with naming(name):
+            return _open_folder(download(source))
+    if colon and not path.exists():
+        family = find_family(family_name)
+        if family is None:
+            raise ModelError(f"no model {name!r}: there is no family {family_name!r}; vqtok models lists them")
+        return family(source)
+    from vqtok.models.weights import load_model
+
+    return load_model(find_model(name))
+
+
+def _open_folder(folder: Path) -> Tokenizer:
+    name = folder_family(folder)
+    family = find_family(name) if name else None
+    if family is None:
+        what = (
+            f"a model of kind {name!r}, which is not known here" if name else "a folder without a model's config.json"
+        )
+        raise ModelError(f"{folder}: is {what}; vqtok models lists what is")
+    return family(str(folder))
+
+
+def folder_family(folder: Path) -> str | None:
+    """Give the name of the family that saved a folder, by its config.json; None where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        name = config.get("model_type") or config.get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if isinstance(name, str) else None

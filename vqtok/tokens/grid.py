@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import CorruptFileError
+from vqtok.errors import CorruptFileError, MediaError
 from vqtok.tokens.header import Modality, check_layout
 
 SIDE_DATA = "side_data"
 """The key of metadata under which side data stand: base64 of little-endian float32."""
+MAX_SIDE_DATA = 12_000
+"""Numbers, which leave some room in metadata of 64 KiB; of EnCodec at 48 kHz three hours and a quarter."""
 
 
 @dataclass(frozen=True)
@@ -91,5 +93,11 @@ class Tokens:
 
 
 def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:
-    """Give the metadata that hold side data; none where there are none."""
+    """Give the metadata that hold side data; none where there are none.
+
+    Raises:
+        MediaError: there are more than metadata have room for.
+    """
+    if values.size > MAX_SIDE_DATA:
+        raise MediaError(f"needs {values.size} numbers of side data, a token file holds {MAX_SIDE_DATA}; cut it up")
     return {SIDE_DATA: b64encode(values.astype("<f4").tobytes()).decode()} if values.size else {}

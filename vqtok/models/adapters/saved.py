@@ -1,0 +1,107 @@
+"""`SavedModel`: what transformers or diffusers has saved with `save_pretrained`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vqtok.errors import ModelError
+from vqtok.models.adapters.weights import weight_files, weights_digest
+from vqtok.models.tokenizer import Tokenizer
+
+
+class SavedModel(Tokenizer):
+    """A model in a folder that another library has saved; a family of them is a subclass.
+
+    Args:
+        source: The folder.
+
+    Raises:
+        ModelError: the library is not installed, or cannot load the folder. CorruptFileError: it is damaged.
+    """
+
+    library: ClassVar[str] = "transformers"
+    network_class: ClassVar[str]
+    one_by_one = True
+    settings: ClassVar[tuple[str, ...]]
+    """Entries of the config that codes and media depend on, beside the weights."""
+
+    def __init__(self, source: str) -> None:
+        self.folder = Path(source)
+        digest = weights_digest(weight_files(self.folder))
+        self.network = _load(self.folder, self.library, self.network_class)
+        self.config = self.network.config
+        settings = {name: attrgetter(name)(self.config) for name in self.settings}
+        text = json.dumps([self.network_class, settings, digest], sort_keys=True)
+        self.identity = hashlib.sha256(text.encode()).digest()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encode_first(x, len(self.codebook_sizes))
+
+    @abstractmethod
+    def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        self.network.to(device)
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        config = self.config.to_dict() if hasattr(self.config, "to_dict") else dict(self.config)
+        return {
+            "family": self.network_class,
+            "num_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "file_bytes": sum(file.stat().st_size for file in weight_files(self.folder)),
+            "whole": self.why_whole,
+            "config": config,
+        }
+
+
+def _load(folder: Path, library: str, network_class: str) -> Any:
+    """Load a network in float32 with all weights in their places."""
+    try:
+        found: Any = getattr(import_module(library), network_class)
+    except ImportError as error:
+        raise ModelError(f"{folder}: needs {library}: pip install 'vqtok[{library}]' ({error})") from error
+    keyword = "dtype" if library == "transformers" else "torch_dtype"
+    try:
+        with _silent(library):
+            network, loading = found.from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                weights_only=True,
+                **{keyword: torch.float32},
+            )
+    except Exception as error:  # whatever the library raises about a folder it cannot use
+        raise ModelError(f"{folder}: {library} cannot load it: {str(error).strip().partition(chr(10))[0]}") from error
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if loading.get(what):
+            keys = ", ".join(sorted(map(str, loading[what])))
+            raise ModelError(f"{folder}: its weights do not fit its config: {what.replace('_', ' ')} {keys}")
+    assert isinstance(network, nn.Module)
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _silent(library: str) -> Iterator[None]:
+    """Keep the library's progress bars and warnings off the terminal."""
+    logging = import_module(f"{library}.utils.logging")
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,108 @@
+"""The weights that another library has saved in a folder: which files, and a hash that follows them anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vqtok.errors import CorruptFileError, ModelError, OutputError
+from vqtok.files import atomic_write
+from vqtok.models.adapters.hub import WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the files with a saved model's weights: one, or all that an index names.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder")
+    for path in (folder / name for name in WEIGHTS):
+        if path.is_file():
+            return [path]
+        index = path.with_name(f"{path.name}.index.json")
+        if index.is_file():
+            return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    raise ModelError(f"{folder}: holds no weights; there should be one of {', '.join(WEIGHTS)}")
+
+
+def weights_digest(files: Sequence[Path]) -> str:
+    """Give the SHA-256 of all tensors in files, whatever their names and their order, in hex.
+
+    The libraries rename tensors from version to version, so only what is in them counts. The digest is remembered by
+    the files' paths, sizes and times in the user's cache folder.
+
+    Raises:
+        ModelError: a pickle that is more than weights. CorruptFileError: a file is damaged or missing.
+    """
+    try:
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise CorruptFileError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    key = json.dumps(stats)
+    known = _read_cache()
+    if key not in known:
+        tensors = sorted(digest for file in files for digest in _tensor_digests(file))
+        known[key] = hashlib.sha256(b"".join(tensors)).hexdigest()
+        _write_cache(known)
+    return known[key]
+
+
+def _tensor_digests(file: Path) -> Iterator[bytes]:
+    for tensor in _tensors(file):
+        digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        yield digest.digest()
+
+
+def _tensors(file: Path) -> Iterator[Tensor]:
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    yield opened.get_tensor(name)
+        except SafetensorError as error:
+            raise CorruptFileError(f"{file}: damaged: {error}; copy it again") from None
+        return
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{file}: a pickle that may run code, which vqtok never does; where you trust it, load it and save it anew "
+            "with save_pretrained, as safetensors"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CorruptFileError(f"{file}: damaged: {str(error).partition(chr(10))[0]}; copy it again") from None
+    yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtok" / "weights.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_file().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(known: dict[str, str]) -> None:
+    try:
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(_cache_file(), json.dumps(known, indent=1).encode())
+    except (OSError, OutputError) as error:
+        logger.info("hashes of weights are not remembered: %s", error)

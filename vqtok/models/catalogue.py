@@ -1,0 +1,85 @@
+"""Which models there are: bundled, in the Hugging Face cache, of other packages, known to work; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vqtok.models.adapters.hub import cached
+from vqtok.models.card import read_card
+from vqtok.models.zoo import ADAPTERS, bundled_models, families, folder_family
+
+
+class Known(NamedTuple):
+    """A published model that an adapter was written for."""
+
+    name: str
+    family: str
+    modality: str
+    sample_rate: int | None
+    stride: int
+    num_codebooks: int
+    codebook_size: int
+    num_parameters: int
+    licence: str
+
+
+# fmt: off
+KNOWN = (
+    Known("hf:facebook/encodec_24khz", "encodec", "audio", 24_000, 320, 32, 1024, 14_900_000, "MIT (the code's)"),
+    Known("hf:facebook/encodec_32khz", "encodec", "audio", 32_000, 640, 4, 2048, 56_900_000, "CC-BY-NC-4.0"),
+    Known("hf:facebook/encodec_48khz", "encodec", "audio", 48_000, 320, 16, 1024, 14_900_000, "MIT (the code's)"),
+    Known("hf:descript/dac_16khz", "dac", "audio", 16_000, 320, 12, 1024, 74_100_000, "MIT"),
+    Known("hf:descript/dac_24khz", "dac", "audio", 24_000, 320, 32, 1024, 74_700_000, "MIT"),
+    Known("hf:descript/dac_44khz", "dac", "audio", 44_100, 512, 9, 1024, 76_600_000, "MIT"),
+    Known("hf:kyutai/mimi", "mimi", "audio", 24_000, 1920, 32, 2048, 79_300_000, "CC-BY-4.0"),
+    Known("hf:hf-audio/xcodec-hubert-librispeech", "xcodec", "audio", 16_000, 320, 8, 1024, 160_700_000,
+          "see its card"),
+    Known("hf:kandinsky-community/kandinsky-2-2-decoder/movq", "VQModel", "image", None, 8, 1, 16_384, 67_800_000,
+          "Apache-2.0"),
+)
+# fmt: on
+
+
+def list_models() -> Iterator[dict[str, Any]]:
+    """Describe the models that `--model` takes by name, as `vqtok models --json` prints them.
+
+    `where` is "bundled", "cache" (the Hugging Face cache), "package" (a family that a package or `vqtok.register` adds)
+    or "hub" (to be downloaded).
+    """
+    for name, path in bundled_models().items():
+        card = read_card(path)
+        model = card.config["model"]
+        yield {
+            "name": name,
+            "where": "bundled",
+            "family": "vqtok",
+            "modality": model["modality"],
+            "sample_rate": model["sample_rate"] or None,
+            "stride": card.stride,
+            "num_codebooks": len(card.codebook_sizes),
+            "codebook_sizes": list(card.codebook_sizes),
+            "num_parameters": card.num_parameters,
+            "licence": "Apache-2.0",
+        }
+    known = {model.name: model for model in KNOWN}
+    for name, folder in cached():
+        family = folder_family(folder)
+        if family in ADAPTERS or family in families():
+            there = known.pop(name, None) or known.get(name.partition("@")[0])
+            facts = _facts(there) if there else {"family": family}
+            yield facts | {"name": name, "where": "cache", "file_bytes": _weight_bytes(folder)}
+    for family in families():
+        yield {"name": f"{family}:...", "where": "package", "family": family}
+    for model in known.values():
+        yield _facts(model) | {"where": "hub"}
+
+
+def _facts(model: Known) -> dict[str, Any]:
+    facts = model._asdict()
+    return facts | {"codebook_sizes": [facts.pop("codebook_size")] * model.num_codebooks}
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
