@@ -21,7 +21,7 @@ import transformers
 
 from vqtok.codec import Codec
 from vqtok.media.base import Media
-from vqtok.models.zoo import open_tokenizer
+from vqtok.models.opening import open_tokenizer
 
 REPEATS = 7
 ENCODEC_48KHZ = {

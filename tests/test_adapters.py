@@ -24,7 +24,7 @@ import vqtok
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.base import Media
 from vqtok.models.adapters.weights import weights_digest
-from vqtok.models.zoo import open_tokenizer
+from vqtok.models.opening import open_tokenizer
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")

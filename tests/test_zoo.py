@@ -13,7 +13,7 @@ import torch
 import vqtok
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
 from vqtok.media.base import Media
-from vqtok.models import zoo
+from vqtok.models import opening, zoo
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.grid import Tokens, pack_side_data
 from vqtok.tokens.vqt import dump, load
@@ -178,21 +178,21 @@ def test_names(families, tmp_path, image_model, monkeypatch):
     folder = tmp_path / "saved"
     folder.mkdir()
     with pytest.raises(ModelError, match="saved: is a folder without a model's config.json"):
-        zoo.open_tokenizer(str(folder))
+        opening.open_tokenizer(str(folder))
     for key, known in (("model_type", "pairs"), ("_class_name", "pairs"), ("model_type", "snac")):
         (folder / "config.json").write_text(json.dumps({key: known}))
         if known == "pairs":
-            assert isinstance(zoo.open_tokenizer(str(folder)), Pairs)
+            assert isinstance(opening.open_tokenizer(str(folder)), Pairs)
     with pytest.raises(ModelError, match="saved: is a model of kind 'snac', which is not known here"):
-        zoo.open_tokenizer(str(folder))
+        opening.open_tokenizer(str(folder))
     with pytest.raises(ModelError, match="no model 'snac:x': there is no family 'snac'"):
-        zoo.open_tokenizer("snac:x")
+        opening.open_tokenizer("snac:x")
     with pytest.raises(ModelError, match="neither a file nor a bundled model"):
-        zoo.open_tokenizer("snac")
+        opening.open_tokenizer("snac")
     odd = tmp_path / "pairs:1.safetensors"
     odd.symlink_to(image_model)
     monkeypatch.chdir(tmp_path)
-    assert zoo.open_tokenizer(odd.name).modality == "image"
+    assert opening.open_tokenizer(odd.name).modality == "image"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "hf", "image"])
@@ -204,4 +204,4 @@ def test_names_that_no_family_may_have(families, name):
 def test_a_family_whose_package_does_not_import(monkeypatch):
     monkeypatch.setitem(zoo.ADAPTERS, "broken", "no_such_module:Model")
     with pytest.raises(ModelError, match="family 'broken' cannot be loaded: No module named 'no_such_module'"):
-        zoo.open_tokenizer("broken:x")
+        opening.open_tokenizer("broken:x")

@@ -12,7 +12,8 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files import naming
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
-from vqtok.models.zoo import bundled_models, find_model, is_adapted, open_tokenizer
+from vqtok.models.opening import open_tokenizer
+from vqtok.models.zoo import bundled_models, find_model, is_adapted
 from vqtok.tokens.header import Header, read_header
 from vqtok.tokens.index import map_file, parse_index, walk
 from vqtok.tokens.record import Record, ShardHeader, parse_shard_header

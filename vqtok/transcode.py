@@ -25,8 +25,8 @@ from vqtok.media.audio import audio_info, audio_writer, open_audio
 from vqtok.media.base import Media, spool
 from vqtok.media.image import num_pixels, read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
+from vqtok.models.opening import open_tokenizer
 from vqtok.models.reader import open_items
-from vqtok.models.zoo import open_tokenizer
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.pipeline import Room, in_order
 from vqtok.processes import HERE, Processes

@@ -74,12 +74,12 @@ def download(source: str) -> Path:
 def cached() -> Iterator[tuple[str, Path]]:
     """Give what is in the Hugging Face cache: names for `--model`, and folders with a config.json."""
     try:
-        from huggingface_hub import scan_cache_dir
+        from huggingface_hub import constants, scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
     except ImportError:
         return
     try:
-        repos = sorted(scan_cache_dir().repos, key=lambda repo: repo.repo_id)
+        repos = sorted(scan_cache_dir(constants.HF_HUB_CACHE).repos, key=lambda repo: repo.repo_id)
     except CacheNotFound:
         return
     for repo in repos:
