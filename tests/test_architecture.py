@@ -126,3 +126,13 @@ def test_starts_without_heavy_packages(arguments, bundled, image_model, photo, r
     assert not status
     assert len(result.stdout.splitlines()) > 5  # It has told something.
     assert HEAVY & set(loaded) == set()
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    """Tests that write where they should not have left files there before, which were committed."""
+    listed = subprocess.run(["git", "ls-files"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a checkout")
+    names = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    allowed = {"vqtok", "tests", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
+    assert {name for name in names if not name.startswith(".")} == allowed
