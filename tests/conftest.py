@@ -65,6 +65,16 @@ def wave(samples: int, sample_rate: int, channels: int = 1) -> NDArray[np.float3
     return (0.5 * np.sin(2 * np.pi * (200 + 3000 * time) * time * np.arange(1, channels + 1))).astype(np.float32)
 
 
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """A folder with six short sounds."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for index in range(6):
+        soundfile.write(folder / f"{index}.wav", wave(1000 + 100 * index, 2000), 2000)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MAKE_MODEL:
     """Give a function that writes a tiny model with random weights, k-means codebooks and entropy tables."""

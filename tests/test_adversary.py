@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import wave
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing import event_accumulator
 from test_distributed import STEPS, distance, run_two_processes
@@ -53,15 +51,6 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     np.save(folder / "stripes.npy", stack.astype(np.uint8))
-    return folder
-
-
-@pytest.fixture
-def sounds(tmp_path: Path) -> Path:
-    folder = tmp_path / "sounds"
-    folder.mkdir()
-    for index in range(6):
-        soundfile.write(folder / f"{index}.wav", wave(1000 + 100 * index, 2000), 2000)
     return folder
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import wave
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -93,15 +92,6 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     np.save(folder / "discs.npy", stack.astype(np.uint8))
-    return folder
-
-
-@pytest.fixture
-def sounds(tmp_path: Path) -> Path:
-    folder = tmp_path / "sounds"
-    folder.mkdir()
-    for index in range(6):
-        soundfile.write(folder / f"{index}.wav", wave(1000 + 100 * index, 2000), 2000)
     return folder
 
 

@@ -69,6 +69,7 @@ Model = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
+NewModel = Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
@@ -140,7 +141,7 @@ def options(
 @command
 def train(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images or sounds, searched recursively.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    output: NewModel,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="image, audio, digits, or a TOML file.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, metavar="N", help="Length of the run.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of the run.")] = None,
@@ -218,7 +219,7 @@ def train(
 @command
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .ckpt, .pt or .safetensors file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")],
+    output: NewModel,
     config: Annotated[Path | None, typer.Option(metavar="YAML", help="The config that belongs to it.")] = None,
     family: Annotated[
         str | None, typer.Option(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq, if not by itself.")

@@ -102,7 +102,7 @@ class Codec:
         for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._batches.workers):
             (top, rows), (left, columns) = tile
             codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
-        return self._tokens(codes, (width, height))
+        return self.tokens(codes, (width, height))
 
     def encode_audio(
         self,
@@ -131,7 +131,7 @@ class Codec:
         num_groups, size = _num_groups(channels, tokenizer.channels), (resampler.taken, sample_rate, channels)
         planes = [np.concatenate(codes[group::num_groups], axis=1) for group in range(num_groups)]
         joined = np.stack(planes, axis=1) if channels > 1 else planes[0]
-        return self._tokens(joined, size, pack_side_data(np.concatenate(side_data)))
+        return self.tokens(joined, size, pack_side_data(np.concatenate(side_data)))
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
         """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
@@ -192,12 +192,17 @@ class Codec:
         if modality != self.tokenizer.modality:
             raise ModelError(f"this model codes {self.tokenizer.modality}, not {modality}; choose another --model")
 
-    def _tokens(
+    def tokens(
         self,
         codes: NDArray[np.int32],
         size: tuple[int, ...],
         metadata: dict[str, str] | None = None,
     ) -> Tokens:
+        """Name what codes `(num_codebooks, *grid)` of this model were made of, and which model it is.
+
+        Raises:
+            ValueError: as `Tokens`.
+        """
         tokenizer = self.tokenizer
         return Tokens(
             codes=codes,

@@ -199,15 +199,7 @@ def _tokens(job: Job, found: Foreign, codec: Codec, size: str | None) -> Tokens:
     if "input_db" in found.metadata:
         logger.warning("%s: decodes to DAC's loudness, not its own of %.1f dB", job.name, found.metadata["input_db"])
     try:
-        tokens = Tokens(
-            codes=codes,
-            codebook_sizes=tuple(tokenizer.codebook_sizes)[: len(codes)],
-            modality=tokenizer.modality,
-            size=extent,
-            stride=tokenizer.stride,
-            model=tokenizer.identity[:8],
-            metadata=found.metadata | pack_side_data(found.side_data),
-        )
+        tokens = codec.tokens(codes, extent, found.metadata | pack_side_data(found.side_data))
         codec.check(tokens)
     except ValueError as error:
         raise MediaError(f"{error}; was another model at work?") from None

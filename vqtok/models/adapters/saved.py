@@ -30,7 +30,7 @@ class SavedModel(Tokenizer):
         ModelError: the library is not installed, or cannot load the folder. CorruptFileError: it is damaged.
     """
 
-    library: ClassVar[str] = "transformers"
+    package: ClassVar[str] = "transformers"
     network_class: ClassVar[str]
     one_by_one = True
     settings: ClassVar[tuple[str, ...]]
@@ -39,7 +39,7 @@ class SavedModel(Tokenizer):
     def __init__(self, source: str) -> None:
         self.folder = Path(source)
         digest = weights_digest(weight_files(self.folder))
-        self.network = _load(self.folder, self.library, self.network_class)
+        self.network = _load(self.folder, self.package, self.network_class)
         self.config = self.network.config
         settings = {name: attrgetter(name)(self.config) for name in self.settings}
         text = json.dumps([self.network_class, settings, digest], sort_keys=True)

@@ -16,7 +16,7 @@ class DiffusersVQModel(SavedModel):
     """
 
     modality = "image"
-    library = "diffusers"
+    package = "diffusers"
     network_class = "VQModel"
     why_whole = "its norms and its attention look at all of the picture"
     settings = (
