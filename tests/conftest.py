@@ -66,6 +66,12 @@ def wave(samples: int, sample_rate: int, channels: int = 1) -> NDArray[np.float3
 
 
 @pytest.fixture
+def quick_kmeans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the k-means start of codebooks take a few batches."""
+    monkeypatch.setattr("vqtok.training.start.KMEANS_VECTORS", 256)
+
+
+@pytest.fixture
 def sounds(tmp_path: Path) -> Path:
     """A folder with six short sounds."""
     folder = tmp_path / "sounds"

@@ -26,6 +26,8 @@ from vqtok.training import start
 from vqtok.training.optim import Budget
 from vqtok.training.state import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_kmeans")
+
 EXACT = ["model.quantizer.prefix_dropout=0", "model.quantizer.restart_below=0", "train.learning_rate=1e-2"]
 """Without chance, and with steps far larger than rounding."""
 STEPS = 14
@@ -48,11 +50,6 @@ def pictures(tmp_path: Path) -> Path:
     waves = [127 + 100 * np.sin(x / period) * np.cos(y / period) for period in np.linspace(1, 6, 30)]
     np.save(folder / "waves.npy", np.stack(waves).astype(np.uint8))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
 
 
 def distance(a: Path, b: Path, module: str) -> float:

@@ -20,6 +20,8 @@ from vqtok.training import start
 from vqtok.training.finetune import tuning_config
 from vqtok.training.run import TrainingResult, train
 
+pytestmark = pytest.mark.usefixtures("quick_kmeans")
+
 QUICK = ["train.warmup_steps=0", "train.validations=1"]
 
 
@@ -30,11 +32,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     waves = [127 + 100 * np.sin(x / period) * np.cos(y / period) for period in np.linspace(1, 6, 12)]
     np.save(folder / "waves.npy", np.stack(waves).astype(np.uint8))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
 
 
 @pytest.fixture(scope="module")

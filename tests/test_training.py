@@ -33,7 +33,7 @@ from vqtok.models.entropy import read_entropy_model
 from vqtok.models.weights import load_model
 from vqtok.quantizers import VQ
 from vqtok.tokens.vqt import dump, load
-from vqtok.training import loop, start
+from vqtok.training import loop
 from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items, validation_crops
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import CodebookWindow, RunningMeans
@@ -72,9 +72,8 @@ TINY_AUDIO = [
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, as sums over several depend on their number; and a k-means start that takes a few batches."""
-    monkeypatch.setattr(start, "KMEANS_VECTORS", 256)
+def quick(quick_kmeans: None) -> Iterator[None]:
+    """One thread, as sums over several depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
