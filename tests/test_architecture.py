@@ -17,7 +17,7 @@ PACKAGE = Path(vqtok.__file__).parent
 
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
-    {"pipeline", "processes", "remote"},
+    {"pipeline", "remote"},
     {"worklist"},
     {"files"},
     {"config", "media", "tiling", "tokens"},
@@ -33,7 +33,7 @@ FLOORS = [
 ]
 """Modules and folders of the package, lowest first: each imports from floors below its own and from its own folder."""
 WITHOUT_TORCH = set().union(*FLOORS[:5])
-HEAVY = {"torch", "numpy", "soundfile", "PIL", "safetensors", "matplotlib"}
+HEAVY = {"torch", "numpy", "numba", "soundfile", "PIL", "safetensors", "matplotlib"}
 
 
 def part_of(module: str) -> str:

@@ -61,19 +61,6 @@ def test_some_items_are_worked_on_in_the_calling_thread():
     assert [thread is threading.current_thread() for thread in threads] == [False, True, False, True]
 
 
-def test_what_threads_wait_for_can_be_ended():
-    waiting: Future[None] = Future()
-    ended = []
-    results = in_order(
-        lambda item: waiting.result(10) if item else None, range(2), 2, on_stop=lambda: waiting.set_result(None)
-    )
-    with closing(results):
-        next(results)
-        ended.append(waiting.done())
-    assert ended == [False]
-    assert waiting.done()
-
-
 def test_a_thread_of_nobodys_never_stops():
     check_stop()
 

@@ -276,12 +276,13 @@ def test_damaged_arrays_are_refused(fitted, name, change, message):
             from_arrays(arrays | {f"{PREFIX}kernel": np.array(kernel)}, 2)
 
 
-def test_a_writer_whose_prior_fails_falls_back(fitted, monkeypatch, caplog):
+@pytest.mark.parametrize("damage", [lambda stream: stream[:-1] + bytes([stream[-1] ^ 1]), lambda stream: stream + b"x"])
+def test_a_writer_whose_streams_do_not_decode_falls_back(fitted, monkeypatch, caplog, damage):
     modality, prior, _ = fitted
     codes = walks(np.random.default_rng(6), *((30, 30) if modality == "image" else (900,)))
     size = (240, 240) if modality == "image" else (9000, 8000, 1)
     tokens = Tokens(codes, SIZES, modality, size, 8, bytes(8))
-    monkeypatch.setattr(Prior, "decode", lambda self, streams, grid: codes + 1)
+    monkeypatch.setattr(prior_module, "encode_intervals", lambda *intervals: damage(encode_intervals(*intervals)))
     assert parse_header(dump(tokens, EntropyModel(prior=prior)))[0].coder == "packed"
     assert "does not give back" in caplog.text
     with pytest.raises(ModelError, match="does not give back"):

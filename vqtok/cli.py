@@ -687,15 +687,11 @@ def _complain(message: str) -> None:
     say(f"error: {message}", style="bold red")
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line."""
     # The products that are left to numpy are small: its threads would mostly wait for each other, at full speed.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import MediaError, UsageError
 from vqtok.files import naming
+from vqtok.pipeline import in_order
 from vqtok.remote import as_path
 from vqtok.tokens.vqt import chosen_coder, dump
 from vqtok.transcode import Codecs, encode_medium
@@ -65,7 +66,8 @@ class Encoder:
         column = next((name for name in ("bytes", "path") if name in batch), None)
         if column is None:
             raise UsageError("a batch to encode needs a column `bytes` or `path`")
-        found = [self._encode(*row) for row in zip(batch[column], batch.get("path", batch[column]), strict=True)]
+        rows = zip(batch[column], batch.get("path", batch[column]), strict=True)
+        found = list(in_order(lambda row: self._encode(*row), rows, 2 * self._codecs.jobs))
         columns = {name: values for name, values in batch.items() if name != "bytes"}
         columns["tokens"] = _objects([tokens for tokens, _, _ in found])
         columns["error"] = _objects([error for _, error, _ in found])

@@ -35,7 +35,6 @@ def in_order(
     limit: int,
     *,
     here: Callable[[Item], bool] = lambda item: False,
-    on_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
     """Work on up to `limit` items at once, each in a thread, and give the results in the order of the items.
 
@@ -45,7 +44,6 @@ def in_order(
     Args:
         here: Tells items that are worked on in the calling thread, when their turn comes: those that may block for
             ever, from which only this thread can be interrupted.
-        on_stop: Called before the threads are waited for, to end what they wait for.
     """
     stop = threading.Event()
 
@@ -70,7 +68,6 @@ def in_order(
             yield first()
     finally:
         stop.set()
-        on_stop()
         pool.shutdown(cancel_futures=True)
 
 

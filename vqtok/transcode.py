@@ -28,8 +28,7 @@ from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.opening import open_tokenizer
 from vqtok.models.reader import open_items
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
-from vqtok.pipeline import Room, in_order
-from vqtok.processes import HERE, Processes
+from vqtok.pipeline import Room, check_stop, in_order
 from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Coder, Header, Parts, parse_header, parse_parts, parse_whole, read_header
@@ -176,7 +175,8 @@ def encode_files(
             codec = codecs.get(kind)
             with share.room.take(_bytes_held(medium, kind, codec)):
                 tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        encoded = share.processes.call(dump, tokens, model=codec.tokenizer.entropy_model, coder=coder)
+        with share.core():
+            encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
         with _output(job.target) as file:
             file.write(encoded)
         header, _ = parse_header(encoded)
@@ -214,7 +214,8 @@ def encode_shard(
             return _skipped(Job(source, shard, key))
         with _open_medium(source) as (medium, kind), share.room.take(_bytes_held(medium, kind, codec)):
             tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        return tokens, share.processes.call(dump_joint, tokens, model=codec.tokenizer.entropy_model, coder=coder)
+        with share.core():
+            return tokens, dump_joint(tokens, codec.tokenizer.entropy_model, coder)
 
     def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
         with growing(shard):
@@ -288,7 +289,8 @@ def decode_files(
         items = opened(job.source)
         if items is None:
             data = read_bytes(job.source)
-            codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage, share.processes)
+            with share.core():
+                codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage)
             facts = token_facts(job.source, parts.header)
             if parts.damage:
                 error = MediaError(f"{job.name}: {_losses(parts)} in {'stdout' if job.target == STDIO else job.target}")
@@ -306,28 +308,31 @@ def decode_files(
     return _at_once(jobs, codecs, lambda job: job, decode)
 
 
-@dataclass(frozen=True)
 class Share:
-    """What items under way at once have in common."""
+    """What items under way at once have in common: memory, and the cores that their tokens are coded on."""
 
-    processes: Processes
-    room: Room
+    def __init__(self, jobs: int) -> None:
+        self.room, self._cores = Room(ROOM_BYTES), threading.BoundedSemaphore(jobs)
+
+    @contextmanager
+    def core(self) -> Iterator[None]:
+        """Keep a core busy, once one is free."""
+        with self._cores:
+            check_stop()
+            yield
 
 
 def _at_once(
     items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Share], Result]
 ) -> Generator[Result | Outcome, None, None]:
     """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
-    several = len(items) > 1
-    with Processes(codecs.jobs if several and codecs.jobs > 1 else 0) as processes:
-        share = Share(processes, Room(ROOM_BYTES))
-        yield from in_order(
-            lambda item: _attempt(job_of(item), lambda _: work(item, share)),
-            items,
-            ITEMS_AHEAD,
-            here=lambda item: not several or _may_wait(job_of(item).source),
-            on_stop=processes.kill,
-        )
+    several, share = len(items) > 1, Share(codecs.jobs)
+    yield from in_order(
+        lambda item: _attempt(job_of(item), lambda _: work(item, share)),
+        items,
+        ITEMS_AHEAD,
+        here=lambda item: not several or _may_wait(job_of(item).source),
+    )
 
 
 def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
@@ -449,18 +454,13 @@ def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file
 
 
 def _load_tokens(
-    data: bytes,
-    codecs: Codecs,
-    num_codebooks: int | None,
-    salvaging: bool = False,
-    processes: Processes = HERE,
+    data: bytes, codecs: Codecs, num_codebooks: int | None, salvaging: bool = False
 ) -> tuple[Codec, Tokens, Parts]:
     parts = parse_parts(data) if salvaging else parse_whole(data)
     codec = codecs.get(parts.header.modality)
     check_model(parts.header.model, codec.tokenizer.identity)
-    read = functools.partial(load_parts, blank=codec.blank() if parts.damage else ())
-    model = codec.tokenizer.entropy_model
-    return codec, processes.call(read, data, parts, model=model, num_codebooks=num_codebooks), parts
+    blank = codec.blank() if parts.damage else ()
+    return codec, load_parts(data, parts, codec.tokenizer.entropy_model, num_codebooks, blank), parts
 
 
 def _losses(parts: Parts) -> str:

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
+from vqtok.tokens.compiled import compiled
 from vqtok.tokens.rans import TOTAL, IntervalDecoder, encode_intervals
 
 STAGES = 3
@@ -39,16 +41,19 @@ SEGMENT_POSITIONS = 1 << 16
 MAX_POSITIONS = 1 << 14
 """Positions worked on at once, for the memory's sake."""
 
+_HALF = 1 << WEIGHT_BITS - 1
+"""Rounds what is scaled down."""
+
 Float = NDArray[np.float32]
 
 
-def _exponentials() -> NDArray[np.float64]:
+def _exponentials() -> NDArray[np.int64]:
     """Give 2^18 exp(-d / 16) for d from 0 to 255, by integer arithmetic alone."""
     values, value = [], 1 << 50
     for _ in range(256):
         values.append(value >> 32)
         value = value * 4034748382 >> 32  # exp(-1 / 16) in 1 / 2^32
-    return np.array(values, np.float64)
+    return np.array(values, np.int64)
 
 
 EXPONENTIALS = _exponentials()
@@ -108,6 +113,31 @@ class CodebookPrior:
     def members(self) -> int:
         return int(self.member.shape[2])
 
+    @cached_property
+    def context_of_below(self) -> Float:
+        """The part of `context` for the codebooks before, `(kernel * dim, hidden)`."""
+        return self._contexts[:, 0].reshape(-1, self.context.shape[1])
+
+    @cached_property
+    def context_of_codes(self) -> Float:
+        """What the part for this codebook makes of each code at each place about, `(kernel, size, hidden)`."""
+        return self.embedding @ self._contexts[:, 1]
+
+    @property
+    def _contexts(self) -> Float:
+        return self.context.reshape(-1, 2, self.embedding.shape[1], self.context.shape[1])
+
+    @cached_property
+    def member_rows(self) -> Float:
+        return np.ascontiguousarray(self.member.swapaxes(1, 2))
+
+    @cached_property
+    def code_at(self) -> NDArray[np.int32]:
+        """The code of each rank; -1 where there is none."""
+        codes = np.full(self.member_bias.size, -1, np.int32)
+        codes[self.rank] = np.arange(len(self.rank))
+        return codes
+
 
 class _Coder(Protocol):
     def code(self, cumulative: NDArray[np.uint16], symbols: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -127,8 +157,15 @@ class _Encoder:
         return symbols
 
     def finish(self) -> bytes:
-        starts = np.concatenate(self._starts)
-        return encode_intervals(np.concatenate(self._ends) - starts, starts)
+        """Give the stream, which was decoded at once: it may be the only copy of anyone's tokens."""
+        start, end = np.concatenate(self._starts), np.concatenate(self._ends)
+        stream = encode_intervals(end - start, start)
+        decoder = IntervalDecoder(stream)
+        symbols = decoder.take(np.stack([np.zeros_like(start), start, end, np.full_like(end, TOTAL)], axis=1))
+        if (symbols != 1).any():
+            raise CorruptFileError("its codes do not come back")
+        decoder.finish()
+        return stream
 
 
 class _Decoder(IntervalDecoder):
@@ -155,11 +192,15 @@ class Prior:
             raise ValueError("a neighbourhood that does not fit the weights")
 
     def encode(self, codes: NDArray[np.integer[Any]]) -> list[bytes]:
-        """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do."""
+        """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do.
+
+        Raises:
+            CorruptFileError: a stream does not decode to what it was made of.
+        """
         planes = codes.reshape(len(codes), *_plane(codes.shape[1:]))
         coders = [_Encoder() for _ in planes]
         for part in self._segments(*planes.shape[1:]):
-            self._code_segment(coders, planes[:, *part], known=True)
+            self._code_segment(coders, np.ascontiguousarray(planes[:, *part], np.int32), known=True)
         return [coder.finish() for coder in coders]
 
     def decode(self, streams: Sequence[bytes], grid: tuple[int, ...]) -> NDArray[np.int32]:
@@ -171,7 +212,9 @@ class Prior:
         planes = np.empty((len(streams), *_plane(grid)), np.int32)
         coders = [_Decoder(stream) for stream in streams]
         for part in self._segments(*planes.shape[1:]):
-            self._code_segment(coders, planes[:, *part], known=False)
+            segment = np.full_like(planes[:, *part], -1, order="C")
+            self._code_segment(coders, segment, known=False)
+            planes[:, *part] = segment
         for coder in coders:
             coder.finish()
         return planes.reshape(len(streams), *grid)
@@ -185,49 +228,38 @@ class Prior:
             step = max(1, SEGMENT_POSITIONS // height)
             yield from ((slice(None), slice(begin, begin + step)) for begin in range(0, width, step))
 
-    def _code_segment(self, coders: Sequence[_Coder], planes: NDArray[np.integer[Any]], *, known: bool) -> None:
+    def _code_segment(self, coders: Sequence[_Coder], planes: NDArray[np.int32], *, known: bool) -> None:
         """Code the planes `(num_codebooks, height, width)` where they are known, else fill them in."""
         below = np.zeros((*planes.shape[1:], self.codebooks[0].embedding.shape[1]), np.float32)
         for codebook, coder, plane in zip(self.codebooks, coders, planes, strict=False):
-            codes = self._code(codebook, below, coder, plane.ravel() if known else None)
-            if not known:
-                plane[...] = codes.reshape(plane.shape)
+            self._code(codebook, below, coder, plane, known=known)
             below += codebook.embedding[plane]
 
     def _code(
-        self, codebook: CodebookPrior, below: Float, coder: _Coder, plane: NDArray[np.integer[Any]] | None
-    ) -> NDArray[np.int64]:
-        """Code the positions of one codebook, stage by stage, and give their codes.
+        self, codebook: CodebookPrior, below: Float, coder: _Coder, plane: NDArray[np.int32], *, known: bool
+    ) -> None:
+        """Code the positions of one codebook, stage by stage, or fill them in.
 
         Args:
             below: Sum of the embeddings of the codebooks before, `(height, width, dim)`.
-            plane: The codes, where they are to be encoded.
         """
-        height, width, dim = below.shape
-        high, wide = self.kernel
-        known = np.zeros((height + high - 1, width + wide - 1, 2 * dim), np.float32)
-        inner = known[high // 2 :, wide // 2 :][:height, :width]
-        np.clip(below, -MAX_ACTIVATION, MAX_ACTIVATION, out=inner[..., :dim])
-        codes = np.empty(height * width, np.int64)
-        by_rank = np.full(codebook.member_bias.size, -1)
-        by_rank[codebook.rank] = np.arange(len(codebook.rank))
-        offsets = (np.arange(high)[:, None] * known.shape[1] + np.arange(wide)).ravel()
+        height, width = plane.shape
         stages = stage_of(height, width, self.kernel)
         for stage in range(STAGES):
             positions = np.flatnonzero(stages == stage)
             for begin in range(0, len(positions), MAX_POSITIONS):
                 part = positions[begin : begin + MAX_POSITIONS]
-                corner = part // width * known.shape[1] + part % width
-                around = known.reshape(-1, 2 * dim)[corner[:, None] + offsets].reshape(len(part), -1)
-                x = _requantise(around @ codebook.context + codebook.context_bias[stage])
-                x = _requantise(x @ codebook.hidden + codebook.hidden_bias)
-                wanted = None if plane is None else codebook.rank[plane[part]]
-                codes[part] = by_rank[self._code_ranks(codebook, x, coder, wanted)]
-            rows, columns = np.divmod(positions, width)
-            inner[rows, columns, dim:] = codebook.embedding[codes[positions]]
-        if codes.min() < 0:
-            raise CorruptFileError("codes beyond the codebook: give the model that made them")
-        return codes
+                x: Float = _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
+                _add_known(x, codebook.context_of_codes, plane, stages, stage, part, *self.kernel)
+                _requantise(x, codebook.context_bias[stage])
+                x = x @ codebook.hidden
+                _requantise(x, codebook.hidden_bias)
+                rows, columns = np.divmod(part, width)
+                wanted = codebook.rank[plane[rows, columns]] if known else None
+                found = codebook.code_at[self._code_ranks(codebook, x, coder, wanted)]
+                if found.min(initial=0) < 0:
+                    raise CorruptFileError("codes beyond the codebook: give the model that made them")
+                plane[rows, columns] = found
 
     def _code_ranks(
         self, codebook: CodebookPrior, x: Float, coder: _Coder, ranks: NDArray[np.int64] | None
@@ -235,12 +267,7 @@ class Prior:
         """Code ranks at positions whose hidden activations are `x`: their groups, then their members."""
         groups, members = (None, None) if ranks is None else np.divmod(ranks, codebook.members)
         group = coder.code(_cumulative(x @ codebook.group + codebook.group_bias), groups)
-        logits = np.empty((len(x), codebook.members), np.float32)
-        order = group.argsort(kind="stable")
-        edges = np.searchsorted(group[order], np.arange(len(codebook.member) + 1))
-        for weight, bias, begin, end in zip(codebook.member, codebook.member_bias, edges[:-1], edges[1:], strict=True):
-            if begin < end:
-                logits[order[begin:end]] = x[order[begin:end]] @ weight + bias
+        logits = _of_group(x, codebook.member_rows, codebook.member_bias, group)
         return group * codebook.members + coder.code(_cumulative(logits), members)
 
 
@@ -257,30 +284,90 @@ def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
     return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
 
 
-def _scaled(x: Float, bits: int) -> Float:
-    """Divide whole numbers by a power of two, rounded."""
-    x *= 2.0**-bits
-    x += 0.5
-    return np.floor(x, out=x)
+@compiled
+def _surroundings(below: Float, positions: NDArray[np.int64], high: int, wide: int) -> Float:
+    """Give what is about each position, `(n, high * wide, dim)`: within bounds, and zeros beyond the border."""
+    height, width, dim = below.shape
+    around = np.zeros((len(positions), high * wide, dim), np.float32)
+    for n in range(len(positions)):
+        top, left = positions[n] // width - high // 2, positions[n] % width - wide // 2
+        for row in range(max(top, 0), min(top + high, height)):
+            for column in range(max(left, 0), min(left + wide, width)):
+                seen, own = below[row, column], around[n, (row - top) * wide + column - left]
+                for d in range(dim):
+                    own[d] = min(max(seen[d], -MAX_ACTIVATION), MAX_ACTIVATION)
+    return around
 
 
-def _requantise(x: Float) -> Float:
-    return np.clip(_scaled(x, WEIGHT_BITS), 0, MAX_ACTIVATION, out=x)
+@compiled
+def _add_known(
+    x: Float,
+    context_of_codes: Float,
+    codes: NDArray[np.int32],
+    stages: NDArray[np.int64],
+    stage: int,
+    positions: NDArray[np.int64],
+    high: int,
+    wide: int,
+) -> None:
+    """Add to the sums `(n, hidden)` what the codes of earlier stages say that are about each position."""
+    height, width = codes.shape
+    for n in range(len(positions)):
+        own = x[n]
+        top, left = positions[n] // width - high // 2, positions[n] % width - wide // 2
+        for row in range(max(top, 0), min(top + high, height)):
+            for column in range(max(left, 0), min(left + wide, width)):
+                if stages[row, column] < stage:
+                    said = context_of_codes[(row - top) * wide + column - left, codes[row, column]]
+                    for h in range(len(own)):
+                        own[h] += said[h]
 
 
+@compiled
+def _requantise(x: Float, bias: Float) -> None:
+    """Turn the sums `(n, hidden)` of a product, and a bias, into activations: in place, scaled down and rounded."""
+    for n in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            scaled = (int(x[n, h] + bias[h]) + _HALF) >> WEIGHT_BITS
+            x[n, h] = min(max(scaled, 0), MAX_ACTIVATION)
+
+
+@compiled
+def _of_group(x: Float, weight: Float, bias: Float, group: NDArray[np.int64]) -> Float:
+    """Give the products `(n, members)` of activations with the weights of each position's group, and the bias."""
+    logits = np.empty((len(x), weight.shape[1]), np.float32)
+    for n in range(len(x)):
+        own, of_group = x[n], weight[group[n]]
+        for member in range(len(of_group)):
+            row = of_group[member]
+            total = np.float32(0)
+            for h in range(len(own)):
+                total += own[h] * row[h]
+            logits[n, member] = total + bias[group[n], member]
+    return logits
+
+
+@compiled
 def _cumulative(logits: Float) -> NDArray[np.uint16]:
     """Turn the logits `(n, symbols)` of a product into cumulative frequencies `(n, symbols + 1)` from 0 to 2^14.
 
     Every symbol gets 1, and of the rest its share, rounded so that the sum comes out.
     """
-    logits = _scaled(logits, WEIGHT_BITS)
-    below_best = np.minimum(logits.max(1, keepdims=True) - logits, 255).astype(np.uint8)
-    shares = np.cumsum(EXPONENTIALS[below_best], axis=1)
-    symbols = shares.shape[1]
-    # Whole numbers below 2^41 by one below 2^27: no rounding of float64 can carry the quotient over an integer.
-    quotients = shares * (TOTAL - symbols) / shares[:, -1:]
-    cumulative = np.zeros((len(logits), symbols + 1), np.uint16)
-    cumulative[:, 1:] = np.floor(quotients) + np.arange(1, symbols + 1)
+    count, symbols = logits.shape
+    cumulative = np.zeros((count, symbols + 1), np.uint16)
+    steps, shares = np.empty(symbols, np.int64), np.empty(symbols, np.int64)
+    for n in range(count):
+        best, total = -MAX_SUM, 0
+        for symbol in range(symbols):
+            steps[symbol] = (int(logits[n, symbol]) + _HALF) >> WEIGHT_BITS
+            best = max(best, steps[symbol])
+        for symbol in range(symbols):
+            total += EXPONENTIALS[min(best - steps[symbol], 255)]
+            shares[symbol] = total
+        for symbol in range(symbols):
+            # Whole numbers below 2^41 by one below 2^27: no rounding of float64 carries the quotient over an integer.
+            share = np.floor(np.float64(shares[symbol] * (TOTAL - symbols)) / np.float64(total))
+            cumulative[n, symbol + 1] = np.int64(share) + symbol + 1
     return cumulative
 
 
