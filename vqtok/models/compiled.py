@@ -1,4 +1,4 @@
-"""Networks compiled to machine code, once for inputs of every size."""
+"""Networks compiled ahead of time, each to one program for inputs of every size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vqtok.models.vqmodel import VQModel
 
 BATCH, GRIDS = 2, {1: (75,), 2: (24, 32)}
 """What is compiled for: the sizes decide which variants of its parts the compiler takes, for all sizes."""
-CHECKED = {1: ((1, 1), (3, 37)), 2: ((1, 1, 1), (3, 5, 11))}
+CHECKED = {1: ((1, 1), (3, 37)), 2: ((1, 1, 2), (3, 5, 11))}
 """Batches and grids that show whether the result is right for other sizes, too."""
 OPTIONS: dict[str, Any] = {"freezing": True, "cpp.threads": 1}
 
