@@ -42,17 +42,23 @@ def image(width, height):
     return Media("image", (picture(width, height).transpose(2, 0, 1) / 127.5 - 1).astype("float32"))
 
 
-def encoded(codec, sizes):
-    return {size: codec.encode(image(*size)).codes.tolist() for size in sizes}
+@needs_compiler
+def test_codes_depend_neither_on_what_came_before_nor_on_the_number_of_threads(audio_model):
+    check_codes(load_model(audio_model), [Media("audio", wave(n, 16_000).T, 16_000) for n in (1, 500, 7000, 40_000)])
 
 
 @needs_compiler
-def test_codes_depend_neither_on_what_came_before_nor_on_the_number_of_threads(image_model):
-    model = load_model(image_model)
+@pytest.mark.slow
+def test_codes_of_pictures_likewise(image_model):
+    check_codes(load_model(image_model), [image(*size) for size in SIZES])
+
+
+def check_codes(model, media):
     one, other = (Codec(model, compile=True, jobs=jobs) for jobs in (1, 3))
-    codes = encoded(one, SIZES)
-    assert encoded(other, SIZES[::-1]) == codes
-    assert encoded(Codec(model), SIZES) == codes  # Their vectors are far enough from each other.
+    codes = [one.encode(medium).codes.tolist() for medium in media]
+    assert [other.encode(medium).codes.tolist() for medium in media[::-1]] == codes[::-1]
+    # Without it, too: the vectors of these codebooks are far enough from each other.
+    assert [Codec(model).encode(medium).codes.tolist() for medium in media] == codes
 
 
 @needs_compiler
