@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelErr
 from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
+from vqtok.models.compiled import check_compiler, compiled
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.pipeline import ahead
+from vqtok.quantizers.tf32 import tf32
 from vqtok.tiling import chunks, padded, windows
 from vqtok.tokens.grid import Tokens, pack_side_data
 
@@ -32,7 +35,10 @@ CHUNK_SECONDS = 10.0
 BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+_using_gpu = threading.Lock()
+"""Held by whoever needs flags that torch has only once for the whole process."""
 
 BLANK_STEPS = 17
 """Grid steps of grey or silence, of which the codes of the middle one are taken."""
@@ -50,7 +56,8 @@ class Codec:
         tokenizer: The model; a module must be on `device` already.
         tile: Side of the part of a picture that is computed at once, less the context about it.
         chunk_seconds: As much of a sound is decoded at once.
-        precision: What the network computes in; in bfloat16 codes differ from those in float32.
+        precision: What the network computes in; in bfloat16, and in tf32 on GPUs, codes differ from those in float32.
+        compile: Compile the networks of the model, when they are first needed; in the last bits they compute otherwise.
         jobs: Processor cores to use; by default those that torch uses.
     """
 
@@ -62,9 +69,9 @@ class Codec:
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
         precision: Precision = "float32",
+        compile: bool = False,
         jobs: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
         on_processor = self.device.type == "cpu"
@@ -72,6 +79,13 @@ class Codec:
             (jobs or torch.get_num_threads()) if on_processor else 1,
             BATCH_POSITIONS["cpu" if on_processor else "cuda"],
         )
+        check_computing(self.device, precision, compile)
+        self._differs: dict[str, str] = {} if precision == "float32" else {"precision": precision}
+        if compile:
+            autocast = torch.bfloat16 if precision == "bfloat16" else None
+            tokenizer = compiled(tokenizer, autocast, self._batches.workers)
+            self._differs["compiled"] = "true"
+        self.tokenizer = tokenizer
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
@@ -211,7 +225,7 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata=(metadata or {}) | ({} if self.precision == "float32" else {"precision": self.precision}),
+            metadata=(metadata or {}) | self._differs,
         )
 
     def _core(self, seconds: float) -> int:
@@ -308,11 +322,13 @@ class Codec:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Let the network compute in the precision asked for, on GPUs without TF32."""
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        on_gpu = self.device.type == "cuda"
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if on_gpu else nullcontext()
-        with torch.inference_mode(), autocast, exact:
+        """Let the network compute in the precision asked for, on GPUs without TF32 unless that is it."""
+        with ExitStack() as how:
+            how.enter_context(torch.inference_mode())
+            how.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"))
+            if self.device.type == "cuda":
+                how.enter_context(_using_gpu)
+                how.enter_context(tf32(self.precision == "tf32"))
             yield
 
 
@@ -328,6 +344,19 @@ def choose_device(name: str) -> torch.device:
     if not available.get(name, False):
         raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+
+
+def check_computing(device: torch.device | str, precision: Precision, compile: bool) -> None:
+    """Refuse what a device cannot do.
+
+    Raises:
+        UsageError: the precision is not one of the device, or there is nothing to compile with.
+    """
+    kind = torch.device(device).type
+    if precision == "tf32" and kind != "cuda":
+        raise UsageError("--precision tf32: only NVIDIA's GPUs compute in it; give --device cuda, too")
+    if compile:
+        check_compiler(kind)
 
 
 def check_model(made_by: bytes, given: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, choose_device
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import MediaError, UsageError
 from vqtok.files import naming
 from vqtok.pipeline import in_order
@@ -28,7 +28,7 @@ class Encoder:
         num_codebooks, mono, coder: As `vqtok encode` takes them.
         codes: Give the codes as arrays, too.
         device: Such as "cuda"; "auto" is the best there is.
-        tile, chunk_seconds: As for `Codec`.
+        tile, chunk_seconds, precision, compile: As for `Codec`.
     """
 
     def __init__(
@@ -42,8 +42,11 @@ class Encoder:
         device: str = "auto",
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> None:
-        self._codecs = Codecs(model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds)
+        network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision}
+        self._codecs = Codecs(model, str(choose_device(device)), compile=compile, **network)
         self._num_codebooks, self._mono, self._coder = num_codebooks, mono, chosen_coder(coder)
         self._codes = codes
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from vqtok.quantizers.tf32 import tf32
 
 Losses = dict[str, Tensor]
 
@@ -95,7 +99,7 @@ class Quantizer(nn.Module):
         Shapes:
             z: `(batch, dim, *grid)`, any float type; computed in float32.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        with exact(z.device):
             vectors = to_vectors(z.float())
             if self.training and not self.ready:
                 with torch.no_grad():
@@ -106,19 +110,26 @@ class Quantizer(nn.Module):
 
     def bypass(self, z: Tensor) -> Tensor:
         """Give latents `(batch, dim, *grid)` as `forward` would without codebooks; to warm up with."""
-        with torch.autocast(z.device.type, enabled=False):
+        with exact(z.device):
             return to_grid(self.relax(to_vectors(z.float())), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         """Give the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`."""
-        with torch.autocast(z.device.type, enabled=False):
+        with exact(z.device):
             return to_grid(self.assign(to_vectors(z.float())), z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Give the float32 latents of codes; fewer codebooks than `num_codebooks` decode as a prefix."""
-        with torch.autocast(codes.device.type, enabled=False):
+        with exact(codes.device):
             return to_grid(self.lookup(to_vectors(codes)), codes.shape[2:])
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Compute in float32, whatever networks compute in."""
+    with torch.autocast(device.type, enabled=False), tf32(False) if device.type == "cuda" else nullcontext():
+        yield
 
 
 class _StraightThrough(torch.autograd.Function):
