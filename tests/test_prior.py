@@ -258,6 +258,7 @@ def test_damaged_streams_are_refused(fitted):
         ("rank", lambda x: x + 1000, "ranks"),
         ("rank", lambda x: x - 1, "ranks"),
         ("embedding", lambda x: x[:-1], "fit together"),
+        ("embedding", lambda x: x + np.int16(200), "embeddings beyond bounds"),
         ("context", lambda x: x[:-1], "fit the weights"),
         ("hidden", lambda x: x[:-1], "fit together"),
         ("hidden_bias", lambda x: x + 0.5, "of integers"),
@@ -287,6 +288,16 @@ def test_a_writer_whose_streams_do_not_decode_falls_back(fitted, monkeypatch, ca
     assert "does not give back" in caplog.text
     with pytest.raises(ModelError, match="does not give back"):
         dump(tokens, EntropyModel(prior=prior), "prior")
+
+
+def test_what_a_prior_takes_is_bounded(fitted, monkeypatch):
+    _, prior, arrays = fitted
+    needed = prior.codebooks[0].context_of_codes.size
+    monkeypatch.setattr(prior_module, "MAX_CONTEXTS", needed)
+    assert from_arrays(arrays, 2)
+    monkeypatch.setattr(prior_module, "MAX_CONTEXTS", needed - 1)
+    with pytest.raises(CorruptFileError, match="neighbourhood"):
+        from_arrays(arrays, 2)
 
 
 def test_weights_beyond_exactness_and_damage_are_refused(fitted):

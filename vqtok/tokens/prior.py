@@ -2,7 +2,7 @@
 
 A small network looks at the codes known so far. Codebooks come coarse first, and the positions of each in three
 stages, each seeing those before: in a picture the even rows of even columns, then the odd of odd, then the rest; in
-sound every fourth position, then every second, then the rest. So a few large products do the work, not a step a token.
+sound every fourth position, then every second, then the rest. So large products do most of the work, not a step a token.
 
 Codes are coded as a group, then a member of it: two small distributions instead of a large one. Like codes stand side
 by side (`rank`), so that a group says much of what its members share.
@@ -35,11 +35,13 @@ STAGES = 3
 MAX_ACTIVATION = 127
 WEIGHT_BITS, ACTIVATION_BITS = 7, 4
 MAX_SUM = 1 << 23
-"""Of a product; a bit less than float32 holds exactly, since rounding adds a half."""
+"""Of a product; half of what float32 holds exactly."""
 SEGMENT_POSITIONS = 1 << 16
 """Positions that may see each other, at most, but for rows that are longer; larger grids are cut."""
 MAX_POSITIONS = 1 << 14
 """Positions worked on at once, for the memory's sake."""
+MAX_CONTEXTS = 1 << 26
+"""Numbers that each code may contribute to its neighbours, all codes together."""
 
 _HALF = 1 << WEIGHT_BITS - 1
 """Rounds what is scaled down."""
@@ -100,6 +102,10 @@ class CodebookPrior:
         ranks = np.sort(self.rank)
         if ranks[0] < 0 or ranks[-1] >= groups * members or (np.diff(ranks) == 0).any() or max(groups, members) > TOTAL:
             raise ValueError("ranks that are no places of codes")
+        if self.context.size // (2 * self.embedding.shape[1]) * size > MAX_CONTEXTS:
+            raise ValueError("a neighbourhood beyond bounds")
+        if np.abs(self.embedding).max() > MAX_ACTIVATION:
+            raise ValueError("embeddings beyond bounds")
         for weight, bias in (
             (self.context, self.context_bias),
             (self.hidden, self.hidden_bias),
