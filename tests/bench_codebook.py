@@ -1,5 +1,7 @@
 """Print what the search and the training step cost, in processor time relative to the bare product `x @ codebook.T`.
 
+The product is computed in the blocks and by the library that are quickest, and not kept.
+
 python tests/bench_codebook.py [threads]
 """
 
@@ -15,6 +17,7 @@ import torch
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
 from vqtok.quantizers import VQ, Quantizer, Residual
+from vqtok.quantizers.codebook import BLOCK, ROWS, _scores
 
 CASES = {"65536 x 32, 1024": (65536, 32, 1024, 1), "16384 x 8, 16384": (16384, 8, 16384, 1)} | {
     "4096 x 256, 16384": (4096, 256, 16384, 1),
@@ -40,11 +43,14 @@ def runs(name: str) -> dict[str, Callable[[], object]]:
     n, dim, size, depth = CASES[name]
     x, codebook = torch.randn(1, n, dim), torch.randn(size, dim)
     mine, other = ours(dim, size, depth), theirs(dim, size, depth)
-    scores = torch.empty(n, size)
+    bias = torch.zeros(BLOCK)
 
+    @torch.no_grad()
     def product() -> None:
         for _ in range(depth):
-            torch.mm(x[0], codebook.T, out=scores)
+            for vectors in x[0].split(ROWS):
+                for block in codebook.split(BLOCK):
+                    _scores(vectors, block, bias)
 
     def encode(model: torch.nn.Module, media: torch.Tensor) -> None:
         model.eval()

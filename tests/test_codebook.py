@@ -10,6 +10,13 @@ from hypothesis import strategies as st
 from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "BLAS"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search by each of the two libraries for products; where torch lacks oneDNN, twice by the other."""
+    available = request.param and torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+
+
 def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return torch.cdist(vectors.double(), codebook.double()).argmin(1)
 
@@ -63,6 +70,21 @@ def test_a_code_does_not_depend_on_the_place_in_the_batch(size: int, dim: int) -
     codes = nearest(vectors.repeat(41, 1), codebook).view(41, 25)
     assert (codes == codes[0]).all()
     assert torch.equal(torch.cat([nearest(vector[None], codebook) for vector in vectors]), codes[0])
+
+
+@pytest.mark.parametrize("dim", [1, 8, 48, 256])
+def test_a_code_does_not_depend_on_the_number_of_threads(dim: int) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("BLAS does not promise it")
+    torch.manual_seed(0)
+    codebook = torch.randn(1, dim) * (1 + 1e-7 * torch.randn(1100, dim))
+    vectors = torch.randn(1000, dim)
+    threads = torch.get_num_threads()
+    try:
+        codes = [nearest(vectors, codebook) for count in (1, 2, 3, 8) if torch.set_num_threads(count) is None]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other, codes[0]) for other in codes)
 
 
 def test_bad_vectors_have_codes_in_range() -> None:
