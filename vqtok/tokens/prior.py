@@ -2,7 +2,7 @@
 
 A small network looks at the codes known so far. Codebooks come coarse first, and the positions of each in three
 stages, each seeing those before: in a picture the even rows of even columns, then the odd of odd, then the rest; in
-sound every fourth position, then every second, then the rest. So large products do most of the work, not a step a token.
+sound every fourth position, then every second, then the rest. So large products do most of it, not a step a token.
 
 Codes are coded as a group, then a member of it: two small distributions instead of a large one. Like codes stand side
 by side (`rank`), so that a group says much of what its members share.
