@@ -78,7 +78,6 @@ Precision = Annotated[
     Literal["float32", "tf32", "bfloat16"],
     typer.Option(help="What the network computes in; tf32 (GPUs) and bfloat16 change some codes."),
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the network, which takes a while the first time.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, metavar="N", help="Processor cores to use; default: all.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
@@ -267,7 +266,6 @@ def encode(
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
     precision: Precision = "float32",
-    compile: Compile = False,
     num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
@@ -307,13 +305,7 @@ def encode(
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
-    network: dict[str, Any] = {
-        "tile": tile,
-        "chunk_seconds": chunk_seconds,
-        "precision": precision,
-        "compile": compile,
-        "jobs": num_jobs,
-    }
+    network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
     if on_cluster:
         from vqtok.cluster import encode_on_ray
 
@@ -352,7 +344,6 @@ def decode(
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
     precision: Precision = "float32",
-    compile: Compile = False,
     num_jobs: Jobs = None,
     force: Force = False,
     skip_existing: Skip = False,
@@ -411,13 +402,7 @@ def decode(
 
     model = at_revision(model, revision)
     codecs = Codecs(
-        model,
-        str(choose_device(device)),
-        tile=tile,
-        chunk_seconds=chunk_seconds,
-        precision=precision,
-        compile=compile,
-        jobs=num_jobs,
+        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
     )
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)

@@ -31,7 +31,6 @@ def encode_on_ray(
     tile: int = TILE_PIXELS,
     chunk_seconds: float = CHUNK_SECONDS,
     precision: Precision = "float32",
-    compile: bool = False,
     jobs: int | None = None,
     existing: Existing = REFUSED,
     **how: Any,
@@ -45,7 +44,7 @@ def encode_on_ray(
         address: Of a cluster, or "auto" for the one that this machine is part of; by default one on this machine alone
             is started, unless this process has joined one already.
         device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
-        tile, chunk_seconds, precision, compile, jobs: As for `Codecs`; by default actors have one core each.
+        tile, chunk_seconds, precision, jobs: Of the actors, as for `Codecs`; by default they have one core each.
         how: What else `encode_shard` takes.
 
     Raises:
@@ -68,7 +67,6 @@ def encode_on_ray(
             "tile": tile,
             "chunk_seconds": chunk_seconds,
             "precision": precision,
-            "compile": compile,
             "jobs": jobs or 1,
         }
         results = (

@@ -21,7 +21,6 @@ from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelErr
 from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
-from vqtok.models.compiled import check_compiler, compiled
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.pipeline import ahead
 from vqtok.quantizers.tf32 import tf32
@@ -57,7 +56,6 @@ class Codec:
         tile: Side of the part of a picture that is computed at once, less the context about it.
         chunk_seconds: As much of a sound is decoded at once.
         precision: What the network computes in; in bfloat16, and in tf32 on GPUs, codes differ from those in float32.
-        compile: Compile the networks of the model, when they are first needed; in the last bits they compute otherwise.
         jobs: Processor cores to use; by default those that torch uses.
     """
 
@@ -69,9 +67,10 @@ class Codec:
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
         precision: Precision = "float32",
-        compile: bool = False,
         jobs: int | None = None,
     ) -> None:
+        check_precision(precision, device)
+        self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
         on_processor = self.device.type == "cpu"
@@ -79,13 +78,6 @@ class Codec:
             (jobs or torch.get_num_threads()) if on_processor else 1,
             BATCH_POSITIONS["cpu" if on_processor else "cuda"],
         )
-        check_computing(self.device, precision, compile)
-        self._differs: dict[str, str] = {} if precision == "float32" else {"precision": precision}
-        if compile:
-            autocast = torch.bfloat16 if precision == "bfloat16" else None
-            tokenizer = compiled(tokenizer, autocast, self._batches.workers)
-            self._differs["compiled"] = "true"
-        self.tokenizer = tokenizer
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
@@ -225,7 +217,7 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata=(metadata or {}) | self._differs,
+            metadata=(metadata or {}) | ({} if self.precision == "float32" else {"precision": self.precision}),
         )
 
     def _core(self, seconds: float) -> int:
@@ -346,17 +338,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
-def check_computing(device: torch.device | str, precision: Precision, compile: bool) -> None:
-    """Refuse what a device cannot do.
+def check_precision(precision: Precision, device: torch.device | str) -> None:
+    """Refuse a precision that the device does not compute in.
 
     Raises:
-        UsageError: the precision is not one of the device, or there is nothing to compile with.
+        UsageError: naming the device to use.
     """
-    kind = torch.device(device).type
-    if precision == "tf32" and kind != "cuda":
+    if precision == "tf32" and torch.device(device).type != "cuda":
         raise UsageError("--precision tf32: only NVIDIA's GPUs compute in it; give --device cuda, too")
-    if compile:
-        check_compiler(kind)
 
 
 def check_model(made_by: bytes, given: bytes) -> None:

@@ -28,7 +28,7 @@ class Encoder:
         num_codebooks, mono, coder: As `vqtok encode` takes them.
         codes: Give the codes as arrays, too.
         device: Such as "cuda"; "auto" is the best there is.
-        tile, chunk_seconds, precision, compile: As for `Codec`.
+        tile, chunk_seconds, precision: As for `Codec`.
     """
 
     def __init__(
@@ -43,10 +43,9 @@ class Encoder:
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
         precision: Precision = "float32",
-        compile: bool = False,
     ) -> None:
-        network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision}
-        self._codecs = Codecs(model, str(choose_device(device)), compile=compile, **network)
+        device = str(choose_device(device))
+        self._codecs = Codecs(model, device, tile=tile, chunk_seconds=chunk_seconds, precision=precision)
         self._num_codebooks, self._mono, self._coder = num_codebooks, mono, chosen_coder(coder)
         self._codes = codes
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_computing, check_model
+from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_model, check_precision
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
@@ -64,7 +64,7 @@ class Codecs:
 
     Args:
         model: Name or path of the model for everything; by default the bundled model of each modality.
-        tile, chunk_seconds, precision, compile: As for `Codec`; as much of a sound is also read at once.
+        tile, chunk_seconds, precision: As for `Codec`; as much of a sound is also read at once.
         jobs: Processor cores to use, for the network and for coding its codes; by default those that torch uses.
     """
 
@@ -76,17 +76,15 @@ class Codecs:
         tile: int = TILE_PIXELS,
         chunk_seconds: float = CHUNK_SECONDS,
         precision: Precision = "float32",
-        compile: bool = False,
         jobs: int | None = None,
     ) -> None:
-        check_computing(device, precision, compile)
+        check_precision(precision, device)
         self.model, self.device = model, device
         self.jobs = jobs or torch.get_num_threads()
         self._how: dict[str, Any] = {
             "tile": tile,
             "chunk_seconds": chunk_seconds,
             "precision": precision,
-            "compile": compile,
             "jobs": self.jobs,
         }
         self._loaded: dict[str, Codec] = {}
