@@ -251,11 +251,14 @@ class Prior:
         """
         height, width = plane.shape
         stages = stage_of(height, width, self.kernel)
+        any_below = below.any()
         for stage in range(STAGES):
             positions = np.flatnonzero(stages == stage)
             for begin in range(0, len(positions), MAX_POSITIONS):
                 part = positions[begin : begin + MAX_POSITIONS]
-                x: Float = _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
+                x = np.zeros((len(part), len(codebook.hidden)), np.float32)
+                if any_below:
+                    x += _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
                 _add_known(x, codebook.context_of_codes, plane, stages, stage, part, *self.kernel)
                 _requantise(x, codebook.context_bias[stage])
                 x = x @ codebook.hidden
