@@ -1,6 +1,6 @@
 """Throughput of `vqtok encode` on folders, against the bare forward pass of the same network on ready tensors.
 
-    python tests/bench_encode.py PHOTOS SOUNDS [--photos 500] [--clips 200] [--rounds 3] [--coder auto]
+    python tests/bench_encode.py PHOTOS SOUNDS [--photos 500] [--clips 200] [--rounds 10] [--coder auto]
 
 Makes copies of 500 x 375 pixels and clips of 10 s from what the folders hold. The bare pass runs in float32 in the
 layout, batch and division of the processor's cores that a trial finds fastest: of the encoder alone, and of the model's
@@ -24,7 +24,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the command line has it
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the command line has it, before numpy is there
 
 import numpy as np
 import soundfile
@@ -32,6 +32,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vqtok.cli import set_up_process
 from vqtok.codec import Codec
 from vqtok.files import Job
 from vqtok.media.audio import read_audio
@@ -118,7 +119,7 @@ def fastest(codec: Codec, items: list[Tensor]) -> Bare:
         for threads in sorted({1, torch.get_num_threads()})
     ]
     seconds: dict[Bare, float] = defaultdict(lambda: float("inf"))
-    for _ in range(2):
+    for _ in range(5):
         for bare in candidates:
             seconds[bare] = min(seconds[bare], timed(partial(bare.run, TRIALS))[0])
     return min(candidates, key=lambda bare: seconds[bare])
@@ -195,9 +196,10 @@ def main() -> None:
     parser.add_argument("sounds_from", metavar="SOUNDS", type=Path)
     parser.add_argument("--photos", type=int, default=500)
     parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--coder", default="auto")
     options = parser.parse_args()
+    set_up_process()
     with tempfile.TemporaryDirectory() as photos, tempfile.TemporaryDirectory() as clips:
         if options.photos:
             paths = make_photos(options.photos_from, Path(photos), options.photos)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -666,16 +666,32 @@ def _start_logging(quiet: bool, verbose: bool) -> None:
     logging.basicConfig(level=level, handlers=[_ConsoleHandler()], force=True)
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of mallopt, in malloc.h."""
+
+
 def _complain(message: str) -> None:
     from vqtok.report import say
 
     say(f"error: {message}", style="bold red")
 
 
-def main() -> None:
-    """Run the command line."""
+def set_up_process() -> None:
+    """Make this process one that runs networks in threads of its own."""
+    import ctypes
+
     # The products that are left to numpy are small: its threads would mostly wait for each other, at full speed.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What glibc gives back to the system, the next map of features gets cleared anew, page by page.
+    with suppress(AttributeError, OSError, TypeError):  # where there is no glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 1 << 25)
+        mallopt(_TRIM_THRESHOLD, 1 << 28)
+
+
+def main() -> None:
+    """Run the command line."""
+    set_up_process()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
