@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 Array: TypeAlias = NDArray[Any]
 Run: TypeAlias = Callable[[Array], Array]
+Result = TypeVar("Result")
 
 
 class _Kind(NamedTuple):
@@ -57,7 +58,7 @@ class Batches:
         self._pool.submit(self._take)
         return future
 
-    def alone(self, run: Callable[[], Array]) -> Future[Array]:
+    def alone(self, run: Callable[[], Result]) -> Future[Result]:
         """Run a function by itself, in one of the threads."""
         return self._pool.submit(run)
 

@@ -6,10 +6,10 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.resample import Resampler
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.pipeline import ahead
+from vqtok.pipeline import ahead, wait
 from vqtok.quantizers.tf32 import tf32
 from vqtok.tiling import chunks, padded, windows
 from vqtok.tokens.grid import Tokens, pack_side_data
@@ -35,6 +35,7 @@ BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+Result = TypeVar("Result")
 
 _using_gpu = threading.Lock()
 """Held by whoever needs flags that torch has only once for the whole process."""
@@ -73,11 +74,8 @@ class Codec:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
-        on_processor = self.device.type == "cpu"
-        self._batches = Batches(
-            (jobs or torch.get_num_threads()) if on_processor else 1,
-            BATCH_POSITIONS["cpu" if on_processor else "cuda"],
-        )
+        self._cores = Batches(jobs or torch.get_num_threads(), BATCH_POSITIONS["cpu"])
+        self._batches = self._cores if self.device.type == "cpu" else Batches(1, BATCH_POSITIONS["cuda"])
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
         """Turn media into tokens, with all codebooks or the first `num_codebooks`.
@@ -171,6 +169,10 @@ class Codec:
         assert self.tokenizer.sample_rate
         resampler = Resampler(self.tokenizer.sample_rate, sample_rate, channels)
         return resampler.stream(self._decoded_chunks(tokens), samples)
+
+    def on_core(self, work: Callable[[], Result]) -> Result:
+        """Do other work on one of the processor cores that this codec keeps busy, when its turn comes."""
+        return wait(self._cores.alone(work))
 
     def check(self, tokens: Tokens) -> None:
         """Refuse tokens that this model cannot have made.

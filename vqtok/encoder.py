@@ -80,7 +80,7 @@ class Encoder:
         try:
             with naming(name if isinstance(name, str) else "input"):
                 tokens, codec = encode_medium(medium, self._codecs, num_codebooks=self._num_codebooks, mono=self._mono)
-            return dump(tokens, codec.tokenizer.entropy_model, self._coder), "", tokens.codes
+            return codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, self._coder)), "", tokens.codes
         except (MediaError, MemoryError) as error:
             return b"", str(error) or "too large for this machine's memory", np.empty(0, np.int32)
 

@@ -28,7 +28,7 @@ from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.opening import open_tokenizer
 from vqtok.models.reader import open_items
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
-from vqtok.pipeline import Room, check_stop, in_order
+from vqtok.pipeline import Room, in_order
 from vqtok.remote import RemotePath, as_path
 from vqtok.tokens.grid import Tokens
 from vqtok.tokens.header import Coder, Header, Parts, parse_header, parse_parts, parse_whole, read_header
@@ -166,15 +166,14 @@ def encode_files(
 ) -> Generator[Outcome, None, None]:
     """Encode media files to token files; an outcome a job, in order."""
 
-    def encode(job: Job, share: Share) -> Outcome:
+    def encode(job: Job, room: Room) -> Outcome:
         if _settled(job, existing, lambda target: _is_current(read_header(target), codecs)):
             return _skipped(job)
         with _open_medium(job.source) as (medium, kind):
             codec = codecs.get(kind)
-            with share.room.take(_bytes_held(medium, kind, codec)):
+            with room.take(_bytes_held(medium, kind, codec)):
                 tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        with share.core():
-            encoded = dump(tokens, codec.tokenizer.entropy_model, coder)
+        encoded = codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, coder))
         with _output(job.target) as file:
             file.write(encoded)
         header, _ = parse_header(encoded)
@@ -206,14 +205,13 @@ def encode_shard(
     codec = codecs.get("audio" if "audio" in kinds else "image")
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
-    def code(item: tuple[str, Path], share: Share) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
+    def code(item: tuple[str, Path], room: Room) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
         key, source = item
         if key in kept:
             return _skipped(Job(source, shard, key))
-        with _open_medium(source) as (medium, kind), share.room.take(_bytes_held(medium, kind, codec)):
+        with _open_medium(source) as (medium, kind), room.take(_bytes_held(medium, kind, codec)):
             tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        with share.core():
-            return tokens, dump_joint(tokens, codec.tokenizer.entropy_model, coder)
+        return tokens, codec.on_core(lambda: dump_joint(tokens, codec.tokenizer.entropy_model, coder))
 
     def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
         with growing(shard):
@@ -279,7 +277,7 @@ def decode_files(
     """
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
-    def decode(job: Job, share: Share) -> Outcome:
+    def decode(job: Job, room: Room) -> Outcome:
         # Outputs are written atomically, so one that exists is whole.
         if _settled(job, existing, lambda target: target.stat().st_size > 0):
             return _skipped(job)
@@ -287,8 +285,7 @@ def decode_files(
         items = opened(job.source)
         if items is None:
             data = read_bytes(job.source)
-            with share.core():
-                codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage)
+            codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage)
             facts = token_facts(job.source, parts.header)
             if parts.damage:
                 error = MediaError(f"{job.name}: {_losses(parts)} in {'stdout' if job.target == STDIO else job.target}")
@@ -298,7 +295,7 @@ def decode_files(
             codec = codecs.get(tokens.modality)
             facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
         pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
-        with share.room.take(BYTES_PER_PIXEL * pixels), _output(job.target) as file:
+        with room.take(BYTES_PER_PIXEL * pixels), _output(job.target) as file:
             _decode_tokens(tokens, codec, num_codebooks, file, job.target)
         used = num_codebooks or tokens.num_codebooks
         return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used}, error)
@@ -306,27 +303,13 @@ def decode_files(
     return _at_once(jobs, codecs, lambda job: job, decode)
 
 
-class Share:
-    """What items under way at once have in common: memory, and the cores that their tokens are coded on."""
-
-    def __init__(self, jobs: int) -> None:
-        self.room, self._cores = Room(ROOM_BYTES), threading.BoundedSemaphore(jobs)
-
-    @contextmanager
-    def core(self) -> Iterator[None]:
-        """Keep a core busy, once one is free."""
-        with self._cores:
-            check_stop()
-            yield
-
-
 def _at_once(
-    items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Share], Result]
+    items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Room], Result]
 ) -> Generator[Result | Outcome, None, None]:
     """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
-    several, share = len(items) > 1, Share(codecs.jobs)
+    several, room = len(items) > 1, Room(ROOM_BYTES)
     yield from in_order(
-        lambda item: _attempt(job_of(item), lambda _: work(item, share)),
+        lambda item: _attempt(job_of(item), lambda _: work(item, room)),
         items,
         ITEMS_AHEAD,
         here=lambda item: not several or _may_wait(job_of(item).source),
@@ -458,7 +441,8 @@ def _load_tokens(
     codec = codecs.get(parts.header.modality)
     check_model(parts.header.model, codec.tokenizer.identity)
     blank = codec.blank() if parts.damage else ()
-    return codec, load_parts(data, parts, codec.tokenizer.entropy_model, num_codebooks, blank), parts
+    model = codec.tokenizer.entropy_model
+    return codec, codec.on_core(lambda: load_parts(data, parts, model, num_codebooks, blank)), parts
 
 
 def _losses(parts: Parts) -> str:
