@@ -3,9 +3,9 @@
     python tests/bench_encode.py PHOTOS SOUNDS [--photos 500] [--clips 200] [--rounds 10] [--coder auto]
 
 Makes copies of 500 x 375 pixels and clips of 10 s from what the folders hold. The bare pass runs in float32 in the
-layout, batch and division of the processor's cores that a trial finds fastest: of the encoder alone, and of the model's
-`encode`, which is the encoder and the search in its codebooks. They take turns, part by part, since other work on the
-machine slows whichever runs; ratios are of the sums.
+layout, batch and division of the processor's cores that a trial finds fastest: that of the encoder, and that of the
+model's `encode`, which is the encoder and the search in its codebooks. They take turns, part by part, since other work
+on the machine slows whichever runs; ratios are of the sums.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 class Bare:
-    """The encoder's forward pass on ready tensors; with `search`, that of all that makes codes.
+    """The forward pass of all that makes codes, on ready tensors; without `search`, of the encoder alone.
 
     Args:
         batch, layout: Of the tensors.
@@ -90,7 +90,7 @@ class Bare:
 
     def __init__(self, codec: Codec, items: list[Tensor], batch: int, layout: torch.memory_format, threads: int):
         self.name = f"batches of {batch}, {str(layout).removeprefix('torch.')}, {threads} thread(s) a batch"
-        self._tokenizer, self.search = codec.tokenizer, False
+        self._tokenizer, self.search = codec.tokenizer, True
         self._threads, self._workers = threads, torch.get_num_threads() // threads
         self._batches = [torch.cat(items[i : i + batch]) for i in range(0, len(items), batch)]
         if self._batches[0].ndim == 4:
@@ -172,13 +172,13 @@ def compare(paths: list[Path], modality: str, rounds: int, coder: ChosenCoder) -
     codecs = Codecs()
     codec = codecs.get(modality)
     bare = fastest(codec, [load(path, codec) for path in paths[:: max(1, len(paths) // 16)]][:16])
-    model = copy(bare)
-    model.search = True
+    encoder = copy(bare)
+    encoder.search = False
     size, total = -(-len(paths) // rounds), np.zeros((3, 2))
     for part in (paths[begin : begin + size] for begin in range(0, len(paths), size)):
         jobs = [Job(path, path.with_suffix(".vqt")) for path in part]
         outcomes = encode_files(jobs, codecs, coder=coder, existing=Existing(overwrite=True))
-        runs = partial(_exhaust, outcomes), partial(bare.run, len(part)), partial(model.run, len(part))
+        runs = partial(_exhaust, outcomes), partial(encoder.run, len(part)), partial(bare.run, len(part))
         total += [timed(run) for run in runs]
     count = len(paths)
     split = time_split(paths[:: max(1, count // 24)], codec, coder)
