@@ -4,8 +4,7 @@ python tests/bench_sounds.py SOUNDS [--model MODEL]
 
 SOUNDS are files or folders, taken as one channel at the model's rate. Means over the sounds. PESQ (wideband) and ViSQOL
 (speech mode at 16 kHz, audio mode at 48 kHz) are computed by the packages `pesq` and `visqol-python`; what they refuse,
-mostly for being short or silent, is left out of their means. kbps are those of whole files, Opus's in Ogg. Without
-`numba` ViSQOL takes hours.
+mostly for being short or silent, is left out of their means. kbps are those of whole files, Opus's in Ogg.
 """
 
 from __future__ import annotations
