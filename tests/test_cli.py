@@ -591,6 +591,21 @@ def test_version_and_help(run):
         assert result.stdout.startswith("Usage: ")
 
 
+def test_an_interrupt_before_there_are_commands(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vqtok.cli.app", interrupted)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (end.value.code, capsys.readouterr().err) == (130, "error: interrupted\n")
+
+
 def test_sigterm_is_treated_as_ctrl_c(photo, image_model, monkeypatch, capsys):
     def terminate(*_):
         os.kill(os.getpid(), signal.SIGTERM)

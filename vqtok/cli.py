@@ -691,12 +691,15 @@ def set_up_process() -> None:
 
 def main() -> None:
     """Run the command line."""
-    set_up_process()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
     try:
+        set_up_process()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every name or the histograms.
         app()
+    except KeyboardInterrupt:  # while typer made its commands
+        _complain("interrupted")
+        sys.exit(130)
     except SystemExit as end:
         # Typer is silent about interrupts outside of a command: while it reads the arguments, say.
         if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
