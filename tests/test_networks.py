@@ -130,7 +130,7 @@ def test_a_part_of_a_picture_codes_alike_away_from_its_borders() -> None:
     encoder = randomised(Encoder(network((2, 2)), 2, 3, DIM))
     x = torch.randn(1, 3, 128, 128)
     whole, part = encoder(x), encoder(x[:, :, 32:, 32:])
-    rounding = 1e-6 * float(whole.abs().max())
+    rounding = torch.finfo(torch.float32).eps * float(whole.abs().max())
     torch.testing.assert_close(part[:, :, 8:, 8:], whole[:, :, 16:, 16:], rtol=1e-4, atol=rounding)
 
 

@@ -666,14 +666,14 @@ def _start_logging(quiet: bool, verbose: bool) -> None:
     logging.basicConfig(level=level, handlers=[_ConsoleHandler()], force=True)
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of mallopt, in malloc.h."""
-
-
 def _complain(message: str) -> None:
     from vqtok.report import say
 
     say(f"error: {message}", style="bold red")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of mallopt, in malloc.h."""
 
 
 def set_up_process() -> None:

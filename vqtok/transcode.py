@@ -179,7 +179,7 @@ def encode_files(
         header, _ = parse_header(encoded)
         return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
 
-    return _at_once(jobs, codecs, lambda job: job, encode)
+    return _at_once(jobs, lambda job: job, encode)
 
 
 def encode_shard(
@@ -228,7 +228,7 @@ def encode_shard(
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
         kept = frozenset(writer.keys)
-        with closing(_at_once(items, codecs, lambda item: Job(item[1], shard), code)) as results:
+        with closing(_at_once(items, lambda item: Job(item[1], shard), code)) as results:
             for (key, source), result in zip(items, results, strict=True):
                 if isinstance(result, Outcome):
                     yield result
@@ -300,11 +300,11 @@ def decode_files(
         used = num_codebooks or tokens.num_codebooks
         return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used}, error)
 
-    return _at_once(jobs, codecs, lambda job: job, decode)
+    return _at_once(jobs, lambda job: job, decode)
 
 
 def _at_once(
-    items: Sequence[Item], codecs: Codecs, job_of: Callable[[Item], Job], work: Callable[[Item, Room], Result]
+    items: Sequence[Item], job_of: Callable[[Item], Job], work: Callable[[Item, Room], Result]
 ) -> Generator[Result | Outcome, None, None]:
     """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
     several, room = len(items) > 1, Room(ROOM_BYTES)

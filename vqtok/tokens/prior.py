@@ -236,39 +236,46 @@ class Prior:
 
     def _code_segment(self, coders: Sequence[_Coder], planes: NDArray[np.int32], *, known: bool) -> None:
         """Code the planes `(num_codebooks, height, width)` where they are known, else fill them in."""
-        below = np.zeros((*planes.shape[1:], self.codebooks[0].embedding.shape[1]), np.float32)
+        _, height, width = planes.shape
+        stages = stage_of(height, width, self.kernel)
+        below = np.zeros((height, width, self.codebooks[0].embedding.shape[1]), np.float32)
         for codebook, coder, plane in zip(self.codebooks, coders, planes, strict=False):
-            self._code(codebook, below, coder, plane, known=known)
+            self._code(codebook, below, coder, plane, stages, known=known)
             below += codebook.embedding[plane]
 
     def _code(
-        self, codebook: CodebookPrior, below: Float, coder: _Coder, plane: NDArray[np.int32], *, known: bool
+        self,
+        codebook: CodebookPrior,
+        below: Float,
+        coder: _Coder,
+        plane: NDArray[np.int32],
+        stages: NDArray[np.int64],
+        *,
+        known: bool,
     ) -> None:
         """Code the positions of one codebook, stage by stage, or fill them in.
 
         Args:
             below: Sum of the embeddings of the codebooks before, `(height, width, dim)`.
         """
-        height, width = plane.shape
-        stages = stage_of(height, width, self.kernel)
+        codes = plane.reshape(-1)  # the same memory
         any_below = below.any()
         for stage in range(STAGES):
             positions = np.flatnonzero(stages == stage)
             for begin in range(0, len(positions), MAX_POSITIONS):
                 part = positions[begin : begin + MAX_POSITIONS]
-                x = np.zeros((len(part), len(codebook.hidden)), np.float32)
+                x: Float = np.zeros((len(part), len(codebook.hidden)), np.float32)
                 if any_below:
-                    x += _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
+                    x = _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
                 _add_known(x, codebook.context_of_codes, plane, stages, stage, part, *self.kernel)
                 _requantise(x, codebook.context_bias[stage])
                 x = x @ codebook.hidden
                 _requantise(x, codebook.hidden_bias)
-                rows, columns = np.divmod(part, width)
-                wanted = codebook.rank[plane[rows, columns]] if known else None
+                wanted = codebook.rank[codes[part]] if known else None
                 found = codebook.code_at[self._code_ranks(codebook, x, coder, wanted)]
                 if found.min(initial=0) < 0:
                     raise CorruptFileError("codes beyond the codebook: give the model that made them")
-                plane[rows, columns] = found
+                codes[part] = found
 
     def _code_ranks(
         self, codebook: CodebookPrior, x: Float, coder: _Coder, ranks: NDArray[np.int64] | None
