@@ -39,7 +39,8 @@ from vqtok.media.audio import read_audio
 from vqtok.media.image import as_float, read_pixels
 from vqtok.media.kinds import modality_of
 from vqtok.tiling import padded
-from vqtok.tokens.vqt import ChosenCoder, dump
+from vqtok.tokens.coding.coders import ChosenCoder
+from vqtok.tokens.vqt.file import dump
 from vqtok.transcode import Codecs, Existing, Outcome, encode_files
 
 CLIP_SECONDS = 10

@@ -27,7 +27,7 @@ from vqtok.files import plan_items
 from vqtok.media.image import as_float, read_pixels
 from vqtok.media.kinds import modality_of
 from vqtok.metrics import ms_ssim, psnr
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.vqt.file import dump
 from vqtok.transcode import Codecs
 
 CODEBOOKS = 1, 2, 4, 8

@@ -15,9 +15,9 @@ import numpy as np
 import zstandard
 
 from vqtok.models.entropy import entropy_model_of
-from vqtok.tokens.grid import Tokens
 from vqtok.tokens.statistics import CodeStatistics
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump, load
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 
-from vqtok.tokens.entropy import frequencies, pack, unpack
-from vqtok.tokens.rans import TOTAL, decode, encode
+from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.packing import pack, unpack
+from vqtok.tokens.coding.rans import TOTAL, decode, encode
 
 
 def best_of(repeats, function, *args):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.index import map_file, scan
-from vqtok.tokens.record import parse_shard_header
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.shard_writer import write_shard
+from vqtok.tokens.shard.format import parse_shard_header
+from vqtok.tokens.shard.index import map_file, scan
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.shard.writer import write_shard
+from vqtok.tokens.tokens import Tokens
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from vqtok.media.base import Media
 from vqtok.media.kinds import modality_of
 from vqtok.media.resample import resample
 from vqtok.metrics import mel_distance, si_sdr, stoi
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.vqt.file import dump
 from vqtok.transcode import Codecs
 
 CODEBOOKS = 1, 2, 4, 8

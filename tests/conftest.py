@@ -89,7 +89,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MAKE_MODEL:
     from vqtok.config import Config, from_dict
     from vqtok.models.vqmodel import VQModel
     from vqtok.models.weights import save_model
-    from vqtok.tokens.entropy import frequencies
+    from vqtok.tokens.coding.frequencies import frequencies
 
     def make(modality: str, seed: int = 0, **changes: Any) -> Path:
         config = from_dict(Config, {"model": CONFIGS[modality] | changes})

@@ -354,7 +354,7 @@ def test_mimi_sounds_do_not_depend_on_others(saved, tmp_path, run):
     assert run("encode", tmp_path, "-o", tmp_path, "--model", folder).exit_code == 0
     for samples in (700, 3000, 1500):
         expected = model.encode(tensor(sound(samples))).audio_codes[0]
-        tokens = vqtok.tokens.vqt.load((tmp_path / f"{samples}.vqt").read_bytes())
+        tokens = vqtok.tokens.vqt.file.load((tmp_path / f"{samples}.vqt").read_bytes())
         assert tokens.codes.tolist() == expected.tolist()
 
 

@@ -26,8 +26,8 @@ from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.header import read_header
-from vqtok.tokens.vqt import load
+from vqtok.tokens.vqt.file import load
+from vqtok.tokens.vqt.header import read_header
 
 VQTOK = [sys.executable, "-m", "vqtok"]
 

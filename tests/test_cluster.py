@@ -17,7 +17,7 @@ from vqtok.cluster import encode_on_ray
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
 from vqtok.planning import plan_encoding
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.vqt.file import dump
 from vqtok.transcode import Codecs, encode_shards
 
 ray = pytest.importorskip("ray")

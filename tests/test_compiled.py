@@ -1,4 +1,4 @@
-"""vqtok.tokens.compiled"""
+"""vqtok.tokens.coding.compiled"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import numba
 import numpy as np
 
-from vqtok.tokens.compiled import compiled
+from vqtok.tokens.coding.compiled import compiled
 
 
 def total(values):
@@ -44,8 +44,8 @@ def test_works_where_nothing_can_be_kept(monkeypatch):
 def test_packed_tokens_need_no_compiler():
     code = (
         "import sys, numpy as np\n"
-        "from vqtok.tokens.grid import Tokens\n"
-        "from vqtok.tokens.vqt import dump, load\n"
+        "from vqtok.tokens.tokens import Tokens\n"
+        "from vqtok.tokens.vqt.file import dump, load\n"
         "tokens = Tokens(np.zeros((1, 2, 3), np.int32), (16,), 'image', (24, 16), 8, bytes(8))\n"
         "assert load(dump(tokens)).codes.shape == (1, 2, 3)\n"
         "assert 'numba' not in sys.modules\n"

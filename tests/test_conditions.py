@@ -22,7 +22,7 @@ from PIL import Image
 
 import vqtok
 from vqtok.errors import DiskError
-from vqtok.tokens.header import read_header
+from vqtok.tokens.vqt.header import read_header
 
 IS_ROOT = os.geteuid() == 0
 CAPABILITY_VERSION = 0x20080522

@@ -25,8 +25,8 @@ from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import load_model, save_model
 from vqtok.tokens.foreign import Foreign, read_foreign
 from vqtok.tokens.foreign.ecdc import read_ecdc
-from vqtok.tokens.grid import pack_side_data
-from vqtok.tokens.vqt import load
+from vqtok.tokens.tokens import pack_side_data
+from vqtok.tokens.vqt.file import load
 from vqtok.transcode import Codecs
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 
 import vqtok
 from vqtok.errors import ModelError, UsageError
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.vqt.file import dump
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""vqtok.tokens.entropy"""
+"""vqtok.tokens.coding.frequencies"""
 
 import heapq
 import math
@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError
-from vqtok.tokens.entropy import frequencies, pack, unpack
-from vqtok.tokens.rans import TOTAL
+from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.packing import pack, unpack
+from vqtok.tokens.coding.rans import TOTAL
 
 codebook_sizes = st.one_of(st.integers(2, 40), st.integers(2, 2**31), st.sampled_from([2**14, 2**31 - 1, 2**31]))
 

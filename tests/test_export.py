@@ -1,4 +1,4 @@
-"""vqtok.tokens.export and what it stands on, vqtok.dataset, and `vqtok export`."""
+"""vqtok.tokens.export.export and what it stands on, vqtok.dataset, and `vqtok export`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from vqtok.errors import (
     UsageError,
     WrongModelError,
 )
-from vqtok.tokens import targets
-from vqtok.tokens.export import read_export, write_export
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.layout import Layout, Vocabulary, to_ids
-from vqtok.tokens.recipe import TABLES, Recipe, Target
-from vqtok.tokens.text import DEFAULT_TEXTS, TokenText
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.export import formats as targets
+from vqtok.tokens.export.export import read_export, write_export
+from vqtok.tokens.export.layout import Layout, Vocabulary, to_ids
+from vqtok.tokens.export.options import TABLES, Recipe, Target
+from vqtok.tokens.export.text import DEFAULT_TEXTS, TokenText
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump
 
 TARGETS, LAYOUTS = get_args(Target), get_args(Layout)
 MODEL = b"\1\2\3\4\5\6\7\x08"

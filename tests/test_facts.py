@@ -16,7 +16,7 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError, WrongModelErr
 from vqtok.facts import inspect, usage
 from vqtok.models.card import read_card
 from vqtok.report import histogram
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt.file import dump, load
 
 # fmt: off
 TOKEN_KEYS = {

@@ -33,16 +33,20 @@ from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
 from vqtok.facts import inspect, shard_facts
 from vqtok.models.card import read_card
 from vqtok.models.entropy import PREFIXES, entropy_model, read_entropy_model
-from vqtok.tokens import header, record, vqt
-from vqtok.tokens.export import output_files, read_export
+from vqtok.tokens.coding.coders import EntropyModel
+from vqtok.tokens.export.export import output_files, read_export
+from vqtok.tokens.export.sidecar import json_file
 from vqtok.tokens.fields import checksum, varint
-from vqtok.tokens.header import cut, parse_header, parse_parts, parse_whole, seal
-from vqtok.tokens.index import GROUP, HASH_BYTES, pack_index, parse_index, walk
-from vqtok.tokens.record import parse_shard_header
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.shard_writer import merge
-from vqtok.tokens.sidecar import json_file
-from vqtok.tokens.vqt import EntropyModel, dump, load, load_parts
+from vqtok.tokens.shape import cut
+from vqtok.tokens.shard import format as record
+from vqtok.tokens.shard.format import parse_shard_header
+from vqtok.tokens.shard.index import GROUP, HASH_BYTES, pack_index, parse_index, walk
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.shard.writer import merge
+from vqtok.tokens.vqt import file as vqt
+from vqtok.tokens.vqt import header
+from vqtok.tokens.vqt.file import dump, load, load_parts
+from vqtok.tokens.vqt.header import parse_header, parse_parts, parse_whole, seal
 
 Random = random.Random
 REFUSED = CorruptFileError, UnsupportedVersionError

@@ -18,14 +18,16 @@ import vqtok
 from vqtok.config import Config, PriorConfig, from_dict
 from vqtok.models.entropy import read_entropy_model
 from vqtok.models.reader import TokenReader, open_items
-from vqtok.tokens import vqt
-from vqtok.tokens.export import output_files, write_export
+from vqtok.tokens.coding.coders import ChosenCoder
+from vqtok.tokens.export.export import output_files, write_export
+from vqtok.tokens.export.options import Recipe
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Modality, parse_header
-from vqtok.tokens.recipe import Recipe
-from vqtok.tokens.shard_writer import ShardWriter
-from vqtok.tokens.vqt import ChosenCoder, dump
+from vqtok.tokens.shape import Modality
+from vqtok.tokens.shard.writer import ShardWriter
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt import file as vqt
+from vqtok.tokens.vqt.file import dump
+from vqtok.tokens.vqt.header import parse_header
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS: dict[Modality, str] = {"image": "image.safetensors", "audio": "audio.safetensors"}
@@ -195,7 +197,7 @@ def make_model(modality: Modality, path: Path) -> None:
     from vqtok.models.prior import fit_prior
     from vqtok.models.vqmodel import VQModel
     from vqtok.models.weights import save_model
-    from vqtok.tokens.entropy import frequencies
+    from vqtok.tokens.coding.frequencies import frequencies
 
     config = from_dict(Config, {"model": CONFIGS[modality]})
     data = picture(96, 64) / 127.5 - 1 if modality == "image" else wave(8000, 16_000)

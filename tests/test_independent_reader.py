@@ -13,9 +13,10 @@ from independent_reader import read_file, read_model, read_shard
 from test_golden import GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
 from vqtok.models.entropy import read_entropy_model
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.shard_writer import write_shard
-from vqtok.tokens.vqt import EntropyModel, dump
+from vqtok.tokens.coding.coders import EntropyModel
+from vqtok.tokens.shard.writer import write_shard
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

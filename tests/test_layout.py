@@ -1,4 +1,4 @@
-"""vqtok.tokens.layout"""
+"""vqtok.tokens.export.layout"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqtok.errors import UsageError
-from vqtok.tokens.layout import SPECIALS, Vocabulary, to_codes, to_ids
+from vqtok.tokens.export.layout import SPECIALS, Vocabulary, to_codes, to_ids
 
 LAYOUTS = ["flat", "coarse-first", "parallel", "delay"]
 

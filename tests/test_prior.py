@@ -1,4 +1,4 @@
-"""vqtok.tokens.prior and vqtok.models.prior"""
+"""vqtok.tokens.coding.prior and vqtok.models.prior"""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from vqtok.config import PriorConfig
 from vqtok.errors import CorruptFileError, ModelError
 from vqtok.models import prior as fitting
 from vqtok.models.prior import fit_prior
-from vqtok.tokens import prior as prior_module
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import parse_header
-from vqtok.tokens.prior import EXPONENTIALS, PREFIX, Prior, from_arrays
-from vqtok.tokens.rans import TOTAL, IntervalDecoder, encode_intervals
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.shard_writer import merge, write_shard
-from vqtok.tokens.vqt import EntropyModel, dump, dump_joint, load
+from vqtok.tokens.coding import prior as prior_module
+from vqtok.tokens.coding.coders import EntropyModel
+from vqtok.tokens.coding.prior import EXPONENTIALS, PREFIX, Prior, from_arrays
+from vqtok.tokens.coding.rans import TOTAL, IntervalDecoder, encode_intervals
+from vqtok.tokens.shard.payload import dump_joint
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.shard.writer import merge, write_shard
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump, load
+from vqtok.tokens.vqt.header import parse_header
 
 SIZES = (30, 7)
 SMALL = PriorConfig(dim=8, hidden=24, learning_rate=2e-2)

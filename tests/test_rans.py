@@ -1,4 +1,4 @@
-"""vqtok.tokens.rans"""
+"""vqtok.tokens.coding.rans"""
 
 import contextlib
 import itertools
@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError
-from vqtok.tokens import rans
-from vqtok.tokens.entropy import frequencies
-from vqtok.tokens.rans import LANES_FROM, TOTAL, decode, encode, pop, push
+from vqtok.tokens.coding import rans
+from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.rans import LANES_FROM, TOTAL, decode, encode, pop, push
 
 
 def table_and_codes(codebook_size: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from vqtok.tokens.shard_writer import ShardWriter
+from vqtok.tokens.shard.writer import ShardWriter
 
 MANY = [pytest.param(20, marks=pytest.mark.slow), 3]
 """How often; twenty times takes a while."""

@@ -1,4 +1,4 @@
-"""Token files in segments, in vqtok.tokens.header and vqt, and what is left of them when they are damaged."""
+"""Token files in segments, in vqtok.tokens.vqt.header and vqt, and what is left of them when they are damaged."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from test_vqt import model_of, same
 
 import vqtok
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
-from vqtok.tokens import vqt
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import MAX_STREAMS, Header, cut, parse_header, parse_parts, parse_whole
-from vqtok.tokens.vqt import dump, load, load_parts
+from vqtok.tokens.shape import cut
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt import file as vqt
+from vqtok.tokens.vqt.file import dump, load, load_parts
+from vqtok.tokens.vqt.header import MAX_STREAMS, Header, parse_header, parse_parts, parse_whole
 
 BLANK = [5, 2]
 

@@ -1,4 +1,4 @@
-"""vqtok.tokens.record, index, shard and shard_writer, and shards on the command line."""
+"""vqtok.tokens.shard.format, index, shard and shard_writer, and shards on the command line."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ from vqtok.errors import (
     UsageError,
     WrongModelError,
 )
-from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
+from vqtok.tokens.coding.frequencies import frequencies
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import parse_header
-from vqtok.tokens.index import GROUP, key_hash, pack_index
-from vqtok.tokens.record import MAX_KEY_BYTES, ShardHeader, pack_record, parse_record, parse_shard_header
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.shard_writer import ShardWriter, merge, write_shard
-from vqtok.tokens.vqt import NO_MODEL, EntropyModel, dump, dump_joint
+from vqtok.tokens.shard.format import MAX_KEY_BYTES, ShardHeader, pack_record, parse_record, parse_shard_header
+from vqtok.tokens.shard.index import GROUP, key_hash, pack_index
+from vqtok.tokens.shard.payload import dump_joint
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.shard.writer import ShardWriter, merge, write_shard
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump
+from vqtok.tokens.vqt.header import parse_header
 
 MODEL = bytes.fromhex("3f9a000102030405")
 SIZES = (10, 3)

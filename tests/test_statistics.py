@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vqtok.errors import UsageError, WrongModelError
-from vqtok.tokens.grid import Tokens
 from vqtok.tokens.statistics import MAX_COUNTED_SIZE, CodeStatistics
+from vqtok.tokens.tokens import Tokens
 
 TOKENS = Tokens(np.array([[0, 1, 2, 3], [1, 1, 1, 1]]), (8, 4), "audio", (1280, 16_000, 1), 320, b"modelabc")
 

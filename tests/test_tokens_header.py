@@ -1,4 +1,4 @@
-"""vqtok.tokens.header"""
+"""vqtok.tokens.vqt.header"""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.header import Header, pack_header, parse_header, read_header
+from vqtok.tokens.vqt.header import Header, pack_header, parse_header, read_header
 
 IMAGE = Header(
     coder="packed",
@@ -208,5 +208,5 @@ def test_read_header_names_the_file(tmp_path):
 
 
 def test_imports_no_numpy():
-    code = "import sys, vqtok.tokens.header; sys.exit('numpy' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, vqtok.tokens.vqt.header; sys.exit('numpy' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -32,7 +32,7 @@ from vqtok.models.card import read_card
 from vqtok.models.entropy import read_entropy_model
 from vqtok.models.weights import load_model
 from vqtok.quantizers import VQ
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt.file import dump, load
 from vqtok.training import loop
 from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items, validation_crops
 from vqtok.training.loop import Trainer

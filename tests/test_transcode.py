@@ -17,7 +17,7 @@ from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelErr
 from vqtok.files import Job
 from vqtok.media.image import read_image, read_pixels
 from vqtok.models.vqmodel import VQModel
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.vqt.file import dump, load
 from vqtok.transcode import Codecs, Existing, decode_files, encode_files, encode_shard
 
 

@@ -1,4 +1,4 @@
-"""vqtok.tokens.vqt"""
+"""vqtok.tokens.vqt.file"""
 
 import dataclasses
 
@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, UsageError
-from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.coding.coders import EntropyModel
+from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.rans import LANES_FROM, TOTAL
 from vqtok.tokens.fields import checksum
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import parse_header
-from vqtok.tokens.rans import LANES_FROM, TOTAL
-from vqtok.tokens.vqt import EntropyModel, dump, load
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump, load
+from vqtok.tokens.vqt.header import parse_header
 
 MODEL = bytes.fromhex("3f9a000102030405")
 TOKENS = Tokens(

@@ -17,7 +17,7 @@ from vqtok.models.entropy import entropy_model, entropy_model_of, read_entropy_m
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import compute_identity, decoding_state, load_model, save_model
 from vqtok.models.zoo import bundled_models, find_model
-from vqtok.tokens.entropy import frequencies
+from vqtok.tokens.coding.frequencies import frequencies
 
 
 def contents(path):

@@ -15,8 +15,8 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
 from vqtok.media.base import Media
 from vqtok.models import opening, zoo
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.tokens.grid import Tokens, pack_side_data
-from vqtok.tokens.vqt import dump, load
+from vqtok.tokens.tokens import Tokens, pack_side_data
+from vqtok.tokens.vqt.file import dump, load
 
 PACKAGE = """
 import hashlib

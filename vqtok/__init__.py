@@ -18,7 +18,7 @@ _HOMES = {
     "Encoder": "vqtok.encoder",
     "Media": "vqtok.media.base",
     "Tokenizer": "vqtok.models.tokenizer",
-    "Tokens": "vqtok.tokens.grid",
+    "Tokens": "vqtok.tokens.tokens",
     "convert": "vqtok.conversion",
     "decode": "vqtok.transcode",
     "encode": "vqtok.transcode",
@@ -26,12 +26,12 @@ _HOMES = {
     "import_checkpoint": "vqtok.models.importers.importing",
     "inspect": "vqtok.facts",
     "load_model": "vqtok.models.weights",
-    "merge": "vqtok.tokens.shard_writer",
+    "merge": "vqtok.tokens.shard.writer",
     "open_shard": "vqtok.models.reader",
-    "read_export": "vqtok.tokens.export",
+    "read_export": "vqtok.tokens.export.export",
     "register": "vqtok.models.zoo",
     "train": "vqtok.training.run",
-    "write_shard": "vqtok.tokens.shard_writer",
+    "write_shard": "vqtok.tokens.shard.writer",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -293,7 +293,7 @@ def encode(
     from vqtok.codec import choose_device
     from vqtok.models.adapters.hub import at_revision
     from vqtok.outputs import Existing
-    from vqtok.tokens.vqt import chosen_coder
+    from vqtok.tokens.coding.coders import chosen_coder
     from vqtok.transcode import Codecs, encode_files, encode_shards
 
     if work.share and not quiet:
@@ -355,7 +355,7 @@ def decode(
     """Turn token files, or the items of shards and of what was exported, back into images and sounds."""
     from vqtok.media.kinds import stem
     from vqtok.models.reader import open_items
-    from vqtok.tokens.header import read_header
+    from vqtok.tokens.vqt.header import read_header
 
     opened = functools.lru_cache(maxsize=1)(open_items)
 
@@ -424,7 +424,7 @@ def merge(
 ) -> None:
     """Join shards into one, or salvage a damaged one."""
     from vqtok import report
-    from vqtok.tokens.shard_writer import merge as merge_shards
+    from vqtok.tokens.shard.writer import merge as merge_shards
 
     merged = merge_shards(inputs, output, salvage=salvage, overwrite=force)
     for loss in merged.losses:
@@ -476,8 +476,8 @@ def export(
     """Write token files and shards to one file for a trainer of language models."""
     from vqtok import report
     from vqtok.dataset import find_items, iterate_tokens
-    from vqtok.tokens.export import write_export
-    from vqtok.tokens.recipe import Recipe
+    from vqtok.tokens.export.export import write_export
+    from vqtok.tokens.export.options import Recipe
 
     if output is None and to != "text":
         raise UsageError(f"--to {to}: give -o FILE")

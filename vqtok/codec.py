@@ -25,7 +25,7 @@ from vqtok.models.tokenizer import Tokenizer
 from vqtok.pipeline import ahead, wait
 from vqtok.quantizers.tf32 import tf32
 from vqtok.tiling import chunks, padded, windows
-from vqtok.tokens.grid import Tokens, pack_side_data
+from vqtok.tokens.tokens import Tokens, pack_side_data
 
 TILE_PIXELS = 1024
 NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)

@@ -20,9 +20,9 @@ from vqtok.files import Job, atomic_write, make_folder, naming
 from vqtok.media.kinds import kind_of, stem
 from vqtok.models.reader import TokenReader, open_items
 from vqtok.tokens.foreign import Foreign, read_foreign
-from vqtok.tokens.grid import Tokens, pack_side_data
-from vqtok.tokens.header import parse_header
-from vqtok.tokens.vqt import dump
+from vqtok.tokens.tokens import Tokens, pack_side_data
+from vqtok.tokens.vqt.file import dump
+from vqtok.tokens.vqt.header import parse_header
 from vqtok.transcode import Codecs, Outcome
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from vqtok.facts import token_files
 from vqtok.files import STDIO, naming
 from vqtok.media.kinds import stem
 from vqtok.models.reader import TokenReader
-from vqtok.tokens.export import write_export
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.recipe import Recipe, Target
+from vqtok.tokens.export.export import write_export
+from vqtok.tokens.export.options import Recipe, Target
+from vqtok.tokens.tokens import Tokens
 
 
 class Item(NamedTuple):
@@ -50,7 +50,7 @@ def export(
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
         num_codebooks: Take only the first so many.
-        choices: Of `vqtok.tokens.recipe.Recipe`, such as `layout="delay"`.
+        choices: Of `vqtok.tokens.export.options.Recipe`, such as `layout="delay"`.
 
     Returns:
         What was written, as `vqtok export --json` prints it.

@@ -14,7 +14,8 @@ from vqtok.errors import MediaError, UsageError
 from vqtok.files import naming
 from vqtok.pipeline import in_order
 from vqtok.remote import as_path
-from vqtok.tokens.vqt import chosen_coder, dump
+from vqtok.tokens.coding.coders import chosen_coder
+from vqtok.tokens.vqt.file import dump
 from vqtok.transcode import Codecs, encode_medium
 
 

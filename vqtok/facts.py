@@ -14,15 +14,15 @@ from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.opening import open_tokenizer
 from vqtok.models.zoo import bundled_models, find_model, is_adapted
-from vqtok.tokens.header import Header, read_header
-from vqtok.tokens.index import map_file, parse_index, walk
-from vqtok.tokens.record import Record, ShardHeader, parse_shard_header
-from vqtok.tokens.sidecar import is_export, json_file, read_facts
+from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
+from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
+from vqtok.tokens.shard.index import map_file, parse_index, walk
+from vqtok.tokens.vqt.header import Header, read_header
 from vqtok.worklist import files_below
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
-    from vqtok.tokens.grid import Tokens
+    from vqtok.tokens.tokens import Tokens
 
 Facts = dict[str, Any]
 

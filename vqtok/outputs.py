@@ -13,7 +13,7 @@ from pathlib import Path
 from vqtok.errors import DiskError, OutputError
 from vqtok.files import make_folder, naming, open_locked, write_error
 from vqtok.remote import RemotePath
-from vqtok.tokens.shard_writer import ShardWriter
+from vqtok.tokens.shard.writer import ShardWriter
 
 logger = logging.getLogger(__name__)
 

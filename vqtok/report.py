@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from vqtok.config import Config
-    from vqtok.tokens.shard_writer import Merged
+    from vqtok.tokens.shard.writer import Merged
     from vqtok.training.monitor import Progress as TrainingProgress
 
 out = Console(soft_wrap=False, highlight=False)

@@ -30,10 +30,13 @@ from vqtok.models.reader import open_items
 from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.pipeline import Room, in_order
 from vqtok.remote import RemotePath, as_path
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Header, Parts, parse_header, parse_parts, parse_whole, read_header
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.vqt import ChosenCoder, dump, dump_joint, load_parts
+from vqtok.tokens.coding.coders import ChosenCoder
+from vqtok.tokens.shape import Coder
+from vqtok.tokens.shard.payload import dump_joint
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import dump, load_parts
+from vqtok.tokens.vqt.header import Header, Parts, parse_header, parse_parts, parse_whole, read_header
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files import naming
 from vqtok.models.card import check_identity, read_card
 from vqtok.models.zoo import bundled_models, find_model, is_adapted
-from vqtok.tokens.prior import PREFIX as PRIOR_PREFIX
-from vqtok.tokens.prior import from_arrays
-from vqtok.tokens.rans import TOTAL
-from vqtok.tokens.vqt import EntropyModel
+from vqtok.tokens.coding.coders import EntropyModel
+from vqtok.tokens.coding.prior import PREFIX as PRIOR_PREFIX
+from vqtok.tokens.coding.prior import from_arrays
+from vqtok.tokens.coding.rans import TOTAL
 
 TABLE_PREFIX = "entropy."
 PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)

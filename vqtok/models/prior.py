@@ -1,4 +1,4 @@
-"""Fit a context prior to a model's codes, with the rounding that `vqtok.tokens.prior` will do."""
+"""Fit a context prior to a model's codes, with the rounding that `vqtok.tokens.coding.prior` will do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
-from vqtok.tokens.prior import ACTIVATION_BITS, MAX_ACTIVATION, PREFIX, STAGES, WEIGHT_BITS, stage_of
+from vqtok.tokens.coding.prior import ACTIVATION_BITS, MAX_ACTIVATION, PREFIX, STAGES, WEIGHT_BITS, stage_of
 
 CROP = {"image": (24, 24), "audio": (1, 256)}
 KERNEL = {"image": (3, 3), "audio": (1, 7)}
@@ -24,7 +24,7 @@ Codes = NDArray[np.integer[Any]]
 
 
 class _CodebookNetwork(nn.Module):
-    """The network of one codebook in the order of ranks; `vqtok.tokens.prior.CodebookPrior` names its parts."""
+    """The network of one codebook in the order of ranks; `vqtok.tokens.coding.prior.CodebookPrior` names its parts."""
 
     def __init__(self, rank: Tensor, config: PriorConfig, kernel: tuple[int, int]) -> None:
         super().__init__()

@@ -9,12 +9,13 @@ from pathlib import Path
 from vqtok.files import naming, read_bytes
 from vqtok.media.kinds import is_shard
 from vqtok.models.entropy import entropy_model_of
-from vqtok.tokens.export import Export
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import parse_header
-from vqtok.tokens.shard import Shard
-from vqtok.tokens.sidecar import is_export
-from vqtok.tokens.vqt import NO_MODEL, load
+from vqtok.tokens.coding.coders import NO_MODEL
+from vqtok.tokens.export.export import Export
+from vqtok.tokens.export.sidecar import is_export
+from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.file import load
+from vqtok.tokens.vqt.header import parse_header
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:
@@ -24,7 +25,7 @@ def open_shard(path: str | Path, model: str | None = None) -> Shard:
         model: The model that made it; by default a bundled one. Bit-packed items need none.
 
     Raises:
-        VqtokError: as `vqtok.tokens.shard.Shard`.
+        VqtokError: as `vqtok.tokens.shard.reader.Shard`.
     """
     return Shard(path, functools.partial(entropy_model_of, model=model))
 
@@ -36,7 +37,7 @@ def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
         model: As `open_shard` takes it.
 
     Raises:
-        VqtokError: as `vqtok.tokens.shard.Shard` and `vqtok.tokens.export.Export`.
+        VqtokError: as `vqtok.tokens.shard.reader.Shard` and `vqtok.tokens.export.export.Export`.
     """
     if is_shard(path):
         return open_shard(path, model)
@@ -63,7 +64,7 @@ class TokenReader:
         return self._shard(file) or [None]
 
     def read(self, file: Path, key: str | None = None, num_codebooks: int | None = None) -> Tokens:
-        """Read a token file or an item of a shard, as `vqtok.tokens.vqt.load` does.
+        """Read a token file or an item of a shard, as `vqtok.tokens.vqt.file.load` does.
 
         Raises:
             WrongModelError, ModelError: another model made it, or one that is not at hand.

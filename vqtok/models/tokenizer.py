@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from vqtok.tokens.vqt import NO_MODEL, EntropyModel
+from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 
 
 class Tokenizer(ABC):

@@ -13,7 +13,7 @@ from vqtok.models.tokenizer import Tokenizer
 from vqtok.networks import build_decoder, build_encoder, context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
-from vqtok.tokens.vqt import NO_MODEL
+from vqtok.tokens.coding.coders import NO_MODEL
 
 
 class VQModel(nn.Module, Tokenizer):

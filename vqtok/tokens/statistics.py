@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import UsageError, WrongModelError
-from vqtok.tokens.grid import Tokens
+from vqtok.tokens.tokens import Tokens
 
 MAX_COUNTED_SIZE = 2**24
 

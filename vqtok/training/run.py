@@ -20,8 +20,8 @@ from vqtok.models.card import read_card
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import decoding_state, load_model, save_model
 from vqtok.models.zoo import find_model
-from vqtok.tokens.entropy import frequencies
-from vqtok.tokens.rans import TOTAL
+from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.rans import TOTAL
 from vqtok.training.data import (
     BatchLoader,
     Item,

@@ -8,7 +8,7 @@ from pathlib import Path
 from vqtok.errors import CorruptFileError
 from vqtok.files import read_bytes
 from vqtok.tokens.foreign import arrays, ecdc
-from vqtok.tokens.foreign.base import Foreign, Items
+from vqtok.tokens.foreign.codes import Foreign, Items
 
 __all__ = ["Foreign", "read_foreign"]
 

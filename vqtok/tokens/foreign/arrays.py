@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from vqtok.errors import CorruptFileError, MediaError
-from vqtok.tokens.foreign.base import Foreign, Items, integers
+from vqtok.tokens.foreign.codes import Foreign, Items, integers
 from vqtok.tokens.foreign.dac import read_dac
 
 MAGIC = b"\x93NUMPY"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
-from vqtok.tokens.foreign.base import Foreign, integers
+from vqtok.tokens.foreign.codes import Foreign, integers
 
 VERSION = "1.0.0"
 

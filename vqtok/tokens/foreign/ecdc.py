@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
-from vqtok.tokens.foreign.base import Foreign
+from vqtok.tokens.foreign.codes import Foreign
 
 MAGIC = b"ECDC"
 STRIDE, BITS, MAX_CODEBOOKS = 320, 10, 32

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
-from vqtok.tokens.layout import Vocabulary
+from vqtok.tokens.export.layout import Vocabulary
 
 DEFAULT_TEXTS = {
     "code": "<|{modality}_{id}|>",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError
-from vqtok.tokens.header import Modality, check_layout
+from vqtok.tokens.shape import Modality, check_layout
 
 SIDE_DATA = "side_data"
 """The key of metadata under which side data stand: base64 of little-endian float32."""

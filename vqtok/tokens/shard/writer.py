@@ -11,10 +11,11 @@ from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import CorruptFileError, OutputError, UsageError, WrongModelError
 from vqtok.files import atomic_open, make_folder, naming
+from vqtok.tokens.coding.coders import NO_MODEL, ChosenCoder, EntropyModel
 from vqtok.tokens.fields import Buffer
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Coder, Header
-from vqtok.tokens.index import (
+from vqtok.tokens.shape import Coder
+from vqtok.tokens.shard.format import Record, ShardHeader, pack_record, parse_record, parse_shard_header
+from vqtok.tokens.shard.index import (
     GROUP,
     HASH_BYTES,
     OFFSET_BYTES,
@@ -27,8 +28,9 @@ from vqtok.tokens.index import (
     scan,
     walk,
 )
-from vqtok.tokens.record import Record, ShardHeader, pack_record, parse_record, parse_shard_header
-from vqtok.tokens.vqt import NO_MODEL, ChosenCoder, EntropyModel, dump_joint
+from vqtok.tokens.shard.payload import dump_joint
+from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.header import Header
 
 
 class ShardWriter:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vqtok.errors import UsageError
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Modality
-from vqtok.tokens.layout import SPECIALS, Layout, Vocabulary
-from vqtok.tokens.text import DEFAULT_TEXTS, TokenText
+from vqtok.tokens.export.layout import SPECIALS, Layout, Vocabulary
+from vqtok.tokens.export.text import DEFAULT_TEXTS, TokenText
+from vqtok.tokens.shape import Modality
+from vqtok.tokens.tokens import Tokens
 
 Target = Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"]
 """

@@ -20,7 +20,7 @@
              v  varints: first number of the size, or all of it; with bit 4, the grid
              v  optional metadata: varint length, UTF-8 JSON object
              v  varint: how many bytes the payload is shorter than packed codes are
-             n  payload: all codebooks, coarse first, as `vqtok.tokens.vqt.dump_joint` joins them
+             n  payload: all codebooks, coarse first, as `vqtok.tokens.shard.payload.dump_joint` joins them
              4  CRC-32 of the record
 
 Little-endian; varints as in `vqtok.tokens.fields`.
@@ -34,18 +34,18 @@ from typing import Any, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
 from vqtok.tokens.fields import CRC_BYTES, Buffer, Fields, checksum, pack_metadata, varint
-from vqtok.tokens.header import (
+from vqtok.tokens.shape import (
     CODERS,
     MAX_TOKENS,
     MODALITIES,
     Coder,
-    Header,
     Modality,
     check_layout,
     grid_dims,
     packed_bytes,
     size_dims,
 )
+from vqtok.tokens.vqt.header import Header
 
 MAX_KEY_BYTES = 4096
 SHARD_SIGNATURE = b"\x89VS\n"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
 from vqtok.files import STDIO, atomic_open
-from vqtok.tokens.recipe import ARRAYS, Form, Target
+from vqtok.tokens.export.options import ARRAYS, Form, Target
 
 Item = dict[str, Any]
 """`key, size, grid` and, where there is any, `metadata`."""

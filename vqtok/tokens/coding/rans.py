@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
-from vqtok.tokens.compiled import compiled
+from vqtok.tokens.coding.compiled import compiled
 
 FREQUENCY_BITS = 14
 TOTAL = 1 << FREQUENCY_BITS

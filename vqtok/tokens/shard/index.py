@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
 from vqtok.tokens.fields import Buffer, checksum
-from vqtok.tokens.record import (
+from vqtok.tokens.shard.format import (
     LEADS,
     SHARD_SIGNATURE,
     Record,

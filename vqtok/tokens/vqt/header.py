@@ -28,59 +28,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
 from vqtok.remote import as_path
-from vqtok.tokens.fields import CRC_BYTES, VARINT_BYTES, Buffer, Fields, checksum, pack_metadata, varint
+from vqtok.tokens.fields import CRC_BYTES, Buffer, Fields, checksum, pack_metadata, varint
+from vqtok.tokens.shape import (
+    CODERS,
+    MAX_CODEBOOKS,
+    MODALITIES,
+    Coder,
+    Modality,
+    _cut_axis,
+    check_layout,
+    grid_dims,
+    num_segments,
+    size_dims,
+)
 
-Modality = Literal["image", "audio"]
-Coder = Literal["packed", "static", "prior"]
-
-MAX_CODEBOOKS = 256
-MAX_CODEBOOK_SIZE = 2**31
-MAX_TOKENS = 2**28
 MAX_STREAMS = 2**20
 """Of a file in segments."""
 
 _SIGNATURE = b"\x89VQ\n"
 _MAJOR, _MINOR = 1, 0
-MODALITIES: tuple[Modality, ...] = ("image", "audio")
-CODERS: tuple[Coder, ...] = ("packed", "static", "prior")
 _HAS_METADATA, _IN_SEGMENTS = 1 << 4, 1 << 5
 _MUST_BE_ZERO = 1 << 6
 _FIXED_BYTES = 14
 _LENGTH_BYTES = 4
 _LOST_SHOWN = 5
-
-
-def check_layout(
-    modality: Modality,
-    codebook_sizes: Sequence[int],
-    grid: Sequence[int],
-    size: Sequence[int],
-    stride: int,
-    model: bytes,
-) -> None:
-    """Refuse a layout of tokens that no file may have.
-
-    Raises:
-        ValueError: numbers that do not fit together or exceed the format's limits.
-    """
-    if modality not in MODALITIES or len(size) != size_dims(modality):
-        raise ValueError(f"size {tuple(size)} does not fit modality {modality!r}")
-    if not all(1 <= number < 1 << 7 * VARINT_BYTES for number in (stride, *size)):
-        raise ValueError(f"stride {stride} or size {tuple(size)} out of range")
-    if not 1 <= len(codebook_sizes) <= MAX_CODEBOOKS:
-        raise ValueError(f"{len(codebook_sizes)} codebooks: there must be 1 to {MAX_CODEBOOKS}")
-    if not all(2 <= number <= MAX_CODEBOOK_SIZE for number in codebook_sizes):
-        raise ValueError(f"codebook sizes {tuple(codebook_sizes)} out of 2..{MAX_CODEBOOK_SIZE}")
-    if len(grid) != grid_dims(modality, size) or min(grid) < 1:
-        raise ValueError(f"grid {tuple(grid)} does not fit {modality} of size {tuple(size)}")
-    if len(codebook_sizes) * math.prod(grid) > MAX_TOKENS:
-        raise ValueError(f"{len(codebook_sizes)} codebooks of grid {tuple(grid)} exceed {MAX_TOKENS} tokens")
-    if len(model) != 8:
-        raise ValueError(f"model identity must be 8 bytes, not {len(model)}")
 
 
 @dataclass(frozen=True)
@@ -350,31 +325,3 @@ def _check_version(version: int) -> None:
         raise UnsupportedVersionError(
             f"token file of format version {version >> 4}, this vqtok reads {_MAJOR}: upgrade vqtok"
         )
-
-
-def cut(modality: Modality, grid: Sequence[int], steps: int) -> list[tuple[slice, ...]]:
-    """Give the places in a grid of segments of so many rows of a picture or steps of a sound; 0: it is not cut."""
-    axis = _cut_axis(modality) % len(grid)
-    steps = steps or grid[axis]
-    return [(*[slice(None)] * axis, slice(begin, begin + steps)) for begin in range(0, grid[axis], steps)]
-
-
-def num_segments(modality: Modality, grid: Sequence[int], steps: int) -> int:
-    return -(-grid[_cut_axis(modality)] // steps) if steps else 1
-
-
-def _cut_axis(modality: Modality) -> int:
-    return 0 if modality == "image" else -1
-
-
-def packed_bytes(codebook_size: int, count: int) -> int:
-    """Return how many bytes `count` bit-packed codes take."""
-    return (count * (codebook_size - 1).bit_length() + 7) // 8
-
-
-def size_dims(modality: Modality) -> int:
-    return 2 if modality == "image" else 3
-
-
-def grid_dims(modality: Modality, size: Sequence[int]) -> int:
-    return 1 if modality == "audio" and size[2] == 1 else 2

@@ -1,4 +1,4 @@
-"""Read `.vqts` shards, any item at a time; `vqtok.tokens.record` tells the format."""
+"""Read `.vqts` shards, any item at a time; `vqtok.tokens.shard.format` tells the format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from vqtok.errors import CorruptFileError
 from vqtok.files import naming
 from vqtok.remote import as_path
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Modality
-from vqtok.tokens.index import GROUP, HASH_BYTES, SALVAGE, key_hash, map_file, parse_index, walk
-from vqtok.tokens.record import Record, parse_record, parse_shard_header
-from vqtok.tokens.vqt import NO_MODEL, EntropyModel, load_joint
+from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
+from vqtok.tokens.shape import Modality
+from vqtok.tokens.shard.format import Record, parse_record, parse_shard_header
+from vqtok.tokens.shard.index import GROUP, HASH_BYTES, SALVAGE, key_hash, map_file, parse_index, walk
+from vqtok.tokens.shard.payload import load_joint
+from vqtok.tokens.tokens import Tokens
 
 
 class Shard(Mapping[str, Tokens]):

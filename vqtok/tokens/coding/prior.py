@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
-from vqtok.tokens.compiled import compiled
-from vqtok.tokens.rans import TOTAL, IntervalDecoder, encode_intervals
+from vqtok.tokens.coding.compiled import compiled
+from vqtok.tokens.coding.rans import TOTAL, IntervalDecoder, encode_intervals
 
 STAGES = 3
 MAX_ACTIVATION = 127

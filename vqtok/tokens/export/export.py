@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, WrongModelError
 from vqtok.files import STDIO, atomic_open, make_folder
-from vqtok.tokens.grid import Tokens
-from vqtok.tokens.header import Modality
-from vqtok.tokens.layout import to_codes, to_ids
-from vqtok.tokens.recipe import ARRAYS, TABLES, Form, Recipe, Target
-from vqtok.tokens.sidecar import FORMAT, VERSION, json_file, read_facts
-from vqtok.tokens.targets import WRITERS, Add, Item, open_rows
+from vqtok.tokens.export.formats import WRITERS, Add, Item, open_rows
+from vqtok.tokens.export.layout import to_codes, to_ids
+from vqtok.tokens.export.options import ARRAYS, TABLES, Form, Recipe, Target
+from vqtok.tokens.export.sidecar import FORMAT, VERSION, json_file, read_facts
+from vqtok.tokens.shape import Modality
+from vqtok.tokens.tokens import Tokens
 
 
 def write_export(

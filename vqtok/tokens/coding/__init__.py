@@ -1,0 +1,1 @@
+"""Lossless coding of codes: integers to bytes and back."""

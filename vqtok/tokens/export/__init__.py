@@ -1,0 +1,1 @@
+"""Exports: token ids in the formats that trainers of language models read."""

@@ -1,0 +1,1 @@
+"""Shards (`.vqts`): the tokens of many items in one file."""
