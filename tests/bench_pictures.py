@@ -23,12 +23,12 @@ from PIL import Image, ImageDraw
 from ssimulacra2 import compute_ssimulacra2
 
 from vqtok.codec import Codec
-from vqtok.files import plan_items
+from vqtok.jobs.mapping import plan_items
+from vqtok.jobs.runner import Codecs
 from vqtok.media.image import as_float, read_pixels
 from vqtok.media.kinds import modality_of
 from vqtok.metrics import ms_ssim, psnr
 from vqtok.tokens.vqt.file import dump
-from vqtok.transcode import Codecs
 
 CODEBOOKS = 1, 2, 4, 8
 SIDE, CAPTION = 256, 14

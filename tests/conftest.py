@@ -30,7 +30,9 @@ settings.load_profile("untimed")
 
 # Processes that are killed by the dozen start from one that has loaded everything.
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["vqtok.cli", "vqtok.report", "vqtok.planning", "vqtok.transcode", "vqtok.models.weights"])
+forks.set_forkserver_preload(
+    ["vqtok.cli", "vqtok.report", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.weights"]
+)
 
 MAKE_MODEL = Callable[..., Path]
 RUN = Callable[..., Result]

@@ -84,7 +84,7 @@ def test_torch_begins_above_media_and_tokens():
 def test_cli_imports_at_its_top_only_what_is_light():
     names = set(imports_of(PACKAGE / "cli.py", inside_functions=False))
     own = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert own == {"typer", "vqtok.errors", "vqtok.files", "vqtok.remote"}
+    assert own == {"typer", "vqtok.errors", "vqtok.files.atomic", "vqtok.files.paths"}
 
 
 def test_nothing_imports_click():

@@ -1,4 +1,4 @@
-"""vqtok.cluster, on a cluster of two nodes on this machine."""
+"""vqtok.jobs.ray_cluster, on a cluster of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from PIL import Image
 from test_readme import PYTHON
 
 import vqtok
-from vqtok.cluster import encode_on_ray
+from vqtok.jobs.planning import plan_encoding
+from vqtok.jobs.ray_cluster import encode_on_ray
+from vqtok.jobs.runner import Codecs
+from vqtok.jobs.shards import encode_shards
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model
-from vqtok.planning import plan_encoding
 from vqtok.tokens.vqt.file import dump
-from vqtok.transcode import Codecs, encode_shards
 
 ray = pytest.importorskip("ray")
 read_table = pytest.importorskip("pyarrow.parquet").read_table

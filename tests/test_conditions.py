@@ -203,7 +203,7 @@ def test_inputs_that_vanish_meanwhile(run, album, tmp_path, monkeypatch, verb):
     if verb == "decode":
         assert run("encode", album, "-o", tmp_path / "tokens").exit_code == 0
         album = tmp_path / "tokens"
-    from vqtok.files import plan_items, plan_jobs
+    from vqtok.jobs.mapping import plan_items, plan_jobs
 
     def vanishing(plan):
         def planned(*args, **options):
@@ -213,8 +213,8 @@ def test_inputs_that_vanish_meanwhile(run, album, tmp_path, monkeypatch, verb):
 
         return planned
 
-    monkeypatch.setattr("vqtok.planning.plan_jobs", vanishing(plan_jobs))
-    monkeypatch.setattr("vqtok.planning.plan_items", vanishing(plan_items))
+    monkeypatch.setattr("vqtok.jobs.planning.plan_jobs", vanishing(plan_jobs))
+    monkeypatch.setattr("vqtok.jobs.planning.plan_items", vanishing(plan_items))
     monkeypatch.setattr("vqtok.cli.plan_jobs", vanishing(plan_jobs))
     target = ["--shard", tmp_path / "out/x.vqts"] if verb == "shard" else ["-o", tmp_path / "out"]
     result = run("decode" if verb == "decode" else "encode", album, *target)
@@ -291,7 +291,7 @@ def test_checkpoint_before_stays_when_the_disk_is_full(tmp_path, monkeypatch):
 
     write(1)
     write(2)
-    monkeypatch.setattr("vqtok.files._open_temporary", fail)
+    monkeypatch.setattr("vqtok.files.atomic._open_temporary", fail)
     with pytest.raises(DiskError, match=r"checkpoint.safetensors: cannot be written: No space left on device"):
         write(3)
     assert read_checkpoint(tmp_path)[1]["step"] == 2

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 
 import vqtok
 from vqtok.config import Config, from_dict
-from vqtok.conversion import convert
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError
+from vqtok.jobs.convert import convert
+from vqtok.jobs.runner import Codecs
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import load_model, save_model
 from vqtok.tokens.foreign import Foreign, read_foreign
 from vqtok.tokens.foreign.ecdc import read_ecdc
 from vqtok.tokens.tokens import pack_side_data
 from vqtok.tokens.vqt.file import load
-from vqtok.transcode import Codecs
 
 RNG = np.random.default_rng(0)
 
@@ -121,7 +121,7 @@ def test_ecdc_to_tokens_and_media(encodec: str, run: RUN, tmp_path: Path) -> Non
 
 def test_ecdc_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodec: str) -> None:
     asked = []
-    monkeypatch.setattr("vqtok.conversion.Codecs", lambda name: asked.append(name) or Codecs(encodec))
+    monkeypatch.setattr("vqtok.jobs.convert.Codecs", lambda name: asked.append(name) or Codecs(encodec))
     path = tmp_path / "x.ecdc"
     path.write_bytes(ecdc(pack(np.ones((2, 4), int))))
     convert(path)

@@ -1,4 +1,4 @@
-"""vqtok.tokens.export.export and what it stands on, vqtok.dataset, and `vqtok export`."""
+"""vqtok.tokens.export.export and what it stands on, vqtok.jobs.export, and `vqtok export`."""
 
 from __future__ import annotations
 

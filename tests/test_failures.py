@@ -1,4 +1,4 @@
-"""vqtok.failures, and the summary of a run."""
+"""vqtok.jobs.failures, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from vqtok.failures import failure_log, failures_beside
+from vqtok.jobs.failures import failure_log, failures_beside
 from vqtok.report import Tally
 
 

@@ -1,4 +1,4 @@
-"""vqtok.files"""
+"""vqtok.files.atomic"""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError
-from vqtok.files import STDIO, atomic_write, naming, plan_jobs, read_bytes
+from vqtok.files.atomic import atomic_write
+from vqtok.files.paths import STDIO, naming, read_bytes
+from vqtok.jobs.mapping import plan_jobs
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""vqtok.remote, and the command line on remote file systems."""
+"""vqtok.files.paths, and the command line on remote file systems."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 import vqtok
 from vqtok.errors import UsageError
-from vqtok.files import atomic_open, atomic_write
-from vqtok.remote import RemotePath, as_path
+from vqtok.files.atomic import atomic_open, atomic_write
+from vqtok.files.paths import RemotePath, as_path
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -78,7 +78,7 @@ def test_writing_is_whole_or_nothing(memory):
 
 def test_writing_where_files_grow(memory, monkeypatch):
     """Other than in stores of objects, a file is there before it is whole: so it gets its name later."""
-    monkeypatch.setattr("vqtok.remote._WHOLE_OR_NOTHING", frozenset())
+    monkeypatch.setattr("vqtok.files.paths._WHOLE_OR_NOTHING", frozenset())
     put, moved = memory.put_file, []
     monkeypatch.setattr(type(memory), "put_file", lambda self, local, name: (moved.append(name), put(local, name)))
     atomic_write(as_path("memory://x/y.bin"), b"123")

@@ -14,11 +14,14 @@ from PIL import Image
 
 import vqtok
 from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
-from vqtok.files import Job
+from vqtok.jobs.decode import decode_files
+from vqtok.jobs.encode import encode_files
+from vqtok.jobs.job import Job
+from vqtok.jobs.runner import Codecs, Existing
+from vqtok.jobs.shards import encode_shard
 from vqtok.media.image import read_image, read_pixels
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.vqt.file import dump, load
-from vqtok.transcode import Codecs, Existing, decode_files, encode_files, encode_shard
 
 
 @pytest.mark.parametrize("name", ["photo", "sound"])
@@ -123,7 +126,7 @@ def test_leaving_off_stops_the_rest(bundled, folder, tmp_path):
 
 def test_memory_for_media_is_shared_out(bundled, folder, tmp_path, monkeypatch):
     """With room for a single item nothing is read beside it."""
-    monkeypatch.setattr("vqtok.transcode.ROOM_BYTES", 1)
+    monkeypatch.setattr("vqtok.jobs.runner.ROOM_BYTES", 1)
     reading = []
 
     def read(source, channels):
@@ -133,7 +136,7 @@ def test_memory_for_media_is_shared_out(bundled, folder, tmp_path, monkeypatch):
         reading.remove(source)
         return read_pixels(source, channels)
 
-    monkeypatch.setattr("vqtok.transcode.read_pixels", read)
+    monkeypatch.setattr("vqtok.jobs.runner.read_pixels", read)
     jobs = planned(folder, tmp_path / "out")
     assert sum(not outcome.error for outcome in encode_files(jobs, Codecs(jobs=2))) == len(jobs) - 1
 

@@ -1,4 +1,4 @@
-"""vqtok.worklist and vqtok.planning"""
+"""vqtok.jobs.worklist and vqtok.jobs.planning"""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from vqtok.errors import MediaError, UsageError
-from vqtok.files import plan_jobs
-from vqtok.planning import plan_encoding
-from vqtok.remote import RemotePath, as_path
-from vqtok.worklist import Share, WorkList, files_below, parse_list, share_of
+from vqtok.files.paths import RemotePath, as_path
+from vqtok.files.walk import files_below
+from vqtok.jobs.mapping import plan_jobs
+from vqtok.jobs.planning import plan_encoding
+from vqtok.jobs.worklist import Share, WorkList, parse_list, share_of
 
 
 def numbered(count: int) -> WorkList[str]:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files import STDIO, Job, plan_jobs
-from vqtok.remote import as_path
+from vqtok.files.paths import STDIO, as_path
+from vqtok.jobs.job import Job
+from vqtok.jobs.mapping import plan_jobs
 
 if TYPE_CHECKING:
-    from vqtok.dataset import Item
-    from vqtok.transcode import Outcome
+    from vqtok.jobs.export import Item
+    from vqtok.jobs.job import Outcome
 
 INTERRUPTED = 130
 FOLLOWER = os.environ.get("RANK", "0") != "0"
@@ -275,7 +276,7 @@ def encode(
     verbose: Verbose = False,
 ) -> None:
     """Turn images and sounds into token files."""
-    from vqtok.planning import plan_encoding
+    from vqtok.jobs.planning import plan_encoding
 
     on_cluster = engine == "ray"
     work = plan_encoding(
@@ -291,10 +292,12 @@ def encode(
         _refuse_terminal(work.jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.jobs.encode import encode_files
+    from vqtok.jobs.job import Existing
+    from vqtok.jobs.runner import Codecs
+    from vqtok.jobs.shards import encode_shards
     from vqtok.models.adapters.hub import at_revision
-    from vqtok.outputs import Existing
     from vqtok.tokens.coding.coders import chosen_coder
-    from vqtok.transcode import Codecs, encode_files, encode_shards
 
     if work.share and not quiet:
         report.say(work.share)
@@ -307,7 +310,7 @@ def encode(
     }
     network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
     if on_cluster:
-        from vqtok.cluster import encode_on_ray
+        from vqtok.jobs.ray_cluster import encode_on_ray
 
         outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
     else:
@@ -395,10 +398,11 @@ def decode(
         _refuse_terminal(jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
-    from vqtok.failures import failures_beside
+    from vqtok.jobs.decode import decode_files
+    from vqtok.jobs.failures import failures_beside
+    from vqtok.jobs.job import Existing
+    from vqtok.jobs.runner import Codecs
     from vqtok.models.adapters.hub import at_revision
-    from vqtok.outputs import Existing
-    from vqtok.transcode import Codecs, decode_files
 
     model = at_revision(model, revision)
     codecs = Codecs(
@@ -475,7 +479,7 @@ def export(
 ) -> None:
     """Write token files and shards to one file for a trainer of language models."""
     from vqtok import report
-    from vqtok.dataset import find_items, iterate_tokens
+    from vqtok.jobs.export import find_items, iterate_tokens
     from vqtok.tokens.export.export import write_export
     from vqtok.tokens.export.options import Recipe
 
@@ -537,7 +541,7 @@ def convert(
 ) -> None:
     """Turn other tools' token files into token files, and token files into arrays."""
     from vqtok import report
-    from vqtok.conversion import convert_files, plan_conversions
+    from vqtok.jobs.convert import convert_files, plan_conversions
 
     conversions = plan_conversions(inputs, output, model)
     outcomes = convert_files(conversions, model, size=size, overwrite=force)
@@ -620,7 +624,7 @@ def _tell(
 ) -> None:
     """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
     from vqtok import report
-    from vqtok.failures import failure_log
+    from vqtok.jobs.failures import failure_log
 
     tally = report.Tally()
     exit_code = 0

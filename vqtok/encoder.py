@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import MediaError, UsageError
-from vqtok.files import naming
+from vqtok.files.paths import as_path, naming
+from vqtok.jobs.runner import Codecs, encode_medium
 from vqtok.pipeline import in_order
-from vqtok.remote import as_path
 from vqtok.tokens.coding.coders import chosen_coder
 from vqtok.tokens.vqt.file import dump
-from vqtok.transcode import Codecs, encode_medium
 
 
 class Encoder:

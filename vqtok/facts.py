@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import CorruptFileError, MediaError, ModelError
-from vqtok.files import naming
+from vqtok.files.paths import naming
+from vqtok.files.walk import files_below
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.opening import open_tokenizer
@@ -18,7 +19,6 @@ from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
 from vqtok.tokens.vqt.header import Header, read_header
-from vqtok.worklist import files_below
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
-from vqtok.files import atomic_write
+from vqtok.files.atomic import atomic_write
 
 Source: TypeAlias = Path | bytes | BinaryIO
 

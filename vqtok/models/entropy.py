@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from vqtok.errors import CorruptFileError, ModelError, WrongModelError
-from vqtok.files import naming
+from vqtok.files.paths import naming
 from vqtok.models.card import check_identity, read_card
 from vqtok.models.zoo import bundled_models, find_model, is_adapted
 from vqtok.tokens.coding.coders import EntropyModel

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqtok.errors import ModelError
-from vqtok.files import naming
+from vqtok.files.paths import naming
 from vqtok.models.zoo import bundled_models, find_family, find_model, folder_family
 
 if TYPE_CHECKING:

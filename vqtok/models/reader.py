@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-from vqtok.files import naming, read_bytes
+from vqtok.files.paths import naming, read_bytes
 from vqtok.media.kinds import is_shard
 from vqtok.models.entropy import entropy_model_of
 from vqtok.tokens.coding.coders import NO_MODEL

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UsageError
-from vqtok.files import atomic_write, naming
+from vqtok.files.atomic import atomic_write
+from vqtok.files.paths import naming
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
 from vqtok.models.entropy import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from vqtok.config import Config
 from vqtok.errors import MediaError, TrainingError, UsageError
+from vqtok.files.walk import files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.base import Media
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
 from vqtok.training.state import RUN_SUFFIX
-from vqtok.worklist import files_below
 
 logger = logging.getLogger(__name__)
 

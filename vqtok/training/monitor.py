@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.files import atomic_write
+from vqtok.files.atomic import atomic_write
 from vqtok.training.distributed import rank
 from vqtok.training.validation import Validation
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vqtok.errors import TrainingError
-from vqtok.files import atomic_write
+from vqtok.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vqtok.errors import CorruptFileError, ModelError, OutputError
-from vqtok.files import atomic_write
+from vqtok.files.atomic import atomic_write
 from vqtok.models.adapters.hub import WEIGHTS
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 
 from vqtok.config import Config, from_dict, merged
 from vqtok.errors import ModelError, OutputError, UsageError
-from vqtok.files import naming
+from vqtok.files.paths import naming
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
 from vqtok.models.importers.layouts import weight_names

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, WrongModelError
-from vqtok.files import STDIO, atomic_open, make_folder
+from vqtok.files.atomic import atomic_open, make_folder
+from vqtok.files.paths import STDIO
 from vqtok.tokens.export.formats import WRITERS, Add, Item, open_rows
 from vqtok.tokens.export.layout import to_codes, to_ids
 from vqtok.tokens.export.options import ARRAYS, TABLES, Form, Recipe, Target

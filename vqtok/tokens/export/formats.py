@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
-from vqtok.files import STDIO, atomic_open
+from vqtok.files.atomic import atomic_open
+from vqtok.files.paths import STDIO
 from vqtok.tokens.export.options import ARRAYS, Form, Target
 
 Item = dict[str, Any]

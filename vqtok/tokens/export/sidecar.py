@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
-from vqtok.files import read_bytes
+from vqtok.files.paths import read_bytes
 
 FORMAT, VERSION = "vqtok export", 1
 

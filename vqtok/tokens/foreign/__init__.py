@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from vqtok.errors import CorruptFileError
-from vqtok.files import read_bytes
+from vqtok.files.paths import read_bytes
 from vqtok.tokens.foreign import arrays, ecdc
 from vqtok.tokens.foreign.codes import Foreign, Items
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
-from vqtok.files import naming
-from vqtok.remote import as_path
+from vqtok.files.paths import as_path, naming
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.shard.format import Record, parse_record, parse_shard_header

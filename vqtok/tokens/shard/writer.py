@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import CorruptFileError, OutputError, UsageError, WrongModelError
-from vqtok.files import atomic_open, make_folder, naming
+from vqtok.files.atomic import atomic_open, make_folder
+from vqtok.files.paths import naming
 from vqtok.tokens.coding.coders import NO_MODEL, ChosenCoder, EntropyModel
 from vqtok.tokens.fields import Buffer
 from vqtok.tokens.shape import Coder

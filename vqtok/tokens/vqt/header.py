@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError
-from vqtok.remote import as_path
+from vqtok.files.paths import as_path
 from vqtok.tokens.fields import CRC_BYTES, Buffer, Fields, checksum, pack_metadata, varint
 from vqtok.tokens.shape import (
     CODERS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 from array import array
@@ -13,9 +12,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
 from vqtok.errors import MediaError, UsageError
-from vqtok.remote import RemotePath, as_path
-
-logger = logging.getLogger(__name__)
+from vqtok.files.paths import RemotePath, absolute, as_path
 
 T = TypeVar("T")
 Listed: TypeAlias = tuple[Path, str]
@@ -121,71 +118,6 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
         raise UsageError(f"{name}={environment[name]}: is no number; give --num-tasks and --task-index") from None
 
 
-def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
-    """Give the files below a folder that are accepted, by their paths in it, part by part in order.
-
-    Links to folders are followed, but not back to a folder that they lie in. A folder that cannot be listed is given
-    like a file: reading it tells what is wrong.
-
-    Raises:
-        MediaError: this folder cannot be listed.
-    """
-    if isinstance(folder, RemotePath):
-        yield from (name for name in folder.names_below() if accepts(Path(name)))
-        return
-    try:
-        levels = [_Level(folder, "")]
-    except OSError as error:
-        raise MediaError(f"{folder}: cannot be read: {error.strerror}") from error
-    while levels:
-        level = levels[-1]
-        if not level.entries:
-            levels.pop()
-            continue
-        name, is_folder = level.entries.pop()
-        path = level.prefix + name
-        if not is_folder:
-            if accepts(Path(name)):
-                yield path
-            continue
-        try:
-            below = _Level(folder / path, f"{path}/")
-        except OSError:
-            yield path
-            continue
-        if all(below.identity != above.identity for above in levels):
-            levels.append(below)
-        else:
-            logger.info("%s: left out, it leads back to a folder that it lies in", folder / path)
-
-
-class _Level:
-    """A folder on the way down, and what of it is still to come, last first.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.prefix = prefix
-        with os.scandir(folder) as entries:
-            self.entries = sorted(((e.name, _is_folder(e)) for e in entries if not _is_special(e)), reverse=True)
-        found = os.stat(folder)
-        self.identity = found.st_dev, found.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link to itself, say; reading it as a file tells.
-        return False
-
-
-def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Tell sockets, pipes and devices; what links lead to is not looked at."""
-    return not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink())
-
-
 def parse_list(data: bytes, folder: Path | None = None) -> Iterator[Listed]:
     """Read a list of files, one a line, or each ended by NUL if there is any; empty lines mean nothing.
 
@@ -219,8 +151,3 @@ def _placed(name: str, folder: Path | None) -> Listed:
     if text.split("/")[0] == "..":
         raise UsageError(f"{name}: lies outside of the current folder; list it by its whole path, or give the folder")
     return (Path("/"), text.lstrip("/")) if path.is_absolute() else (Path(), text)
-
-
-def absolute(path: Path) -> str:
-    """Give the name of a path from the root on, without a look at the disk."""
-    return str(path) if isinstance(path, RemotePath) else os.path.abspath(path)

@@ -12,12 +12,11 @@ from typing import Any
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
-from vqtok.files import Job
+from vqtok.files.paths import absolute, as_path
+from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
+from vqtok.jobs.runner import Codecs
+from vqtok.jobs.shards import encode_shard
 from vqtok.models.zoo import bundled_models
-from vqtok.outputs import REFUSED, Existing
-from vqtok.remote import as_path
-from vqtok.transcode import Codecs, Outcome, encode_shard
-from vqtok.worklist import absolute
 
 Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]]]]
 

@@ -1,44 +1,37 @@
-"""Files to token files and back: many at once, told of in order, a failed one reported and the rest done."""
+"""Run many jobs concurrently."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, Precision, check_model, check_precision
-from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
-from vqtok.facts import grid_facts, losses, token_facts
-from vqtok.files import STDIO, Job, atomic_open, make_folder, naming, read_bytes
-from vqtok.media.audio import audio_info, audio_writer, open_audio
+from vqtok.errors import DiskError, MediaError, OutputError, VqtokError
+from vqtok.facts import losses
+from vqtok.files.atomic import atomic_open, make_folder
+from vqtok.files.paths import STDIO, RemotePath, as_path, naming, read_bytes
+from vqtok.jobs.job import Existing, Job, Outcome
+from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.base import Media, spool
-from vqtok.media.image import num_pixels, read_pixels, write_pixels
+from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.models.opening import open_tokenizer
-from vqtok.models.reader import open_items
-from vqtok.outputs import REFUSED, Existing, growing, partial_shard
 from vqtok.pipeline import Room, in_order
-from vqtok.remote import RemotePath, as_path
-from vqtok.tokens.coding.coders import ChosenCoder
-from vqtok.tokens.shape import Coder
-from vqtok.tokens.shard.payload import dump_joint
-from vqtok.tokens.shard.reader import Shard
 from vqtok.tokens.tokens import Tokens
-from vqtok.tokens.vqt.file import dump, load_parts
-from vqtok.tokens.vqt.header import Header, Parts, parse_header, parse_parts, parse_whole, read_header
+from vqtok.tokens.vqt.file import load_parts
+from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
 
 logger = logging.getLogger(__name__)
+
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
 """Of decoded media, unless the output's name says otherwise."""
@@ -46,20 +39,8 @@ ITEMS_AHEAD = 64
 """Items under way at once: enough to fill batches with windows of small pictures."""
 ROOM_BYTES = 1 << 29
 """Memory for the media of all items under way; one that takes more is worked on by itself."""
-BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 16, 32
-"""Of memory that it takes to encode or decode a medium, counted with Pillow's copies and float32 windows."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one job; `facts` is what `--json` prints."""
-
-    job: Job
-    facts: dict[str, Any] = field(default_factory=dict)
-    error: VqtokError | None = None
-    skipped: bool = False
 
 
 class Codecs:
@@ -158,154 +139,6 @@ def decode(
         return codec.decode(loaded)
 
 
-def encode_files(
-    jobs: Sequence[Job],
-    codecs: Codecs,
-    *,
-    num_codebooks: int | None = None,
-    mono: bool = False,
-    coder: ChosenCoder = "auto",
-    existing: Existing = REFUSED,
-) -> Generator[Outcome, None, None]:
-    """Encode media files to token files; an outcome a job, in order."""
-
-    def encode(job: Job, room: Room) -> Outcome:
-        if _settled(job, existing, lambda target: _is_current(read_header(target), codecs)):
-            return _skipped(job)
-        with _open_medium(job.source) as (medium, kind):
-            codec = codecs.get(kind)
-            with room.take(_bytes_held(medium, kind, codec)):
-                tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        encoded = codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, coder))
-        with _output(job.target) as file:
-            file.write(encoded)
-        header, _ = parse_header(encoded)
-        return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
-
-    return _at_once(jobs, lambda job: job, encode)
-
-
-def encode_shard(
-    items: Sequence[tuple[str, Path]],
-    shard: Path,
-    codecs: Codecs,
-    *,
-    num_codebooks: int | None = None,
-    mono: bool = False,
-    coder: ChosenCoder = "auto",
-    existing: Existing = REFUSED,
-) -> Generator[Outcome, None, None]:
-    """Encode media files, each with its key, to one shard; an outcome an item, in order.
-
-    Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
-
-    Raises:
-        UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
-    """
-    kinds = {_kind(source) for _, source in items}
-    if {"image", "audio"} <= kinds and codecs.model is None:
-        raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
-    codec = codecs.get("audio" if "audio" in kinds else "image")
-    codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
-
-    def code(item: tuple[str, Path], room: Room) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
-        key, source = item
-        if key in kept:
-            return _skipped(Job(source, shard, key))
-        with _open_medium(source) as (medium, kind), room.take(_bytes_held(medium, kind, codec)):
-            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
-        return tokens, codec.on_core(lambda: dump_joint(tokens, codec.tokenizer.entropy_model, coder))
-
-    def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
-        with growing(shard):
-            header = writer.add_coded(key, tokens, *coded)
-        return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
-
-    if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
-        yield from (_skipped(Job(source, shard, key)) for key, source in items)
-        return
-    with partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
-        if writer.header:
-            with naming(shard):
-                check_model(writer.header.model, codec.tokenizer.identity)
-        if writer.header and writer.header.codebook_sizes != codebook_sizes:
-            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
-        kept = frozenset(writer.keys)
-        with closing(_at_once(items, lambda item: Job(item[1], shard), code)) as results:
-            for (key, source), result in zip(items, results, strict=True):
-                if isinstance(result, Outcome):
-                    yield result
-                else:
-                    yield _attempt(Job(source, shard), functools.partial(add, key, *result))
-
-
-def _kind(source: Path) -> str | None:
-    """Tell what a file will be; one that cannot be read now will say so when its turn comes."""
-    try:
-        return modality_of(source) or kind_of(source)
-    except MediaError:
-        return None
-
-
-def encode_shards(
-    shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
-) -> Generator[Outcome, None, None]:
-    """Encode to several shards, one after another, each with its items, as `encode_shard` does."""
-    for shard, items in shards:
-        yield from encode_shard(items, shard, codecs, **how)
-
-
-def _holds_all(shard: Path, items: Sequence[tuple[str, Path]], model: bytes, codebook_sizes: tuple[int, ...]) -> bool:
-    """Tell whether a shard has all items already, so that it need not be written again."""
-    try:
-        with Shard(shard) as there:
-            alike = (there.header.model, there.header.codebook_sizes) == (model[:8], codebook_sizes)
-            return alike and {key for key, _ in items} <= set(there)
-    except VqtokError:
-        return False
-
-
-def decode_files(
-    jobs: Sequence[Job],
-    codecs: Codecs,
-    *,
-    num_codebooks: int | None = None,
-    salvage: bool = False,
-    existing: Existing = REFUSED,
-) -> Generator[Outcome, None, None]:
-    """Decode token files, and items of shards and exports, to media files; an outcome a job, in order.
-
-    Args:
-        salvage: Also decode what is whole of damaged token files; the outcome has the output and an error both.
-    """
-    opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
-
-    def decode(job: Job, room: Room) -> Outcome:
-        # Outputs are written atomically, so one that exists is whole.
-        if _settled(job, existing, lambda target: target.stat().st_size > 0):
-            return _skipped(job)
-        error = None
-        items = opened(job.source)
-        if items is None:
-            data = read_bytes(job.source)
-            codec, tokens, parts = _load_tokens(data, codecs, num_codebooks, salvage)
-            facts = token_facts(job.source, parts.header)
-            if parts.damage:
-                error = MediaError(f"{job.name}: {_losses(parts)} in {'stdout' if job.target == STDIO else job.target}")
-                facts |= losses(*parts[:2]) | {"error": str(error), "exit_code": error.exit_code}
-        else:
-            tokens = _item(items, job.key)
-            codec = codecs.get(tokens.modality)
-            facts = _named(job) | {"kind": "tokens"} | grid_facts(tokens)
-        pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
-        with room.take(BYTES_PER_PIXEL * pixels), _output(job.target) as file:
-            _decode_tokens(tokens, codec, num_codebooks, file, job.target)
-        used = num_codebooks or tokens.num_codebooks
-        return Outcome(job, facts | {"output": str(job.target), "decoded_codebooks": used}, error)
-
-    return _at_once(jobs, lambda job: job, decode)
-
-
 def _at_once(
     items: Sequence[Item], job_of: Callable[[Item], Job], work: Callable[[Item, Room], Result]
 ) -> Generator[Result | Outcome, None, None]:
@@ -346,18 +179,6 @@ def _may_wait(source: Path) -> bool:
         return False
 
 
-def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
-    """Estimate how much memory it takes to encode a file."""
-    if not isinstance(source, Path):
-        return 0  # Of what comes through a pipe, one after the other.
-    if kind == "image":
-        return BYTES_PER_PIXEL * num_pixels(source)
-    samples, sample_rate, channels = audio_info(source)
-    if codec.tokenizer.encoder_context is not None:
-        samples = min(samples, round(codec.chunk_seconds * sample_rate))
-    return BYTES_PER_SAMPLE * samples * channels
-
-
 def _skipped(job: Job) -> Outcome:
     return Outcome(job, _named(job) | {"output": str(job.target), "skipped": True}, skipped=True)
 
@@ -380,10 +201,6 @@ def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> b
         return is_done(job.target)
     except (VqtokError, OSError):
         return False
-
-
-def _is_current(header: Header, codecs: Codecs) -> bool:
-    return header.model == codecs.get(header.modality).tokenizer.identity[:8]
 
 
 @contextmanager
@@ -460,14 +277,6 @@ def _losses(parts: Parts) -> str:
     if not stretches:
         return f"damaged ({parts.damage}), but nothing is lost"
     return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
-
-
-def _item(items: Mapping[str, Tokens], key: str | None) -> Tokens:
-    try:
-        # Without a key its keys could not be listed before, and listing them says why.
-        return items[list(items)[-1] if key is None else key]
-    except KeyError:
-        raise MediaError("holds no item of this key; of a shard, vqtok inspect --items lists all") from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files of remote file systems as paths (`s3://bucket/photos/1.jpg`), through fsspec."""
+"""Local and remote paths, standard input and output."""
 
 from __future__ import annotations
 
@@ -6,13 +6,44 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PosixPath
 from typing import IO, Any
 
-from vqtok.errors import UsageError
+from vqtok.errors import MediaError, UsageError, VqtokError
+
+STDIO = Path("-")
+"""Standard input or output, as a path."""
+
+
+@contextmanager
+def naming(source: Path | str) -> Iterator[None]:
+    """Put the input's name in front of the message of an error that lacks it."""
+    try:
+        yield
+    except VqtokError as error:
+        name = "stdin" if source == STDIO else str(source)
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def read_bytes(source: Path) -> bytes:
+    """Read a file, or standard input.
+
+    Raises:
+        MediaError: the file cannot be read.
+    """
+    if source == STDIO:
+        return sys.stdin.buffer.read()
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{source}: cannot be read: {error.strerror}") from error
+
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # At least two characters: c:/ is a drive.
 _WHOLE_OR_NOTHING = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
@@ -122,3 +153,8 @@ def _told() -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+
+def absolute(path: Path) -> str:
+    """Give the name of a path from the root on, without a look at the disk."""
+    return str(path) if isinstance(path, RemotePath) else os.path.abspath(path)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqtok.errors import UsageError
-from vqtok.failures import failures_beside
-from vqtok.files import Job, naming, plan_items, plan_jobs, read_bytes
+from vqtok.files.paths import RemotePath, as_path, naming, read_bytes
+from vqtok.jobs.failures import failures_beside
+from vqtok.jobs.job import Job
+from vqtok.jobs.mapping import plan_items, plan_jobs
+from vqtok.jobs.worklist import Listed, Share, WorkList, parse_list, share_of
 from vqtok.media.kinds import modality_of
-from vqtok.remote import RemotePath, as_path
-from vqtok.worklist import Listed, Share, WorkList, parse_list, share_of
 
 ITEMS_PER_SHARD = 1000
 """On a cluster, unless the number of tasks is given."""

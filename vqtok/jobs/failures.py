@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.errors import VqtokError
-from vqtok.files import atomic_write, make_folder, write_error
-from vqtok.remote import RemotePath, as_path
+from vqtok.files.atomic import atomic_write, make_folder, write_error
+from vqtok.files.paths import RemotePath, as_path
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vqtok.errors import UsageError, VqtokError
 from vqtok.facts import token_files
-from vqtok.files import STDIO, naming
+from vqtok.files.paths import STDIO, naming
 from vqtok.media.kinds import stem
 from vqtok.models.reader import TokenReader
 from vqtok.tokens.export.export import write_export

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from vqtok.codec import Codec
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, token_facts
-from vqtok.files import Job, atomic_write, make_folder, naming
+from vqtok.files.atomic import atomic_write, make_folder
+from vqtok.files.paths import naming
+from vqtok.jobs.job import Job, Outcome
+from vqtok.jobs.runner import Codecs
 from vqtok.media.kinds import kind_of, stem
 from vqtok.models.reader import TokenReader, open_items
 from vqtok.tokens.foreign import Foreign, read_foreign
 from vqtok.tokens.tokens import Tokens, pack_side_data
 from vqtok.tokens.vqt.file import dump
 from vqtok.tokens.vqt.header import parse_header
-from vqtok.transcode import Codecs, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Batch jobs: planning, running and reporting work on many files."""
