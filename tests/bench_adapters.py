@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import transformers
 
-from vqtok.codec import Codec
-from vqtok.media.base import Media
+from vqtok.codec.codec import Codec
+from vqtok.media.media import Media
 from vqtok.models.opening import open_tokenizer
 
 REPEATS = 7

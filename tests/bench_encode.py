@@ -33,14 +33,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqtok.cli import set_up_process
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
+from vqtok.codec.files import Codecs
 from vqtok.jobs.encode import encode_files
 from vqtok.jobs.job import Job, Outcome
-from vqtok.jobs.runner import Codecs, Existing
+from vqtok.jobs.runner import Existing
 from vqtok.media.audio import read_audio
 from vqtok.media.image import as_float, read_pixels
 from vqtok.media.kinds import modality_of
-from vqtok.tiling import padded
+from vqtok.media.tiling import padded
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.vqt.file import dump
 

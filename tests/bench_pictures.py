@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from ssimulacra2 import compute_ssimulacra2
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
+from vqtok.codec.files import Codecs
 from vqtok.jobs.mapping import plan_items
-from vqtok.jobs.runner import Codecs
 from vqtok.media.image import as_float, read_pixels
 from vqtok.media.kinds import modality_of
 from vqtok.metrics import ms_ssim, psnr

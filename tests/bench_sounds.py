@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from visqol import VisqolApi
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
+from vqtok.codec.files import Codecs
 from vqtok.jobs.mapping import plan_items
-from vqtok.jobs.runner import Codecs
 from vqtok.media.audio import read_audio
-from vqtok.media.base import Media
 from vqtok.media.kinds import modality_of
+from vqtok.media.media import Media
 from vqtok.media.resample import resample
 from vqtok.metrics import mel_distance, si_sdr, stoi
 from vqtok.tokens.vqt.file import dump

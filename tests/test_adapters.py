@@ -22,7 +22,7 @@ from torch import nn
 
 import vqtok
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
-from vqtok.media.base import Media
+from vqtok.media.media import Media
 from vqtok.models.adapters.weights import weights_digest
 from vqtok.models.opening import open_tokenizer
 
@@ -398,11 +398,11 @@ def test_windows_over_long_sounds_do_not_show(saved, name, monkeypatch):
     tokenizer = open_tokenizer(folder)
     if name in ("encodec", "mimi"):
         tokenizer.core = 24
-    monkeypatch.setattr("vqtok.codec.CHUNK_SECONDS", 0.3)
+    monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", 0.3)
     codec, whole = vqtok.Codec(tokenizer, chunk_seconds=0.3), vqtok.Codec(open_tokenizer(folder), chunk_seconds=99)
     media = sound(20_011, tokenizer.sample_rate)
     tokens = codec.encode(media)
-    monkeypatch.setattr("vqtok.codec.CHUNK_SECONDS", 99)
+    monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", 99)
     assert tokens.codes.tolist() == whole.encode(media).codes.tolist()
     np.testing.assert_allclose(codec.decode(tokens).data, whole.decode(tokens).data, rtol=1e-5, atol=1e-5)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, OutputError, UsageError
 from vqtok.media.audio import _FORMATS, audio_info, audio_writer, open_audio, read_audio, write_audio
-from vqtok.media.base import Media
 from vqtok.media.kinds import AUDIO_SUFFIXES
+from vqtok.media.media import Media
 
 RATE = 24000
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqtok.batches import Batches
+from vqtok.codec.batches import Batches
 
 
 def double(batch):

@@ -22,7 +22,7 @@ from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
 import vqtok.cli
 from vqtok.cli import main
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS
+from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.weights import load_model
 from vqtok.tokens.fields import checksum
@@ -438,7 +438,7 @@ def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch
     def fail(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode_image", fail)
+    monkeypatch.setattr("vqtok.codec.codec.Codec.encode_image", fail)
     result = run("encode", photo)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr == "error: unexpected ZeroDivisionError, VQTOK_DEBUG=1 shows where: oh\n"
@@ -447,7 +447,7 @@ def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch
 
 
 def test_too_little_memory_for_one_does_not_end_the_rest(run, album, tmp_path, monkeypatch):
-    from vqtok.codec import Codec
+    from vqtok.codec.codec import Codec
 
     encode = Codec.encode_image
 
@@ -456,7 +456,7 @@ def test_too_little_memory_for_one_does_not_end_the_rest(run, album, tmp_path, m
             raise MemoryError
         return encode(self, pixels, num_codebooks)
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode_image", fail)
+    monkeypatch.setattr("vqtok.codec.codec.Codec.encode_image", fail)
     result = run("encode", album, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "a.png: too large for this machine's memory" in result.stderr
@@ -611,7 +611,7 @@ def test_sigterm_is_treated_as_ctrl_c(photo, image_model, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr("vqtok.codec.Codec.encode_image", terminate)
+    monkeypatch.setattr("vqtok.codec.codec.Codec.encode_image", terminate)
     monkeypatch.setattr(sys, "argv", ["vqtok", "encode", str(photo), "--model", str(image_model)])
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -13,9 +13,9 @@ from PIL import Image
 from test_readme import PYTHON
 
 import vqtok
+from vqtok.codec.files import Codecs
 from vqtok.jobs.planning import plan_encoding
 from vqtok.jobs.ray_cluster import encode_on_ray
-from vqtok.jobs.runner import Codecs
 from vqtok.jobs.shards import encode_shards
 from vqtok.models.weights import load_model
 from vqtok.models.zoo import find_model

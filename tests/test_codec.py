@@ -1,4 +1,4 @@
-"""vqtok.codec"""
+"""vqtok.codec.codec"""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from vqtok.codec import Codec, choose_device
+from vqtok.codec.codec import Codec
+from vqtok.codec.threads import in_order
+from vqtok.compute.device import choose_device
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError, WrongModelError
-from vqtok.media.base import Media
 from vqtok.media.image import as_bytes, as_float
+from vqtok.media.media import Media
 from vqtok.media.resample import resample
+from vqtok.media.tiling import padded
 from vqtok.metrics import psnr
 from vqtok.models.weights import load_model
-from vqtok.pipeline import in_order
-from vqtok.tiling import padded
 
 HOP = 8  # of the tiny audio model, at 16 kHz
 
@@ -120,7 +121,7 @@ def test_chunks_do_not_show(audio_codec, seed, sample_rate, monkeypatch):
     decoded = np.concatenate(decoded)[:, : resampled.shape[1]]
     decoded = resample(decoded, 16_000, sample_rate, media.data.shape[1])
     for seconds in (10, *rng.uniform(0.004, 0.1, 2)):
-        monkeypatch.setattr("vqtok.codec.CHUNK_SECONDS", seconds)
+        monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", seconds)
         codec = Codec(audio_codec.tokenizer, chunk_seconds=seconds)
         tokens = codec.encode(media)
         assert np.array_equal(tokens.codes, np.stack(codes, axis=1))
@@ -236,7 +237,7 @@ def test_nothing_shows_in_codes(image_codec, audio_codec, monkeypatch):
     decoded = [codecs[tokens.modality].decode(tokens).data for tokens in alone]
     for jobs, positions, tile in ((1, 1, 1024), (1, 1 << 14, 12), (3, 1 << 14, 1024), (2, 4096, 40)):
         how = {"jobs": jobs, "tile": tile, "chunk_seconds": tile / 1000}
-        monkeypatch.setattr("vqtok.codec.BATCH_POSITIONS", {"cpu": positions})
+        monkeypatch.setattr("vqtok.codec.codec.BATCH_POSITIONS", {"cpu": positions})
         others = {name: Codec(codec.tokenizer, **how) for name, codec in codecs.items()}
         together = in_order(lambda item, others=others: others[item.modality].encode(item), items, 8)
         for tokens, expected in zip(together, alone, strict=True):

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqtok
+from vqtok.codec.files import Codecs
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError
 from vqtok.jobs.convert import convert
-from vqtok.jobs.runner import Codecs
 from vqtok.models.vqmodel import VQModel
 from vqtok.models.weights import load_model, save_model
 from vqtok.tokens.foreign import Foreign, read_foreign

@@ -1,4 +1,4 @@
-"""vqtok.encoder"""
+"""vqtok.codec.batch_encoder"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from vqtok.errors import MediaError, OutputError, UsageError
-from vqtok.media.base import Media
 from vqtok.media.image import image_size, read_image, write_image
+from vqtok.media.media import Media
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
 from vqtok.errors import ModelError, OutputError, UsageError
 from vqtok.facts import inspect
-from vqtok.media.base import Media
 from vqtok.media.image import read_pixels
+from vqtok.media.media import Media
 from vqtok.models.card import read_card
 from vqtok.models.importers import import_checkpoint
 from vqtok.models.weights import load_model

@@ -28,7 +28,7 @@ def test_kinds_import_no_heavy_package() -> None:
 
 def test_media_package_offers_media_lazily() -> None:
     import vqtok.media
-    from vqtok.media.base import Media
+    from vqtok.media.media import Media
 
     assert vqtok.media.Media is Media
     with pytest.raises(AttributeError, match="nothing"):

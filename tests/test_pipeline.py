@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from vqtok.pipeline import Room, Stopped, ahead, check_stop, in_order, wait
+from vqtok.codec.threads import Room, Stopped, ahead, check_stop, in_order, wait
 
 
 def test_results_come_in_order_though_work_ends_in_another():

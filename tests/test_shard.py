@@ -751,7 +751,7 @@ def test_wrong_model(run, shard, make_model, tmp_path):
 
 def interrupted_encode(run, album, path, monkeypatch, after: int, *options):
     """Encode a folder to a shard with Ctrl-C after some items, which are told apart by their width."""
-    from vqtok.codec import Codec
+    from vqtok.codec.codec import Codec
 
     encode = Codec.encode_image
 

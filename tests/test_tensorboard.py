@@ -12,8 +12,8 @@ import torch
 
 from vqtok.errors import UsageError
 from vqtok.media.audio import write_audio
-from vqtok.media.base import Media
 from vqtok.media.image import write_image
+from vqtok.media.media import Media
 from vqtok.training.monitor import CodebookWindow
 from vqtok.training.tensorboard import TENSORBOARD_FOLDER, TensorBoard
 

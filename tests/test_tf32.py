@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vqtok.compute.device import tf32
 from vqtok.quantizers.base import exact
-from vqtok.quantizers.tf32 import tf32
 
 
 def test_tf32_is_for_gpus(run, photo):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqtok.tiling import chunks, padded, windows
+from vqtok.media.tiling import chunks, padded, windows
 
 SIZES = {"core": st.integers(1, 20), "context": st.none() | st.integers(0, 8)}
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
 from vqtok.config import Config, TrainConfig, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
-from vqtok.media.base import Media
+from vqtok.media.media import Media
 from vqtok.models.card import read_card
 from vqtok.models.entropy import read_entropy_model
 from vqtok.models.weights import load_model

@@ -13,11 +13,12 @@ from conftest import picture, wave
 from PIL import Image
 
 import vqtok
+from vqtok.codec.files import Codecs
 from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
 from vqtok.jobs.decode import decode_files
 from vqtok.jobs.encode import encode_files
 from vqtok.jobs.job import Job
-from vqtok.jobs.runner import Codecs, Existing
+from vqtok.jobs.runner import Existing
 from vqtok.jobs.shards import encode_shard
 from vqtok.media.image import read_image, read_pixels
 from vqtok.models.vqmodel import VQModel

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
 from vqtok.config import Config, ModelConfig, NetworkConfig, QuantizerConfig, from_dict
 from vqtok.errors import UsageError
-from vqtok.media.base import Media
+from vqtok.media.media import Media
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks.vqgan import AdaptiveNorm, Attention, GroupNorm, ResnetBlock, VQGANDecoder, VQGANEncoder
 from vqtok.training.optim import make_optimizer

@@ -12,7 +12,7 @@ import torch
 
 import vqtok
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
-from vqtok.media.base import Media
+from vqtok.media.media import Media
 from vqtok.models import opening, zoo
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.tokens import Tokens, pack_side_data

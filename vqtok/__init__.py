@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 
 # Loaded when first used: torch alone takes over a second.
 _HOMES = {
-    "Codec": "vqtok.codec",
-    "Encoder": "vqtok.encoder",
-    "Media": "vqtok.media.base",
+    "Codec": "vqtok.codec.codec",
+    "Encoder": "vqtok.codec.batch_encoder",
+    "Media": "vqtok.media.media",
     "Tokenizer": "vqtok.models.tokenizer",
     "Tokens": "vqtok.tokens.tokens",
     "convert": "vqtok.jobs.convert",

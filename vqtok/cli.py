@@ -291,10 +291,10 @@ def encode(
     if STDIO in (inputs or []) or output == "-":
         _refuse_terminal(work.jobs, json)
     from vqtok import report
-    from vqtok.codec import choose_device
+    from vqtok.codec.files import Codecs
+    from vqtok.compute.device import choose_device
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
-    from vqtok.jobs.runner import Codecs
     from vqtok.jobs.shards import encode_shards
     from vqtok.models.adapters.hub import at_revision
     from vqtok.tokens.coding.coders import chosen_coder
@@ -322,7 +322,7 @@ def encode(
 
     def at_end() -> None:
         if work.is_of_torchrun:
-            from vqtok.training.distributed import wait_for_others
+            from vqtok.compute.distributed import wait_for_others
 
             wait_for_others()
 
@@ -397,11 +397,11 @@ def decode(
     if STDIO in inputs or output == "-":
         _refuse_terminal(jobs, json)
     from vqtok import report
-    from vqtok.codec import choose_device
+    from vqtok.codec.files import Codecs
+    from vqtok.compute.device import choose_device
     from vqtok.jobs.decode import decode_files
     from vqtok.jobs.failures import failures_beside
     from vqtok.jobs.job import Existing
-    from vqtok.jobs.runner import Codecs
     from vqtok.models.adapters.hub import at_revision
 
     model = at_revision(model, revision)

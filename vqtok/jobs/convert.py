@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
+from vqtok.codec.files import Codecs
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import grid_facts, token_facts
 from vqtok.files.atomic import atomic_write, make_folder
 from vqtok.files.paths import naming
 from vqtok.jobs.job import Job, Outcome
-from vqtok.jobs.runner import Codecs
 from vqtok.media.kinds import kind_of, stem
 from vqtok.models.reader import TokenReader, open_items
 from vqtok.tokens.foreign import Foreign, read_foreign

@@ -6,24 +6,15 @@ import functools
 import math
 from collections.abc import Generator, Mapping, Sequence
 
+from vqtok.codec.files import Codecs, _decode_tokens, _load_tokens, _losses
+from vqtok.codec.threads import Room
 from vqtok.errors import MediaError
 from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files.paths import STDIO, read_bytes
 from vqtok.jobs.encode import BYTES_PER_PIXEL
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import (
-    Codecs,
-    _at_once,
-    _decode_tokens,
-    _load_tokens,
-    _losses,
-    _named,
-    _output,
-    _settled,
-    _skipped,
-)
+from vqtok.jobs.runner import _at_once, _named, _output, _settled, _skipped
 from vqtok.models.reader import open_items
-from vqtok.pipeline import Room
 from vqtok.tokens.tokens import Tokens
 
 

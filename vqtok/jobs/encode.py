@@ -6,13 +6,14 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
+from vqtok.codec.files import Codecs, _encode_medium, _open_medium
+from vqtok.codec.threads import Room
 from vqtok.facts import token_facts
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import Codecs, _at_once, _encode_medium, _open_medium, _output, _settled, _skipped
+from vqtok.jobs.runner import _at_once, _output, _settled, _skipped
 from vqtok.media.audio import audio_info
 from vqtok.media.image import num_pixels
-from vqtok.pipeline import Room
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.vqt.file import dump
 from vqtok.tokens.vqt.header import Header, parse_header, read_header

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
+from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
+from vqtok.codec.files import Codecs
+from vqtok.compute.device import Precision, choose_device
 from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import Codecs
 from vqtok.jobs.shards import encode_shard
 from vqtok.models.zoo import bundled_models
 

@@ -11,16 +11,17 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vqtok.codec import check_model
+from vqtok.codec.codec import check_model
+from vqtok.codec.files import Codecs, _encode_medium, _open_medium
+from vqtok.codec.threads import Room
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.facts import token_facts
 from vqtok.files.atomic import make_folder, open_locked, write_error
 from vqtok.files.paths import RemotePath, naming
 from vqtok.jobs.encode import _bytes_held
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import Codecs, _at_once, _attempt, _encode_medium, _open_medium, _skipped
+from vqtok.jobs.runner import _at_once, _attempt, _skipped
 from vqtok.media.kinds import kind_of, modality_of
-from vqtok.pipeline import Room
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.shape import Coder
 from vqtok.tokens.shard.payload import dump_joint

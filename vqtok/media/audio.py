@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, UsageError
-from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
+from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.resample import resample
 
 _FORMATS = {  # suffix: libsndfile's format and subtype

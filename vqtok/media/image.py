@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from vqtok.errors import MediaError, UsageError
-from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
+from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 
 logger = logging.getLogger(__name__)
 

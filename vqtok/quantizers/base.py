@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqtok.quantizers.tf32 import tf32
+from vqtok.compute.device import tf32
 
 Losses = dict[str, Tensor]
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtok.compute.distributed import add_up, from_first
 from vqtok.quantizers.base import Losses, Quantizer
 from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
-from vqtok.quantizers.processes import add_up, from_first
 
 
 class VQ(Quantizer):

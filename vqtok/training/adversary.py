@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vqtok.compute.device import autocast
+from vqtok.compute.distributed import average, average_gradients, world_size
 from vqtok.config import Config
 from vqtok.losses.adversarial import (
     Balancer,
@@ -20,9 +22,7 @@ from vqtok.losses.adversarial import (
     mean_logits,
 )
 from vqtok.networks.discriminators import Judgement, build_discriminators
-from vqtok.training.distributed import average, average_gradients, world_size
 from vqtok.training.optim import cosine
-from vqtok.training.start import autocast
 
 LOWEST_PEAK = 0.01
 """Sounds are judged at full level, as in DAC, but not the noise of silence: no peak below this is raised to 1."""

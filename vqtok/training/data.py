@@ -21,9 +21,9 @@ from vqtok.config import Config
 from vqtok.errors import MediaError, TrainingError, UsageError
 from vqtok.files.walk import files_below
 from vqtok.media.audio import audio_info, read_audio
-from vqtok.media.base import Media
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
+from vqtok.media.media import Media
 from vqtok.training.state import RUN_SUFFIX
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqtok.codec import Codec
-from vqtok.media.base import Media
+from vqtok.codec.codec import Codec
+from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.data import Item

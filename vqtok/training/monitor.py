@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtok.compute.distributed import rank
 from vqtok.files.atomic import atomic_write
-from vqtok.training.distributed import rank
 from vqtok.training.validation import Validation
 
 METRICS_NAME = "metrics.jsonl"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqtok.compute.device import autocast, channels_last
 from vqtok.config import Config
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.training.adversary import Adversary
-from vqtok.training.start import autocast, channels_last
 
 
 @dataclass(frozen=True)

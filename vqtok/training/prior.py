@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec import Codec
+from vqtok.codec.codec import Codec
 from vqtok.config import Config
 from vqtok.errors import TrainingError
-from vqtok.media.base import Media
+from vqtok.media.media import Media
 from vqtok.models.prior import fit_prior
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import CodeStatistics

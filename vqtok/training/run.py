@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtok.codec import Codec, choose_device
+from vqtok.codec.codec import Codec
+from vqtok.compute.device import choose_device
+from vqtok.compute.distributed import decided_by_first, joined, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
@@ -31,7 +33,6 @@ from vqtok.training.data import (
     split_items,
     validation_crops,
 )
-from vqtok.training.distributed import decided_by_first, joined, rank, world_size
 from vqtok.training.evaluation import evaluate
 from vqtok.training.finetune import tuning_config
 from vqtok.training.loop import Trainer

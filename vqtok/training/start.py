@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vqtok.compute.device import autocast
+from vqtok.compute.distributed import gather, rank, synchronise
 from vqtok.config import Config
 from vqtok.models.vqmodel import VQModel
 from vqtok.networks.layers import Block
-from vqtok.training.distributed import gather, rank, synchronise
 from vqtok.training.finetune import start_from
 
 KMEANS_VECTORS = 32_768
@@ -47,22 +48,3 @@ def start_codebooks(model: VQModel, batch: Callable[[int], Tensor], precision: t
     if rank() == 0:
         model.quantizer.prepare(torch.cat(latents, dim=1))
     synchronise(model.quantizer)
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Choose bfloat16 where the processor computes it in hardware, else float32."""
-    if precision == "auto":
-        hardware = {
-            "cpu": torch.cpu._is_avx512_bf16_supported,
-            "cuda": torch.cuda.is_bf16_supported,
-        }.get(device.type, lambda: False)
-        precision = "bfloat16" if hardware() else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

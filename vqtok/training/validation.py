@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from vqtok.config import Config, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
-from vqtok.media.base import Media
 from vqtok.media.image import write_image
+from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr
 from vqtok.models.vqmodel import VQModel
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqtok.tiling import windows
+from vqtok.media.tiling import windows
 
 CORE_SECONDS = 30.0
 """Seconds of sound that go through convolutions at once; a shorter sound goes through the library as it is."""

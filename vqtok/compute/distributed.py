@@ -1,9 +1,4 @@
-"""Training by the processes that torchrun started: one model, the batches and gradients of all.
-
-Each process takes its own part of a batch; gradients are averaged, codebook statistics added up (`VQ`). What depends on
-the clock, on chance or on files is decided by the first process or agreed on, so that all stay alike. With one process
-every function here does nothing.
-"""
+"""What codebooks share between the processes that train one model together; nothing to do in a single one."""
 
 from __future__ import annotations
 
@@ -17,7 +12,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vqtok.quantizers.processes import add_up, from_first, together
+
+def together() -> bool:
+    """Tell whether this process trains with others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def add_up(x: Tensor) -> Tensor:
+    """Sum a tensor over the processes."""
+    if together():
+        dist.all_reduce(x)
+    return x
+
+
+def from_first(x: Tensor) -> Tensor:
+    """Give all processes the tensor of the first."""
+    if together():
+        x = x.contiguous()
+        dist.broadcast(x, 0)
+    return x
+
 
 T = TypeVar("T")
 

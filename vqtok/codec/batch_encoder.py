@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
+from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
+from vqtok.codec.files import Codecs, encode_medium
+from vqtok.codec.threads import in_order
+from vqtok.compute.device import Precision, choose_device
 from vqtok.errors import MediaError, UsageError
 from vqtok.files.paths import as_path, naming
-from vqtok.jobs.runner import Codecs, encode_medium
-from vqtok.pipeline import in_order
 from vqtok.tokens.coding.coders import chosen_coder
 from vqtok.tokens.vqt.file import dump
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtok.batches import Batches
+from vqtok.codec.batches import Batches
+from vqtok.codec.threads import ahead, wait
+from vqtok.compute.device import Precision, check_precision, tf32
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
-from vqtok.media.base import Media
 from vqtok.media.image import Pixels, as_bytes, as_float
+from vqtok.media.media import Media
 from vqtok.media.resample import Resampler
+from vqtok.media.tiling import chunks, padded, windows
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.pipeline import ahead, wait
-from vqtok.quantizers.tf32 import tf32
-from vqtok.tiling import chunks, padded, windows
 from vqtok.tokens.tokens import Tokens, pack_side_data
 
 TILE_PIXELS = 1024
@@ -33,8 +32,6 @@ CHUNK_SECONDS = 10.0
 """Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
 BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
-
-Precision = Literal["float32", "tf32", "bfloat16"]
 Result = TypeVar("Result")
 
 _using_gpu = threading.Lock()
@@ -324,30 +321,6 @@ class Codec:
                 how.enter_context(_using_gpu)
                 how.enter_context(tf32(self.precision == "tf32"))
             yield
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the best device there is; each process of torchrun takes a GPU of its own.
-
-    Raises:
-        UsageError: the device named is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available.get(name, False):
-        raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
-
-
-def check_precision(precision: Precision, device: torch.device | str) -> None:
-    """Refuse a precision that the device does not compute in.
-
-    Raises:
-        UsageError: naming the device to use.
-    """
-    if precision == "tf32" and torch.device(device).type != "cuda":
-        raise UsageError("--precision tf32: only NVIDIA's GPUs compute in it; give --device cuda, too")
 
 
 def check_model(made_by: bytes, given: bytes) -> None:

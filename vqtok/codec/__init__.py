@@ -1,0 +1,1 @@
+"""The codec: media to tokens and back."""
