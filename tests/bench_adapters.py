@@ -21,7 +21,7 @@ import transformers
 
 from vqtok.codec.codec import Codec
 from vqtok.media.media import Media
-from vqtok.models.opening import open_tokenizer
+from vqtok.models.registry import open_tokenizer
 
 REPEATS = 7
 ENCODEC_48KHZ = {

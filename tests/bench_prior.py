@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from vqtok.models.entropy import entropy_model_of
+from vqtok.models.token_reader import entropy_model_of
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import dump, load

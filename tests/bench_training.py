@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from vqtok.config import Config, load_preset
-from vqtok.training import start
+from vqtok.training import initialise as start
 from vqtok.training.data import BatchLoader, MediaCache, find_items
 from vqtok.training.loop import Trainer
 from vqtok.training.optim import Budget

@@ -31,7 +31,7 @@ settings.load_profile("untimed")
 # Processes that are killed by the dozen start from one that has loaded everything.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
-    ["vqtok.cli", "vqtok.report", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.weights"]
+    ["vqtok.cli", "vqtok.report", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.model_file"]
 )
 
 MAKE_MODEL = Callable[..., Path]
@@ -70,7 +70,7 @@ def wave(samples: int, sample_rate: int, channels: int = 1) -> NDArray[np.float3
 @pytest.fixture
 def quick_kmeans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the k-means start of codebooks take a few batches."""
-    monkeypatch.setattr("vqtok.training.start.KMEANS_VECTORS", 256)
+    monkeypatch.setattr("vqtok.training.initialise.KMEANS_VECTORS", 256)
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MAKE_MODEL:
     import torch
 
     from vqtok.config import Config, from_dict
+    from vqtok.models.model_file import save_model
     from vqtok.models.vqmodel import VQModel
-    from vqtok.models.weights import save_model
     from vqtok.tokens.coding.frequencies import frequencies
 
     def make(modality: str, seed: int = 0, **changes: Any) -> Path:
@@ -127,7 +127,7 @@ def bundled(image_model: Path, audio_model: Path, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("bundled")
     for path in (image_model, audio_model):
         (folder / path.name).symlink_to(path)
-    monkeypatch.setattr("vqtok.models.zoo.BUNDLED", folder)
+    monkeypatch.setattr("vqtok.models.registry.BUNDLED", folder)
     return folder
 
 

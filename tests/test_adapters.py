@@ -23,8 +23,8 @@ from torch import nn
 import vqtok
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.media import Media
-from vqtok.models.adapters.weights import weights_digest
-from vqtok.models.opening import open_tokenizer
+from vqtok.models.adapters.digest import weights_digest
+from vqtok.models.registry import open_tokenizer
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -479,7 +479,7 @@ def test_hashes_of_weights_are_remembered_by_file(saved, tmp_path, monkeypatch):
     digest = weights_digest(files)
     assert digest in (tmp_path / "vqtok" / "weights.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr("vqtok.models.adapters.weights.safe_open", None)
+        patch.setattr("vqtok.models.adapters.digest.safe_open", None)
         assert weights_digest(files) == digest
         os.utime(files[0], ns=(0, 0))
         with pytest.raises(TypeError):

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from vqtok.config import load_preset
 from vqtok.models.card import read_card
-from vqtok.models.weights import load_model
+from vqtok.models.model_file import load_model
 from vqtok.training import loop
 from vqtok.training.adversary import Adversary
-from vqtok.training.finetune import tuning_config
+from vqtok.training.initialise import tuning_config
 from vqtok.training.optim import Budget, cosine
-from vqtok.training.run import train
+from vqtok.training.train import train
 from vqtok.training.validation import Validation
 
 GAN = ["adversarial.weight=0.5", "adversarial.width=4", "adversarial.start=0.5", "adversarial.warm_up=0.2"]

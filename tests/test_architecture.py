@@ -114,8 +114,8 @@ def test_starts_without_heavy_packages(arguments, bundled, image_model, photo, r
     }
     arguments = [places.get(argument, argument) for argument in arguments]
     code = (
-        "import sys, json, pathlib, vqtok.cli, vqtok.models.zoo\n"
-        f"vqtok.models.zoo.BUNDLED = pathlib.Path({str(bundled)!r})\n"
+        "import sys, json, pathlib, vqtok.cli, vqtok.models.registry\n"
+        f"vqtok.models.registry.BUNDLED = pathlib.Path({str(bundled)!r})\n"
         f"sys.argv = {['vqtok', *arguments]!r}\n"
         "try: vqtok.cli.main()\n"
         "except SystemExit as end: status = end.code\n"

@@ -24,7 +24,7 @@ import vqtok.cli
 from vqtok.cli import main
 from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
-from vqtok.models.weights import load_model
+from vqtok.models.model_file import load_model
 from vqtok.tokens.fields import checksum
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import read_header

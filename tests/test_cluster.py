@@ -17,8 +17,8 @@ from vqtok.codec.files import Codecs
 from vqtok.jobs.planning import plan_encoding
 from vqtok.jobs.ray_cluster import encode_on_ray
 from vqtok.jobs.shards import encode_shards
-from vqtok.models.weights import load_model
-from vqtok.models.zoo import find_model
+from vqtok.models.model_file import load_model
+from vqtok.models.registry import find_model
 from vqtok.tokens.vqt.file import dump
 
 ray = pytest.importorskip("ray")

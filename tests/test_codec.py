@@ -18,7 +18,7 @@ from vqtok.media.media import Media
 from vqtok.media.resample import resample
 from vqtok.media.tiling import padded
 from vqtok.metrics import psnr
-from vqtok.models.weights import load_model
+from vqtok.models.model_file import load_model
 
 HOP = 8  # of the tiny audio model, at 16 kHz
 

@@ -22,8 +22,8 @@ from vqtok.codec.files import Codecs
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedVersionError, UsageError
 from vqtok.jobs.convert import convert
+from vqtok.models.model_file import load_model, save_model
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import load_model, save_model
 from vqtok.tokens.foreign import Foreign, read_foreign
 from vqtok.tokens.foreign.ecdc import read_ecdc
 from vqtok.tokens.tokens import pack_side_data
@@ -315,7 +315,8 @@ def test_without_a_size_all_that_the_grid_covers_is_assumed(run: RUN, tmp_path: 
         assert run("decode", tmp_path / f"{name}.vqt", "-o", tmp_path / f"{name}.{suffix}").exit_code == 0
         assert (
             load(
-                (tmp_path / f"{name}.vqt").read_bytes(), load_model(vqtok.models.zoo.find_model(model)).entropy_model
+                (tmp_path / f"{name}.vqt").read_bytes(),
+                load_model(vqtok.models.registry.find_model(model)).entropy_model,
             ).size
             == size
         )

@@ -22,7 +22,7 @@ from vqtok.errors import UsageError
 from vqtok.facts import inspect
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ, one_update
-from vqtok.training import start
+from vqtok.training import initialise as start
 from vqtok.training.optim import Budget
 from vqtok.training.state import read_checkpoint
 

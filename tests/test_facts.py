@@ -77,7 +77,7 @@ def test_sound_tokens(tokens):
 
 def test_metadata_is_shown(tokens, run):
     path = tokens[0]
-    data = load(path.read_bytes(), vqtok.load_model(vqtok.models.zoo.find_model("image")).entropy_model)
+    data = load(path.read_bytes(), vqtok.load_model(vqtok.models.registry.find_model("image")).entropy_model)
     data.metadata["title"] = "\x1b[31mred"
     path.write_bytes(dump(data))
     assert inspect(path)["metadata"] == {"title": "\x1b[31mred"}
@@ -127,7 +127,7 @@ def test_sound_and_what_it_would_become(bundled, run, tmp_path, channels, grid):
 
 
 def test_media_without_a_model_for_them(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr("vqtok.models.zoo.BUNDLED", tmp_path)
+    monkeypatch.setattr("vqtok.models.registry.BUNDLED", tmp_path)
     assert "would_become" not in inspect(photo)
     with pytest.raises(ModelError, match="none"):
         inspect(photo, "none")
@@ -172,7 +172,7 @@ def test_usage_needs_the_model_of_statically_coded_files_alone(tokens, image_mod
     assert inspect(path)["coder"] == "static"
     with pytest.raises(WrongModelError, match=r"photo\.vqt: made by model .*, you gave"):
         usage([path], "audio")
-    monkeypatch.setattr("vqtok.models.zoo.BUNDLED", tmp_path)
+    monkeypatch.setattr("vqtok.models.registry.BUNDLED", tmp_path)
     with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is no bundled model; give it with"):
         usage([path])
     packed = tmp_path / "packed.vqt"

@@ -14,11 +14,11 @@ from test_training import TINY, metrics, tiny
 from vqtok.config import load_preset
 from vqtok.errors import UsageError
 from vqtok.facts import inspect
-from vqtok.models.weights import load_model
+from vqtok.models.model_file import load_model
 from vqtok.report import show_facts
-from vqtok.training import start
-from vqtok.training.finetune import tuning_config
-from vqtok.training.run import TrainingResult, train
+from vqtok.training import initialise as start
+from vqtok.training.initialise import tuning_config
+from vqtok.training.train import TrainingResult, train
 
 pytestmark = pytest.mark.usefixtures("quick_kmeans")
 

@@ -32,7 +32,8 @@ from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, cod
 from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
 from vqtok.facts import inspect, shard_facts
 from vqtok.models.card import read_card
-from vqtok.models.entropy import PREFIXES, entropy_model, read_entropy_model
+from vqtok.models.entropy_model import PREFIXES, entropy_model
+from vqtok.models.token_reader import read_entropy_model
 from vqtok.tokens.coding.coders import EntropyModel
 from vqtok.tokens.export.export import output_files, read_export
 from vqtok.tokens.export.sidecar import json_file

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 import vqtok
 from vqtok.config import Config, PriorConfig, from_dict
-from vqtok.models.entropy import read_entropy_model
-from vqtok.models.reader import TokenReader, open_items
+from vqtok.models.token_reader import TokenReader, open_items, read_entropy_model
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.export.export import output_files, write_export
 from vqtok.tokens.export.options import Recipe
@@ -194,10 +193,10 @@ def make_model(modality: Modality, path: Path) -> None:
     """Make a tiny model with random weights, and a prior of codes like those in the files."""
     import torch
 
-    from vqtok.models.prior import fit_prior
+    from vqtok.models.model_file import save_model
     from vqtok.models.vqmodel import VQModel
-    from vqtok.models.weights import save_model
     from vqtok.tokens.coding.frequencies import frequencies
+    from vqtok.training.prior import fit_prior
 
     config = from_dict(Config, {"model": CONFIGS[modality]})
     data = picture(96, 64) / 127.5 - 1 if modality == "image" else wave(8000, 16_000)

@@ -26,8 +26,8 @@ from vqtok.media.image import read_pixels
 from vqtok.media.media import Media
 from vqtok.models.card import read_card
 from vqtok.models.importers import import_checkpoint
-from vqtok.models.weights import load_model
-from vqtok.training.run import train, train_prior
+from vqtok.models.model_file import load_model
+from vqtok.training.train import train, train_prior
 
 CH, MULT, BLOCKS, Z = 32, (1, 1, 2), 1, 6
 SIZE, DIM = 40, 4

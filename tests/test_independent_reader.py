@@ -12,7 +12,7 @@ import pytest
 from independent_reader import read_file, read_model, read_shard
 from test_golden import GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
-from vqtok.models.entropy import read_entropy_model
+from vqtok.models.token_reader import read_entropy_model
 from vqtok.tokens.coding.coders import EntropyModel
 from vqtok.tokens.shard.writer import write_shard
 from vqtok.tokens.tokens import Tokens
@@ -58,7 +58,7 @@ def test_golden_shards(name):
 
 @pytest.mark.parametrize("name", ["image", "audio"])
 def test_files_of_a_bundled_model(name, tmp_path):
-    from vqtok.models.zoo import bundled_models
+    from vqtok.models.registry import bundled_models
 
     path = bundled_models()[name]
     model, own = read_entropy_model(path), read_model(path.read_bytes())

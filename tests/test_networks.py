@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqtok.config import ModelConfig, NetworkConfig, QuantizerConfig
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import Decoder, Encoder, context, scale_to_data
+from vqtok.networks import Decoder, Encoder, network_context, scale_to_data
 from vqtok.networks.layers import Axes, ChannelNorm, Downsample, ResBlock, Snake, Upsample, dct_matrix
 
 DIM = 4
@@ -111,17 +111,17 @@ def test_context_is_what_a_poke_moves(axes: Axes, strides: tuple[int, ...], chan
     x = torch.randn(1, 3, *[stride] * (axes - 1), 80 * stride, dtype=torch.float64)
     ends = [reach(encoder, x, middle * stride + i, -1) for i in range(stride)]
     moved = max(middle - min(first for first, _ in ends), max(last for _, last in ends) - middle)
-    assert moved == context(encoder) > 0
+    assert moved == network_context(encoder) > 0
     z = torch.randn(1, DIM, *[1] * (axes - 1), 80, dtype=torch.float64)
     first, last = reach(decoder, z, middle, -1)
-    assert max(middle - first // stride, last // stride - middle) == context(decoder) > 0
+    assert max(middle - first // stride, last // stride - middle) == network_context(decoder) > 0
 
 
 def test_context_of_an_unknown_layer() -> None:
     encoder = Encoder(network((2,)), 2, 3, DIM)
     encoder.layers.append(nn.Flatten())
     with pytest.raises(TypeError, match="how far a Flatten looks"):
-        context(encoder)
+        network_context(encoder)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""vqtok.tokens.coding.prior and vqtok.models.prior"""
+"""vqtok.tokens.coding.prior and vqtok.training.prior"""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from test_vqt import same
 
 from vqtok.config import PriorConfig
 from vqtok.errors import CorruptFileError, ModelError
-from vqtok.models import prior as fitting
-from vqtok.models.prior import fit_prior
 from vqtok.tokens.coding import prior as prior_module
 from vqtok.tokens.coding.coders import EntropyModel
 from vqtok.tokens.coding.prior import EXPONENTIALS, PREFIX, Prior, from_arrays
@@ -27,6 +25,8 @@ from vqtok.tokens.shard.writer import merge, write_shard
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import dump, load
 from vqtok.tokens.vqt.header import parse_header
+from vqtok.training import prior as fitting
+from vqtok.training.prior import fit_prior
 
 SIZES = (30, 7)
 SMALL = PriorConfig(dim=8, hidden=24, learning_rate=2e-2)

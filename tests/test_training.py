@@ -29,8 +29,8 @@ from vqtok.config import Config, TrainConfig, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.media import Media
 from vqtok.models.card import read_card
-from vqtok.models.entropy import read_entropy_model
-from vqtok.models.weights import load_model
+from vqtok.models.model_file import load_model
+from vqtok.models.token_reader import read_entropy_model
 from vqtok.quantizers import VQ
 from vqtok.tokens.vqt.file import dump, load
 from vqtok.training import loop
@@ -38,8 +38,8 @@ from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import CodebookWindow, RunningMeans
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
-from vqtok.training.run import train, train_prior
 from vqtok.training.state import CHECKPOINT_NAME, PREVIOUS_NAME, read_checkpoint
+from vqtok.training.train import train, train_prior
 from vqtok.training.validation import Validation, prefixes
 
 CONTINUOUS_STEPS = 6
@@ -674,6 +674,6 @@ def test_a_prior_is_fitted_to_a_model_that_exists(pictures: Path, tmp_path: Path
 
 
 def test_a_long_enough_run_ends_with_a_prior(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtok.training.run.MIN_PRIOR_STEPS", 1)
+    monkeypatch.setattr("vqtok.training.train.MIN_PRIOR_STEPS", 1)
     model = run_train(pictures, tmp_path / "model.safetensors", steps=8).model
     assert read_card(model).has_prior

@@ -1,4 +1,4 @@
-"""Model files: vqtok.models.weights, card, tables and zoo."""
+"""Model files: vqtok.models.model_file, card, tables and zoo."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError, VqtokError, WrongModelError
 from vqtok.models.card import METADATA_KEY, read_card
-from vqtok.models.entropy import entropy_model, entropy_model_of, read_entropy_model
+from vqtok.models.entropy_model import entropy_model
+from vqtok.models.model_file import compute_identity, decoding_state, load_model, save_model
+from vqtok.models.registry import bundled_models, find_model
+from vqtok.models.token_reader import entropy_model_of, read_entropy_model
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import compute_identity, decoding_state, load_model, save_model
-from vqtok.models.zoo import bundled_models, find_model
 from vqtok.tokens.coding.frequencies import frequencies
 
 

@@ -1,4 +1,4 @@
-"""vqtok.models.zoo: families of models that are not vqtok's own."""
+"""vqtok.models.registry: families of models that are not vqtok's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 import vqtok
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
 from vqtok.media.media import Media
-from vqtok.models import opening, zoo
+from vqtok.models import registry as opening
+from vqtok.models import registry as zoo
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.tokens import Tokens, pack_side_data
 from vqtok.tokens.vqt.file import dump, load

@@ -171,8 +171,8 @@ def train(
     """Train a model on a folder of images or sounds."""
     from vqtok import report
     from vqtok.facts import inspect as inspect_model
-    from vqtok.training.run import train as run_training
-    from vqtok.training.run import train_prior
+    from vqtok.training.train import train as run_training
+    from vqtok.training.train import train_prior
 
     if prior_only and (init is None or resume or preset or steps or minutes):
         raise UsageError("--prior-only needs --init, and no --preset, --steps, --minutes or --resume")
@@ -296,7 +296,7 @@ def encode(
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
     from vqtok.jobs.shards import encode_shards
-    from vqtok.models.adapters.hub import at_revision
+    from vqtok.models.hub import at_revision
     from vqtok.tokens.coding.coders import chosen_coder
 
     if work.share and not quiet:
@@ -357,7 +357,7 @@ def decode(
 ) -> None:
     """Turn token files, or the items of shards and of what was exported, back into images and sounds."""
     from vqtok.media.kinds import stem
-    from vqtok.models.reader import open_items
+    from vqtok.models.token_reader import open_items
     from vqtok.tokens.vqt.header import read_header
 
     opened = functools.lru_cache(maxsize=1)(open_items)
@@ -402,7 +402,7 @@ def decode(
     from vqtok.jobs.decode import decode_files
     from vqtok.jobs.failures import failures_beside
     from vqtok.jobs.job import Existing
-    from vqtok.models.adapters.hub import at_revision
+    from vqtok.models.hub import at_revision
 
     model = at_revision(model, revision)
     codecs = Codecs(
@@ -562,9 +562,10 @@ def inspect(
     """Show what token files, shards, models, images or sounds are."""
     from vqtok import report
     from vqtok.facts import inspect as inspect_file
-    from vqtok.facts import shard_items, token_files
+    from vqtok.facts import shard_items
     from vqtok.facts import usage as count_usage
-    from vqtok.models.zoo import is_adapted
+    from vqtok.models.registry import is_adapted
+    from vqtok.models.token_reader import token_files
 
     if plot is not None and not usage:
         raise UsageError("--plot draws what --usage counts; give both")

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files.paths import naming
-from vqtok.files.walk import files_below
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
-from vqtok.models.opening import open_tokenizer
-from vqtok.models.zoo import bundled_models, find_model, is_adapted
+from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
+from vqtok.models.token_reader import token_files
 from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
@@ -23,6 +22,7 @@ from vqtok.tokens.vqt.header import Header, read_header
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
     from vqtok.tokens.tokens import Tokens
+
 
 Facts = dict[str, Any]
 
@@ -294,7 +294,7 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files` (items of shards
         count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
     """
-    from vqtok.models.reader import TokenReader
+    from vqtok.models.token_reader import TokenReader
     from vqtok.tokens.statistics import CodeStatistics
 
     statistics = CodeStatistics()
@@ -316,20 +316,3 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
         "dead_codes": statistics.dead_codes,
         "counts": [sorted(count.tolist(), reverse=True) for count in statistics.counts],
     }
-
-
-def token_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Give the token files and shards among the paths and below the folders among them.
-
-    Raises:
-        MediaError: a folder has none.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        found = [path]
-        if path.is_dir():
-            found = [path / name for name in files_below(path, lambda file: file.suffix in (".vqt", ".vqts"))]
-        if not found:
-            raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
-        files += found
-    return files

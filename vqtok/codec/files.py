@@ -21,7 +21,7 @@ from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
-from vqtok.models.opening import open_tokenizer
+from vqtok.models.registry import open_tokenizer
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole

@@ -21,7 +21,7 @@ from vqtok.files.atomic import atomic_write, make_folder
 from vqtok.files.paths import naming
 from vqtok.jobs.job import Job, Outcome
 from vqtok.media.kinds import kind_of, stem
-from vqtok.models.reader import TokenReader, open_items
+from vqtok.models.token_reader import TokenReader, open_items
 from vqtok.tokens.foreign import Foreign, read_foreign
 from vqtok.tokens.tokens import Tokens, pack_side_data
 from vqtok.tokens.vqt.file import dump

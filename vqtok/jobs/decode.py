@@ -14,7 +14,7 @@ from vqtok.files.paths import STDIO, read_bytes
 from vqtok.jobs.encode import BYTES_PER_PIXEL
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.runner import _at_once, _named, _output, _settled, _skipped
-from vqtok.models.reader import open_items
+from vqtok.models.token_reader import open_items
 from vqtok.tokens.tokens import Tokens
 
 

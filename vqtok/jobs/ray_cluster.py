@@ -17,7 +17,7 @@ from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokEr
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.shards import encode_shard
-from vqtok.models.zoo import bundled_models
+from vqtok.models.registry import bundled_models
 
 Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]]]]
 

@@ -88,7 +88,7 @@ def _check_types(values: dict[str, Any]) -> None:
 
 
 def check_identity(path: Path) -> None:
-    """Check that a model file holds what its identity was computed from, as `vqtok.models.weights` does with torch.
+    """Check that a model file holds what its identity was computed from, as `vqtok.models.model_file` does with torch.
 
     Raises:
         CorruptFileError: it does not. Others as `read_card`.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vqtok.models.adapters.hub import cached
 from vqtok.models.card import read_card
-from vqtok.models.zoo import ADAPTERS, bundled_models, families, folder_family
+from vqtok.models.hub import cached
+from vqtok.models.registry import ADAPTERS, bundled_models, families, folder_family
 
 
 class Known(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqtok.config import ModelConfig
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.networks import build_decoder, build_encoder, context
+from vqtok.networks import build_decoder, build_encoder, network_context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import QuantizerOutput, build_quantizer
 from vqtok.tokens.coding.coders import NO_MODEL
@@ -36,8 +36,8 @@ class VQModel(nn.Module, Tokenizer):
         self.encoder = build_encoder(config.network, axes, channels, dim)
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = build_decoder(config.network, axes, channels, dim)
-        self.encoder_context: int | None = context(self.encoder)
-        self.decoder_context: int | None = context(self.decoder)
+        self.encoder_context: int | None = network_context(self.encoder)
+        self.decoder_context: int | None = network_context(self.decoder)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
         self.entropy_model = NO_MODEL

@@ -1,8 +1,10 @@
-"""The receptive field: what tiles need around them to be exact."""
+"""Receptive fields of chains of convolutions: how much context exact tiling needs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -10,33 +12,69 @@ from vqtok.networks.autoencoder import Decoder, Encoder
 from vqtok.networks.layers import Downsample, ResBlock, Upsample
 
 
-def context(network: nn.Module) -> int | None:
-    """Give the grid steps to either side that what belongs to one grid step depends on; None: all there are.
+class Layer(NamedTuple):
+    """One convolution of a chain, along one axis."""
 
-    Raises:
-        TypeError: a layer of a kind unknown here.
-    """
+    kernel: int
+    """Input positions that one output reads, dilation included; for a transposed layer, output positions that one
+    input writes."""
+    stride: int
+    left: int
+    """Positions padded before the first; for a transposed layer, positions cut off."""
+    transposed: bool = False
+
+
+def context(layers: Sequence[Layer]) -> int:
+    """Return how many grid steps to either side one grid step of an encoder or decoder depends on."""
+    is_decoder = any(layer.transposed for layer in layers)
+    stride = math.prod(layer.stride for layer in layers)
+    # Trace the interval of inputs backward from one grid step: one code of an encoder, `stride` samples of a decoder.
+    first, last = 0, stride - 1 if is_decoder else 0
+    for kernel, step, left, transposed in reversed(layers):
+        if transposed:
+            first, last = -((kernel - 1 - left - first) // step), (last + left) // step
+        else:
+            first, last = first * step - left, last * step - left + kernel - 1
+    return max(-first, last) if is_decoder else max(-(first // stride), last // stride)
+
+
+def network_context(network: nn.Module) -> int | None:
+    """Return the `context` of a network of `vqtok.networks`; None if every position depends on the whole input."""
     if not isinstance(network, Encoder | Decoder):
         return None
-    stride = math.prod(layer.stride[1] for layer in network.layers if isinstance(layer, Downsample | Upsample))
-    is_encoder = isinstance(network, Encoder)
-    first, last = (0, 0) if is_encoder else (0, stride - 1)  # the codes, or the media, of one grid step
-    for layer in reversed(network.layers):
-        first, last = _reads(layer, first, last)
-    return max(-(first // stride), last // stride) if is_encoder else max(-first, last)
+    return context([layer for module in network.layers for layer in _layers_of(module)])
 
 
-def _reads(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
-    """Give the first and last input position that the outputs `first` to `last` depend on."""
-    match layer:
+def conv_layers(network: nn.Module) -> list[Layer]:
+    """Return the 1-D convolutions of a chain, in the order in which its modules are registered."""
+    layers = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            assert isinstance(module.padding, tuple)
+            kernel = (module.kernel_size[0] - 1) * module.dilation[0] + 1
+            transposed = isinstance(module, nn.ConvTranspose1d)
+            layers.append(Layer(kernel, module.stride[0], module.padding[0], transposed))
+    return layers
+
+
+def _layers_of(module: nn.Module) -> Iterator[Layer]:
+    """Yield the layers of a module along its last axis. Norms and activations read a single position.
+
+    Raises:
+        TypeError: The receptive field of this kind of module is not known.
+    """
+    match module:
         case nn.Conv2d():
-            radius = int(layer.dilation[1]) * (layer.kernel_size[1] // 2)
-            return first - radius, last + radius
-        case ResBlock():  # its norm and activations look at one position
-            return _reads(layer.conv1, *_reads(layer.conv2, first, last))
-        case Downsample():
-            first, last = _reads(layer.conv, first, last)
-            return first * layer.stride[1], last * layer.stride[1] + layer.stride[1] - 1
-        case Upsample():
-            return _reads(layer.conv, first // layer.stride[1], last // layer.stride[1])
-    raise TypeError(f"unknown how far a {type(layer).__name__} looks")
+            radius = int(module.dilation[1]) * (module.kernel_size[1] // 2)
+            yield Layer(2 * radius + 1, 1, radius)
+        case ResBlock():
+            yield from _layers_of(module.conv1)
+            yield from _layers_of(module.conv2)
+        case Downsample():  # space to depth, then a convolution
+            yield Layer(module.stride[1], module.stride[1], 0)
+            yield from _layers_of(module.conv)
+        case Upsample():  # a convolution, then depth to space
+            yield from _layers_of(module.conv)
+            yield Layer(module.stride[1], module.stride[1], 0, transposed=True)
+        case _:
+            raise TypeError(f"receptive field of {type(module).__name__} is not known")

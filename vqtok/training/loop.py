@@ -34,11 +34,11 @@ from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.data import BatchLoader
+from vqtok.training.initialise import make_model, start_codebooks
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.objective import Objective
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
-from vqtok.training.start import make_model, start_codebooks
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.tensorboard import TensorBoard
 from vqtok.training.validation import Validation, is_due, validate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqtok.models.adapters.saved import SavedModel
-from vqtok.models.adapters.windows import context, conv_layers
+from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.networks.receptive_field import context, conv_layers
 
 
 class Dac(SavedModel):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.errors import CorruptFileError
-from vqtok.models.adapters.saved import SavedModel
-from vqtok.models.adapters.windows import CORE_SECONDS, context, in_windows, seanet_layers
+from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.seanet import CORE_SECONDS, in_windows, seanet_layers
+from vqtok.networks.receptive_field import context
 
 
 class Encodec(SavedModel):

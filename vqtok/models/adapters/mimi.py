@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.models.adapters.saved import SavedModel
-from vqtok.models.adapters.windows import CORE_SECONDS, context, in_windows, seanet_layers
+from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.seanet import CORE_SECONDS, in_windows, seanet_layers
+from vqtok.networks.receptive_field import context
 
 
 class Mimi(SavedModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vqtok.models.adapters.encodec import sufficient_bandwidth
-from vqtok.models.adapters.saved import SavedModel
-from vqtok.models.adapters.windows import context, conv_layers
+from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.networks.receptive_field import context, conv_layers
 
 
 class Xcodec(SavedModel):

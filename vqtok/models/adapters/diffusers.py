@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vqtok.models.adapters.saved import SavedModel
+from vqtok.models.adapters.pretrained import SavedModel
 
 
 class DiffusersVQModel(SavedModel):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqtok.errors import CorruptFileError, ModelError, OutputError
 from vqtok.files.atomic import atomic_write
-from vqtok.models.adapters.hub import WEIGHTS
+from vqtok.models.hub import WEIGHTS
 
 logger = logging.getLogger(__name__)
 

@@ -1,21 +1,75 @@
-"""Read tokens wherever they lie, in token files, shards or exports, without torch."""
+"""Read tokens from any file, without torch."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from vqtok.errors import CorruptFileError, MediaError, ModelError, WrongModelError
 from vqtok.files.paths import naming, read_bytes
+from vqtok.files.walk import files_below
 from vqtok.media.kinds import is_shard
-from vqtok.models.entropy import entropy_model_of
-from vqtok.tokens.coding.coders import NO_MODEL
+from vqtok.models.card import check_identity, read_card
+from vqtok.models.entropy_model import PREFIXES, entropy_model
+from vqtok.models.registry import bundled_models, find_model, is_adapted
+from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 from vqtok.tokens.export.export import Export
 from vqtok.tokens.export.sidecar import is_export
 from vqtok.tokens.shard.reader import Shard
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import parse_header
+
+
+def token_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Give the token files and shards among the paths and below the folders among them.
+
+    Raises:
+        MediaError: a folder has none.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = [path / name for name in files_below(path, lambda file: file.suffix in (".vqt", ".vqts"))]
+        if not found:
+            raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
+        files += found
+    return files
+
+
+def read_entropy_model(path: Path) -> EntropyModel:
+    """Read the integer frequencies of each codebook, and the prior where there is one, and check the identity."""
+    check_identity(path)
+    count = len(read_card(path).codebook_sizes)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIXES)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path}: damaged model file: {error}") from None
+    with naming(path):
+        return entropy_model(arrays, count)
+
+
+def entropy_model_of(identity: bytes, model: str | None) -> EntropyModel:
+    """Give the entropy model of the model with this identity (its first 8 bytes): the one named, or a bundled one.
+
+    Raises:
+        WrongModelError: the model named is another. ModelError: no bundled model is the one.
+    """
+    if model is not None and is_adapted(model):
+        raise WrongModelError(f"made by model {identity.hex()}, which {model} is not; give the right one with --model")
+    paths = [find_model(model)] if model is not None else list(bundled_models().values())
+    for path in paths:
+        if bytes.fromhex(read_card(path).identity)[:8] == identity:
+            return read_entropy_model(path)
+    if model is not None:
+        given = read_card(paths[0]).identity[:16]
+        raise WrongModelError(f"made by model {identity.hex()}, you gave {given}; give the right one with --model")
+    raise ModelError(f"made by model {identity.hex()}, which is no bundled model; give it with --model")
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:

@@ -1,4 +1,4 @@
-"""Models by name: bundled ones, model files, and the families of other packages."""
+"""Open any model by its name or path; torch is imported when that is done."""
 
 from __future__ import annotations
 
@@ -10,9 +10,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from vqtok.errors import ModelError, UsageError
+from vqtok.files.paths import naming
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """Open a model: a bundled one, a model file, a folder that a known family has saved, or `FAMILY:SOURCE`.
+
+    `hf:ORG/NAME[/FOLDER][@REVISION]` is such a folder of the Hugging Face Hub.
+
+    Raises:
+        ModelError: there is none of this name, or it cannot be used. CorruptFileError: it is damaged.
+    """
+    path = Path(name)
+    if path.is_dir() and name not in bundled_models():
+        return _open_folder(path)
+    family_name, colon, source = name.partition(":")
+    if family_name == "hf" and colon:
+        from vqtok.models.hub import download
+
+        with naming(name):
+            return _open_folder(download(source))
+    if colon and not path.exists():
+        family = find_family(family_name)
+        if family is None:
+            raise ModelError(f"no model {name!r}: there is no family {family_name!r}; vqtok models lists them")
+        return family(source)
+    from vqtok.models.model_file import load_model
+
+    return load_model(find_model(name))
+
+
+def _open_folder(folder: Path) -> Tokenizer:
+    name = folder_family(folder)
+    family = find_family(name) if name else None
+    if family is None:
+        what = (
+            f"a model of kind {name!r}, which is not known here" if name else "a folder without a model's config.json"
+        )
+        raise ModelError(f"{folder}: is {what}; vqtok models lists what is")
+    return family(str(folder))
+
 
 Family: TypeAlias = "Callable[[str], Tokenizer]"
 """Gives the tokenizer of what stands behind the family's name: `blocks:16` asks the family `blocks` for `16`."""
@@ -26,7 +66,7 @@ ADAPTERS = {
     "dac": "vqtok.models.adapters.dac:Dac",
     "mimi": "vqtok.models.adapters.mimi:Mimi",
     "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
-    "VQModel": "vqtok.models.adapters.vqmodel:DiffusersVQModel",
+    "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
 }
 """Families that vqtok adapts itself: by the name that a folder's config.json gives, the module and class."""
 

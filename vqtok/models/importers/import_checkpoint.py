@@ -14,9 +14,9 @@ from vqtok.files.paths import naming
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
 from vqtok.models.importers.layouts import weight_names
-from vqtok.models.importers.settings import Settings, read_settings
+from vqtok.models.importers.yaml_config import Settings, read_settings
+from vqtok.models.model_file import decoding_state, save_model
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import decoding_state, save_model
 
 TUNING: dict[str, dict[str, Any]] = {
     "data": {"crop_pixels": 256},

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ModelError
-from vqtok.models.adapters.weights import weight_files, weights_digest
+from vqtok.models.adapters.digest import weight_files, weights_digest
 from vqtok.models.tokenizer import Tokenizer
 
 

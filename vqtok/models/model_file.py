@@ -21,7 +21,7 @@ from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.files.atomic import atomic_write
 from vqtok.files.paths import naming
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
-from vqtok.models.entropy import PREFIXES, TABLE_PREFIX, entropy_model
+from vqtok.models.entropy_model import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
 

@@ -19,9 +19,9 @@ from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
+from vqtok.models.model_file import decoding_state, load_model, save_model
+from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
-from vqtok.models.weights import decoding_state, load_model, save_model
-from vqtok.models.zoo import find_model
 from vqtok.tokens.coding.frequencies import frequencies
 from vqtok.tokens.coding.rans import TOTAL
 from vqtok.training.data import (
@@ -34,7 +34,7 @@ from vqtok.training.data import (
     validation_crops,
 )
 from vqtok.training.evaluation import evaluate
-from vqtok.training.finetune import tuning_config
+from vqtok.training.initialise import tuning_config
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
