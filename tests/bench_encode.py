@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vqtok.cli import set_up_process
+from vqtok.cli.process import set_up_process
 from vqtok.codec.codec import Codec
 from vqtok.codec.files import Codecs
 from vqtok.jobs.encode import encode_files

@@ -31,7 +31,7 @@ settings.load_profile("untimed")
 # Processes that are killed by the dozen start from one that has loaded everything.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
-    ["vqtok.cli", "vqtok.report", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.model_file"]
+    ["vqtok.cli.app", "vqtok.cli.tables", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.model_file"]
 )
 
 MAKE_MODEL = Callable[..., Path]
@@ -148,7 +148,7 @@ def sound(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(bundled: Path) -> Iterator[RUN]:
     """Give a function that runs a command line in this process, with the tiny models as defaults."""
-    from vqtok.cli import app
+    from vqtok.cli.app import app
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -202,7 +202,7 @@ class Started:
 
 
 def _run(folder: Path, arguments: list[str], before: Callable[[], object] | None) -> None:
-    from vqtok.cli import main
+    from vqtok.__main__ import main
 
     sys.argv = ["vqtok", *arguments]
     out, err, ready = (

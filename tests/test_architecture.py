@@ -17,22 +17,21 @@ PACKAGE = Path(vqtok.__file__).parent
 
 FLOORS = [
     {"errors", "__init__"},  # which loads the others by name, when they are asked for
-    {"pipeline", "remote"},
-    {"worklist"},
     {"files"},
-    {"config", "media", "tiling", "tokens"},
-    {"batches", "quantizers", "networks", "losses"},  # torch begins
-    {"metrics", "models"},
+    {"config", "compute"},
+    {"media", "tokens"},
+    {"networks", "quantizers", "losses"},
+    {"models", "metrics"},
+    {"inspection"},
     {"codec"},
-    {"facts", "failures", "outputs", "training"},
-    {"transcode", "dataset", "planning"},
-    {"cluster", "conversion", "encoder"},
-    {"report"},
+    {"training", "jobs"},
     {"cli"},
     {"__main__"},
 ]
 """Modules and folders of the package, lowest first: each imports from floors below its own and from its own folder."""
-WITHOUT_TORCH = set().union(*FLOORS[:5])
+WITHOUT_TORCH = {"errors", "__init__", "files", "config", "media", "tokens"}
+LIGHT_JOBS = {"planning", "mapping", "worklist", "job", "failures"}
+"""Modules of `jobs` that do not need torch, so that errors of usage come at once."""
 HEAVY = {"torch", "numpy", "numba", "soundfile", "PIL", "safetensors", "matplotlib"}
 
 
@@ -54,7 +53,7 @@ def imports_of(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            # `from vqtok import report` imports a module, `from vqtok.report import say` a name of one.
+            # `from vqtok import report` imports a module, `from vqtok.cli.tables import say` a name of one.
             yield from [f"vqtok.{alias.name}" for alias in node.names] if node.module == "vqtok" else [node.module]
         else:
             waiting += ast.iter_child_nodes(node)
@@ -81,10 +80,18 @@ def test_torch_begins_above_media_and_tokens():
     assert "quantizers" in users  # The search finds what there is.
 
 
+@pytest.mark.parametrize("module", sorted(LIGHT_JOBS))
+def test_planning_stays_free_of_torch(module):
+    code = f"import sys, vqtok.jobs.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_cli_imports_at_its_top_only_what_is_light():
-    names = set(imports_of(PACKAGE / "cli.py", inside_functions=False))
+    verbs = ("app", "command", "options", "outcomes", "process", "encode", "decode", "train", "tokens", "inspect")
+    names = {name for verb in verbs for name in imports_of(PACKAGE / f"cli/{verb}.py", inside_functions=False)}
     own = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert own == {"typer", "vqtok.errors", "vqtok.files.atomic", "vqtok.files.paths"}
+    light = {"typer", "vqtok.errors", "vqtok.files.paths", "vqtok.jobs.job", "vqtok.jobs.mapping"}
+    assert {name for name in own if not name.startswith("vqtok.cli.")} == light
 
 
 def test_nothing_imports_click():
@@ -114,10 +121,10 @@ def test_starts_without_heavy_packages(arguments, bundled, image_model, photo, r
     }
     arguments = [places.get(argument, argument) for argument in arguments]
     code = (
-        "import sys, json, pathlib, vqtok.cli, vqtok.models.registry\n"
+        "import sys, json, pathlib, vqtok.__main__, vqtok.models.registry\n"
         f"vqtok.models.registry.BUNDLED = pathlib.Path({str(bundled)!r})\n"
         f"sys.argv = {['vqtok', *arguments]!r}\n"
-        "try: vqtok.cli.main()\n"
+        "try: vqtok.__main__.main()\n"
         "except SystemExit as end: status = end.code\n"
         "print(json.dumps([status, sorted({name.split('.')[0] for name in sys.modules})]))"
     )

@@ -20,8 +20,8 @@ from conftest import picture, wave
 from PIL import Image
 from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
-import vqtok.cli
-from vqtok.cli import main
+import vqtok.cli.app
+from vqtok.__main__ import main
 from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
@@ -251,7 +251,9 @@ def test_ctrl_c(photo, tmp_path, image_model):
         (tmp_path / f"in/{index:04}.png").hardlink_to(photo)
     out = tmp_path / "out"
     # A test run in the background of a shell has SIGINT ignored, and hands that on.
-    code = "import signal, vqtok.cli; signal.signal(signal.SIGINT, signal.default_int_handler); vqtok.cli.main()"
+    code = (
+        "import signal, vqtok.__main__; signal.signal(signal.SIGINT, signal.default_int_handler); vqtok.__main__.main()"
+    )
     arguments = ["encode", str(tmp_path / "in"), "-o", str(out), "--model", str(image_model), "--jobs", "2"]
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
         process.stderr.readline()
@@ -595,7 +597,7 @@ def test_an_interrupt_before_there_are_commands(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vqtok.cli.app", interrupted)
+    monkeypatch.setattr("vqtok.cli.app.app", interrupted)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit) as end:
@@ -645,6 +647,6 @@ def encoded_media(path):
 
 def test_defaults_are_those_of_the_library():
     for verb in ("encode", "decode"):
-        defaults = inspect.signature(getattr(vqtok.cli, verb)).parameters
+        defaults = inspect.signature(vqtok.cli.app.VERBS[verb]).parameters
         assert defaults["tile"].default == TILE_PIXELS
         assert defaults["chunk_seconds"].default == CHUNK_SECONDS

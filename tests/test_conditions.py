@@ -215,7 +215,7 @@ def test_inputs_that_vanish_meanwhile(run, album, tmp_path, monkeypatch, verb):
 
     monkeypatch.setattr("vqtok.jobs.planning.plan_jobs", vanishing(plan_jobs))
     monkeypatch.setattr("vqtok.jobs.planning.plan_items", vanishing(plan_items))
-    monkeypatch.setattr("vqtok.cli.plan_jobs", vanishing(plan_jobs))
+    monkeypatch.setattr("vqtok.cli.decode.plan_jobs", vanishing(plan_jobs))
     target = ["--shard", tmp_path / "out/x.vqts"] if verb == "shard" else ["-o", tmp_path / "out"]
     result = run("decode" if verb == "decode" else "encode", album, *target)
     assert result.exit_code == 1

@@ -19,7 +19,7 @@ from test_training import TINY, make_trainer, metrics
 
 from vqtok.config import load_preset
 from vqtok.errors import UsageError
-from vqtok.facts import inspect
+from vqtok.inspection import inspect
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ, one_update
 from vqtok.training import initialise as start

@@ -678,9 +678,9 @@ def test_names_that_are_no_text(run, tokens_dir, tmp_path):
 
 def test_starts_without_torch(tokens_dir, tmp_path):
     code = (
-        "import sys, vqtok.cli\n"
+        "import sys, vqtok.__main__\n"
         f"sys.argv = ['vqtok', 'export', {str(tokens_dir)!r}, '--to', 'npy', '-o', {str(tmp_path / 'x')!r}]\n"
-        "try: vqtok.cli.main()\n"
+        "try: vqtok.__main__.main()\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

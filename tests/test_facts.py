@@ -1,4 +1,4 @@
-"""What `inspect` finds, and how `vqtok.report` shows it."""
+"""What `inspect` finds, and how `vqtok.cli.tables` shows it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from conftest import picture, wave
 from PIL import Image
 
 import vqtok
+from vqtok.cli.tables import histogram
 from vqtok.errors import CorruptFileError, MediaError, ModelError, WrongModelError
-from vqtok.facts import inspect, usage
+from vqtok.inspection import inspect, usage
 from vqtok.models.card import read_card
-from vqtok.report import histogram
 from vqtok.tokens.vqt.file import dump, load
 
 # fmt: off

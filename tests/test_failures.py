@@ -9,8 +9,8 @@ import pytest
 from conftest import picture
 from PIL import Image
 
+from vqtok.cli.lines import Tally
 from vqtok.jobs.failures import failure_log, failures_beside
-from vqtok.report import Tally
 
 
 def test_lines_are_there_at_once_and_only_if_something_failed(tmp_path, caplog):

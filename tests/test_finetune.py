@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from test_training import TINY, metrics, tiny
 
+from vqtok.cli.tables import show_facts
 from vqtok.config import load_preset
 from vqtok.errors import UsageError
-from vqtok.facts import inspect
+from vqtok.inspection import inspect
 from vqtok.models.model_file import load_model
-from vqtok.report import show_facts
 from vqtok.training import initialise as start
 from vqtok.training.initialise import tuning_config
 from vqtok.training.train import TrainingResult, train

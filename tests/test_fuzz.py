@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
-from vqtok.facts import inspect, shard_facts
+from vqtok.inspection import inspect, shard_facts
 from vqtok.models.card import read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
 from vqtok.models.token_reader import read_entropy_model

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vqtok.codec.codec import Codec
 from vqtok.errors import ModelError, OutputError, UsageError
-from vqtok.facts import inspect
+from vqtok.inspection import inspect
 from vqtok.media.image import read_pixels
 from vqtok.media.media import Media
 from vqtok.models.card import read_card

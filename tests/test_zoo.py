@@ -104,7 +104,7 @@ def test_a_package_adds_a_family(tmp_path, photo):
     subprocess.run([*pip, "--target", str(target), str(source)], check=True, capture_output=True)
     code = (
         f"import sys; sys.path[:0] = [{str(target)!r}]\n"
-        "from vqtok.cli import app\n"
+        "from vqtok.cli.app import app\n"
         f"photo, model = {str(photo)!r}, ['--model', 'blocks:64']\n"
         "app(['encode', photo, *model], standalone_mode=False)\n"
         "assert 'blocks_vq' in sys.modules\n"

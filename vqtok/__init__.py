@@ -24,7 +24,7 @@ _HOMES = {
     "encode": "vqtok.jobs.runner",
     "export": "vqtok.jobs.export",
     "import_checkpoint": "vqtok.models.importers.import_checkpoint",
-    "inspect": "vqtok.facts",
+    "inspect": "vqtok.inspection",
     "load_model": "vqtok.models.model_file",
     "merge": "vqtok.tokens.shard.writer",
     "open_shard": "vqtok.models.token_reader",

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line; an interrupt while it is being loaded is one like any other."""
+    """Run the command line.
+
+    SIGTERM acts like Ctrl-C from the first line on, also while the command line itself is being imported.
+    """
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        from vqtok.cli import main as run
-    except KeyboardInterrupt:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every file name.
+        from vqtok.cli.process import set_up_process
+
+        set_up_process()
+        from vqtok.cli.app import app
+
+        app()
+    except KeyboardInterrupt:  # outside of a command
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
-    run()
+    except SystemExit as end:
+        # Typer exits silently when it is interrupted outside of a command, for example while it reads the arguments.
+        if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            print("error: interrupted", file=sys.stderr)
+        raise
+    finally:  # The work is done: an interrupt during Python's own shutdown would only look like a crash.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

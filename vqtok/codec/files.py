@@ -15,8 +15,8 @@ import torch
 from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
 from vqtok.compute.device import Precision, check_precision
 from vqtok.errors import MediaError
-from vqtok.facts import losses
 from vqtok.files.paths import STDIO, RemotePath, as_path, naming, read_bytes
+from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vqtok.codec.codec import Codec
 from vqtok.codec.files import Codecs
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, VqtokError
-from vqtok.facts import grid_facts, token_facts
 from vqtok.files.atomic import atomic_write, make_folder
 from vqtok.files.paths import naming
+from vqtok.inspection import grid_facts, token_facts
 from vqtok.jobs.job import Job, Outcome
 from vqtok.media.kinds import kind_of, stem
 from vqtok.models.token_reader import TokenReader, open_items

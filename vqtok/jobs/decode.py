@@ -9,8 +9,8 @@ from collections.abc import Generator, Mapping, Sequence
 from vqtok.codec.files import Codecs, _decode_tokens, _load_tokens, _losses
 from vqtok.codec.threads import Room
 from vqtok.errors import MediaError
-from vqtok.facts import grid_facts, losses, token_facts
 from vqtok.files.paths import STDIO, read_bytes
+from vqtok.inspection import grid_facts, losses, token_facts
 from vqtok.jobs.encode import BYTES_PER_PIXEL
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.runner import _at_once, _named, _output, _settled, _skipped

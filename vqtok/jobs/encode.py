@@ -9,7 +9,7 @@ from typing import BinaryIO
 from vqtok.codec.codec import Codec
 from vqtok.codec.files import Codecs, _encode_medium, _open_medium
 from vqtok.codec.threads import Room
-from vqtok.facts import token_facts
+from vqtok.inspection import token_facts
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.runner import _at_once, _output, _settled, _skipped
 from vqtok.media.audio import audio_info

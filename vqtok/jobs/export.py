@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from vqtok.errors import UsageError, VqtokError
 from vqtok.files.paths import STDIO, naming
 from vqtok.media.kinds import stem
-from vqtok.models.token_reader import TokenReader, token_files
+from vqtok.models.token_reader import TokenReader
 from vqtok.tokens.export.export import write_export
 from vqtok.tokens.export.options import Recipe, Target
+from vqtok.tokens.find import token_files
 from vqtok.tokens.tokens import Tokens
 
 

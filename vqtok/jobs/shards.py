@@ -15,9 +15,9 @@ from vqtok.codec.codec import check_model
 from vqtok.codec.files import Codecs, _encode_medium, _open_medium
 from vqtok.codec.threads import Room
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
-from vqtok.facts import token_facts
 from vqtok.files.atomic import make_folder, open_locked, write_error
 from vqtok.files.paths import RemotePath, naming
+from vqtok.inspection import token_facts
 from vqtok.jobs.encode import _bytes_held
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.runner import _at_once, _attempt, _skipped

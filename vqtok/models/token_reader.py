@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from vqtok.errors import CorruptFileError, MediaError, ModelError, WrongModelError
+from vqtok.errors import CorruptFileError, ModelError, WrongModelError
 from vqtok.files.paths import naming, read_bytes
-from vqtok.files.walk import files_below
 from vqtok.media.kinds import is_shard
 from vqtok.models.card import check_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
@@ -22,23 +21,6 @@ from vqtok.tokens.shard.reader import Shard
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import parse_header
-
-
-def token_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Give the token files and shards among the paths and below the folders among them.
-
-    Raises:
-        MediaError: a folder has none.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        found = [path]
-        if path.is_dir():
-            found = [path / name for name in files_below(path, lambda file: file.suffix in (".vqt", ".vqts"))]
-        if not found:
-            raise MediaError(f"{path}: no .vqt or .vqts files in this folder")
-        files += found
-    return files
 
 
 def read_entropy_model(path: Path) -> EntropyModel:

@@ -13,8 +13,8 @@ from vqtok.files.paths import naming
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
-from vqtok.models.token_reader import token_files
 from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
+from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
 from vqtok.tokens.vqt.header import Header, read_header

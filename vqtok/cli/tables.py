@@ -1,158 +1,23 @@
-"""What people see: lines, tables and progress by Rich on stderr; what scripts see: JSON lines on stdout."""
+"""Tables that describe files and models."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.live import Live
-
-    from vqtok.config import Config
-    from vqtok.tokens.shard.writer import Merged
-    from vqtok.training.monitor import Progress as TrainingProgress
-
-out = Console(soft_wrap=False, highlight=False)
-"""Results that were asked for: tables of `inspect`."""
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-"""Everything said along the way."""
-
-T = TypeVar("T")
+from vqtok.cli.console import one_line, out
+from vqtok.cli.lines import file_size, media_size, times
 
 BARS = " ▁▂▃▄▅▆▇█"
 HISTOGRAM_COLUMNS = 20, 64
 """Narrowest and widest histogram; between them it takes what the terminal has."""
-
-
-def say(message: str, style: str = "") -> None:
-    """Print one line on stderr; file names in it are never read as markup."""
-    err.print(_line(message, style=style))
-
-
-def _line(text: str, style: str = "") -> Text:
-    """Make one line, with escapes for what would break it or steer the terminal: file names may hold any bytes."""
-    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style=style)
-
-
-_kept_stdout: list[TextIO] = []
-
-
-@contextmanager
-def stdout_for_json() -> Iterator[None]:
-    """Send to stderr what libraries print, for they will: Ray what the log of a node says that died."""
-    _kept_stdout.append(sys.stdout)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _kept_stdout.pop()
-
-
-def print_json(facts: Mapping[str, Any]) -> None:
-    stdout = _kept_stdout[-1] if _kept_stdout else sys.stdout
-    # In ASCII, which every stdout can hold and which keeps names that are no UTF-8.
-    stdout.write(json.dumps(facts) + "\n")
-    stdout.flush()
-
-
-def encoded_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller than raw)`."""
-    if facts["modality"] == "image":
-        raw_bytes = facts["width"] * facts["height"] * 3
-        rate = f"{facts['bpp']:.3f} bpp"
-    else:
-        raw_bytes = facts["duration_seconds"] * facts["sample_rate"] * facts["channels"] * 2
-        rate = f"{facts['kbps']:.2f} kbps"
-    smaller = raw_bytes / facts["file_bytes"]
-    return (
-        f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller than raw)"
-    )
-
-
-def decoded_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one decoded file."""
-    used, there = facts["decoded_codebooks"], facts["num_codebooks"]
-    source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
-    return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
-
-
-class Tally:
-    """Count what became of many inputs, and how fast."""
-
-    def __init__(self) -> None:
-        self.done = self.skipped = self.failed = 0
-        self._bits = {"bpp": 0, "kbps": 0}
-        self._extent = {"bpp": 0.0, "kbps": 0.0}  # pixels, and milliseconds
-        self._started = time.monotonic()
-
-    def add(self, facts: Mapping[str, Any]) -> None:
-        """Count one by its facts, as `--json` prints them."""
-        if "error" in facts:
-            self.failed += 1
-        elif "skipped" in facts:
-            self.skipped += 1
-        else:
-            self.done += 1
-        for rate in facts.keys() & self._bits:
-            self._bits[rate] += 8 * facts["file_bytes"]
-            self._extent[rate] += (
-                facts["width"] * facts["height"] if rate == "bpp" else 1000 * facts["duration_seconds"]
-            )
-
-    def __str__(self) -> str:
-        """Sum up: `31.5 items/s, 0.063 bpp: 200 done, 3 skipped, 1 failed`."""
-        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
-        if not self.done:
-            return counts
-        speed = f"{self.done / (time.monotonic() - self._started):.3g} items/s"
-        rates = [f"{self._bits[rate] / extent:.3f} {rate}" for rate, extent in self._extent.items() if extent]
-        return f"{', '.join([speed, *rates])}: {counts}"
-
-
-def converted_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one converted item."""
-    if facts["kind"] == "array":
-        return f"{facts['file']} -> {facts['output']} (shape {_times(facts['shape'])})"
-    return (
-        f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens of {media_size(facts)})"
-    )
-
-
-def exported_line(facts: Mapping[str, Any]) -> str:
-    """Sum up an export."""
-    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
-    failed = f", {facts['failed']} left out" if facts["failed"] else ""
-    return (
-        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
-        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
-    )
-
-
-def media_size(facts: Mapping[str, Any]) -> str:
-    if "width" in facts:
-        return f"{facts['width']}x{facts['height']}"
-    channels = {1: "mono", 2: "stereo"}.get(facts["channels"], f"{facts['channels']} channels")
-    return f"{facts['duration_seconds']:.2f} s {facts['sample_rate']} Hz {channels}"
-
-
-def file_size(num_bytes: float) -> str:
-    if num_bytes < 1000:
-        return f"{num_bytes:.0f} bytes"
-    unit, scale = ("kB", 1e3) if num_bytes < 1e6 else ("MB", 1e6)
-    return f"{num_bytes / scale:.1f} {unit}"
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
@@ -162,12 +27,12 @@ def show_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _facts_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    out.print(_line(title, style="bold"), soft_wrap=True)
+    out.print(one_line(title, style="bold"), soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, _line(value))
+        table.add_row(name, one_line(value))
     out.print(table)
 
 
@@ -180,7 +45,7 @@ def _show_tokens(facts: Mapping[str, Any]) -> None:
         ("medium", f"{facts['modality']} {media_size(facts)}"),
         ("model", facts["model"]),
         ("codebooks", _codebooks(facts["codebook_sizes"])),
-        ("grid", f"{_times(facts['grid'])} at stride {facts['stride']}, {facts['num_tokens']} tokens"),
+        ("grid", f"{times(facts['grid'])} at stride {facts['stride']}, {facts['num_tokens']} tokens"),
         ("raw bits", f"{facts['raw_bits']:.0f}"),
         ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
         ("file", f"{facts['file_bytes']} bytes, {rate}"),
@@ -228,12 +93,7 @@ def _show_export(facts: Mapping[str, Any]) -> None:
 def show_item(facts: Mapping[str, Any]) -> None:
     """Print a line on an item of a shard."""
     size = f"{media_size(facts)}, {facts['num_tokens']} tokens, {file_size(facts['file_bytes'])}"
-    out.print(_line(f"  {facts['key']} {size}"), soft_wrap=True)
-
-
-def merged_line(output: Path, merged: Merged) -> str:
-    """Sum up what became one shard."""
-    return f"{output}: {merged.num_items} items, {file_size(output.stat().st_size)}"
+    out.print(one_line(f"  {facts['key']} {size}"), soft_wrap=True)
 
 
 def _show_media(facts: Mapping[str, Any]) -> None:
@@ -244,7 +104,7 @@ def _show_media(facts: Mapping[str, Any]) -> None:
             (
                 "would become",
                 f"{future['num_tokens']} tokens ({future['num_codebooks']} codebooks on a grid of "
-                f"{_times(future['grid'])}), about {file_size(future['raw_bits'] / 8)}, with model {future['model']}",
+                f"{times(future['grid'])}), about {file_size(future['raw_bits'] / 8)}, with model {future['model']}",
             )
         )
     _facts_table(facts["file"], rows)
@@ -305,9 +165,9 @@ def show_models(models: Iterable[Mapping[str, Any]]) -> None:
     for where, group in itertools.groupby(models, key=lambda model: model["where"]):
         listed = list(group)
         width = max(len(model["name"]) for model in listed)
-        out.print(_line(where, style="bold"))
+        out.print(one_line(where, style="bold"))
         for model in listed:
-            out.print(_line(f"  {model['name']:{width}}  {_model_in_brief(model)}"), soft_wrap=True)
+            out.print(one_line(f"  {model['name']:{width}}  {_model_in_brief(model)}"), soft_wrap=True)
 
 
 def _model_in_brief(model: Mapping[str, Any]) -> str:
@@ -342,9 +202,9 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
         for row, length in enumerate(evaluation["prefixes"]):
             label = f"{group or 'all'} ({values['files']})" if row == 0 else ""
             figures = [f"{values[n][row]:.{METRICS[n][1]}f}" if n in values else "-" for n in metrics]
-            table.add_row(_line(label), str(length), *figures)
+            table.add_row(one_line(label), str(length), *figures)
     out.print(table)
-    out.print(_line(evaluation["protocol"], style="dim"))
+    out.print(one_line(evaluation["protocol"], style="dim"))
     _show_codebooks(evaluation)
 
 
@@ -423,105 +283,3 @@ def _codebooks(sizes: Sequence[int]) -> str:
     if len(set(sizes)) == 1:
         return f"{len(sizes)} x {sizes[0]}"
     return ", ".join(map(str, sizes))
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
-
-
-class TrainingDisplay:
-    """Show training as it goes: a live panel on a terminal, a line at each validation elsewhere."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live: Live | None = None
-        self.quality = ""
-        if err.is_terminal and not quiet:
-            from rich.live import Live
-
-            self.live = Live(console=err, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> TrainingDisplay:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def start(self, config: Config, training: int, held_out: int, run_folder: Path) -> None:
-        if not self.quiet:
-            say(f"{config.model.modality}: {training} files to train on, {held_out} held out; run folder {run_folder}")
-
-    def progress(self, progress: TrainingProgress) -> None:
-        if progress.validation:
-            found = progress.validation
-            figures = ", ".join(
-                f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
-            )
-            name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
-            self.quality = f"{name}{unit} {figures}"
-            if not self.quiet:
-                say(
-                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
-                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
-                )
-        if self.live:
-            self.live.update(self._panel(progress))
-
-    def _panel(self, progress: TrainingProgress) -> Table:
-        left = progress.seconds * (1 / max(progress.fraction, 1e-9) - 1)
-        done = round(progress.fraction * 30)
-        panel = Table.grid(padding=(0, 2))
-        panel.add_column(style="cyan")
-        panel.add_column()
-        panel.add_row(
-            "progress",
-            f"{'━' * done}{'╌' * (30 - done)} {progress.fraction:.1%}, step {progress.step}, {_clock(left)} left",
-        )
-        panel.add_row(
-            "speed",
-            f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data",
-        )
-        panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
-        for name, values in progress.codebooks.items():
-            panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
-        if self.quality:
-            panel.add_row("validation", self.quality)
-        return panel
-
-    def evaluate(self, done: int, total: int) -> None:
-        if self.live:
-            self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
-
-    def prior(self, steps: int, step: int, bits: float) -> None:
-        if self.live:
-            now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
-            self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
-
-
-def _each(values: Sequence[float], style: str) -> str:
-    return " ".join(f"{value:{style}}" for value in values)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """Pass things on, with a progress bar on a terminal where there are several."""
-    if quiet or total < 2 or not err.is_terminal:
-        yield from outcomes
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn()
-    # Where stdout is not the terminal, what goes there is data and no business of the display.
-    with Progress(*columns, console=err, transient=True, redirect_stdout=out.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        for outcome in outcomes:
-            yield outcome
-            bar.advance(task)

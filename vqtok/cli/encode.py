@@ -1,0 +1,123 @@
+"""`vqtok encode`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vqtok.cli.command import command
+from vqtok.cli.options import (
+    INPUTS,
+    ChunkSeconds,
+    Codebooks,
+    Device,
+    FailureFile,
+    FileList,
+    Force,
+    Jobs,
+    Json,
+    Model,
+    NumTasks,
+    Output,
+    Precision,
+    Quiet,
+    Revision,
+    Shard,
+    Skip,
+    TaskIndex,
+    Tile,
+    Verbose,
+)
+from vqtok.cli.outcomes import print_outcomes, refuse_terminal
+from vqtok.files.paths import STDIO, as_path
+
+
+@command
+def encode(
+    inputs: Annotated[list[Path] | None, INPUTS] = None,
+    output: Output = None,
+    filelist: FileList = None,
+    num_tasks: NumTasks = None,
+    task_index: TaskIndex = None,
+    model: Model = None,
+    revision: Revision = None,
+    codebooks: Codebooks = None,
+    shard: Shard = None,
+    mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
+    coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Work in this process, or on a cluster of Ray.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="auto or that of a cluster; default: a new one."),
+    ] = None,
+    device: Device = "cpu",
+    tile: Tile = 1024,
+    chunk_seconds: ChunkSeconds = 10.0,
+    precision: Precision = "float32",
+    num_jobs: Jobs = None,
+    force: Force = False,
+    skip_existing: Skip = False,
+    failures: FailureFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn images and sounds into token files."""
+    from vqtok.jobs.planning import plan_encoding
+
+    on_cluster = engine == "ray"
+    work = plan_encoding(
+        inputs or [],
+        output,
+        shard=shard,
+        filelist=filelist,
+        num_tasks=num_tasks,
+        task_index=task_index,
+        on_cluster=on_cluster,
+    )
+    if STDIO in (inputs or []) or output == "-":
+        refuse_terminal(work.jobs, json)
+    from vqtok.cli.console import say, stdout_for_json
+    from vqtok.cli.lines import encoded_line
+    from vqtok.codec.files import Codecs
+    from vqtok.compute.device import choose_device
+    from vqtok.jobs.encode import encode_files
+    from vqtok.jobs.job import Existing
+    from vqtok.jobs.shards import encode_shards
+    from vqtok.models.hub import at_revision
+    from vqtok.tokens.coding.coders import chosen_coder
+
+    if work.share and not quiet:
+        say(work.share)
+    model = at_revision(model, revision)
+    how: dict[str, Any] = {
+        "num_codebooks": codebooks,
+        "mono": mono,
+        "coder": chosen_coder(coder),
+        "existing": Existing(overwrite=force, skip=skip_existing),
+    }
+    network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
+    if on_cluster:
+        from vqtok.jobs.ray_cluster import encode_on_ray
+
+        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
+    else:
+        codecs = Codecs(model, str(choose_device(device)), **network)
+        outcomes = (
+            encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
+        )
+    manifest = as_path(failures) if failures else work.failures
+
+    def at_end() -> None:
+        if work.is_of_torchrun:
+            from vqtok.compute.distributed import wait_for_others
+
+            wait_for_others()
+
+    with stdout_for_json() if on_cluster else nullcontext():
+        print_outcomes(outcomes, work.total, encoded_line, manifest, json=json, quiet=quiet, at_end=at_end)

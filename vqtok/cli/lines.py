@@ -1,0 +1,109 @@
+"""One-line summaries of results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqtok.tokens.shard.writer import Merged
+
+
+def encoded_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller than raw)`."""
+    if facts["modality"] == "image":
+        raw_bytes = facts["width"] * facts["height"] * 3
+        rate = f"{facts['bpp']:.3f} bpp"
+    else:
+        raw_bytes = facts["duration_seconds"] * facts["sample_rate"] * facts["channels"] * 2
+        rate = f"{facts['kbps']:.2f} kbps"
+    smaller = raw_bytes / facts["file_bytes"]
+    return (
+        f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller than raw)"
+    )
+
+
+def decoded_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one decoded file."""
+    used, there = facts["decoded_codebooks"], facts["num_codebooks"]
+    source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
+    return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
+
+
+class Tally:
+    """Count what became of many inputs, and how fast."""
+
+    def __init__(self) -> None:
+        self.done = self.skipped = self.failed = 0
+        self._bits = {"bpp": 0, "kbps": 0}
+        self._extent = {"bpp": 0.0, "kbps": 0.0}  # pixels, and milliseconds
+        self._started = time.monotonic()
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Count one by its facts, as `--json` prints them."""
+        if "error" in facts:
+            self.failed += 1
+        elif "skipped" in facts:
+            self.skipped += 1
+        else:
+            self.done += 1
+        for rate in facts.keys() & self._bits:
+            self._bits[rate] += 8 * facts["file_bytes"]
+            self._extent[rate] += (
+                facts["width"] * facts["height"] if rate == "bpp" else 1000 * facts["duration_seconds"]
+            )
+
+    def __str__(self) -> str:
+        """Sum up: `31.5 items/s, 0.063 bpp: 200 done, 3 skipped, 1 failed`."""
+        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
+        if not self.done:
+            return counts
+        speed = f"{self.done / (time.monotonic() - self._started):.3g} items/s"
+        rates = [f"{self._bits[rate] / extent:.3f} {rate}" for rate, extent in self._extent.items() if extent]
+        return f"{', '.join([speed, *rates])}: {counts}"
+
+
+def converted_line(facts: Mapping[str, Any]) -> str:
+    """Sum up one converted item."""
+    if facts["kind"] == "array":
+        return f"{facts['file']} -> {facts['output']} (shape {times(facts['shape'])})"
+    return (
+        f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"({facts['num_tokens']} tokens of {media_size(facts)})"
+    )
+
+
+def exported_line(facts: Mapping[str, Any]) -> str:
+    """Sum up an export."""
+    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
+    failed = f", {facts['failed']} left out" if facts["failed"] else ""
+    return (
+        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
+    )
+
+
+def media_size(facts: Mapping[str, Any]) -> str:
+    if "width" in facts:
+        return f"{facts['width']}x{facts['height']}"
+    channels = {1: "mono", 2: "stereo"}.get(facts["channels"], f"{facts['channels']} channels")
+    return f"{facts['duration_seconds']:.2f} s {facts['sample_rate']} Hz {channels}"
+
+
+def file_size(num_bytes: float) -> str:
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} bytes"
+    unit, scale = ("kB", 1e3) if num_bytes < 1e6 else ("MB", 1e6)
+    return f"{num_bytes / scale:.1f} {unit}"
+
+
+def merged_line(output: Path, merged: Merged) -> str:
+    """Sum up what became one shard."""
+    return f"{output}: {merged.num_items} items, {file_size(output.stat().st_size)}"
+
+
+def times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

@@ -1,0 +1,118 @@
+"""Progress displays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.table import Table
+from rich.text import Text
+
+from vqtok.cli.console import err, out, say
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from vqtok.config import Config
+    from vqtok.training.monitor import Progress as TrainingProgress
+
+T = TypeVar("T")
+
+
+class TrainingDisplay:
+    """Show training as it goes: a live panel on a terminal, a line at each validation elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live: Live | None = None
+        self.quality = ""
+        if err.is_terminal and not quiet:
+            from rich.live import Live
+
+            self.live = Live(console=err, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def start(self, config: Config, training: int, held_out: int, run_folder: Path) -> None:
+        if not self.quiet:
+            say(f"{config.model.modality}: {training} files to train on, {held_out} held out; run folder {run_folder}")
+
+    def progress(self, progress: TrainingProgress) -> None:
+        if progress.validation:
+            found = progress.validation
+            figures = ", ".join(
+                f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
+            )
+            name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
+            self.quality = f"{name}{unit} {figures}"
+            if not self.quiet:
+                say(
+                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
+                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
+                )
+        if self.live:
+            self.live.update(self._panel(progress))
+
+    def _panel(self, progress: TrainingProgress) -> Table:
+        left = progress.seconds * (1 / max(progress.fraction, 1e-9) - 1)
+        done = round(progress.fraction * 30)
+        panel = Table.grid(padding=(0, 2))
+        panel.add_column(style="cyan")
+        panel.add_column()
+        panel.add_row(
+            "progress",
+            f"{'━' * done}{'╌' * (30 - done)} {progress.fraction:.1%}, step {progress.step}, {_clock(left)} left",
+        )
+        panel.add_row(
+            "speed",
+            f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data",
+        )
+        panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
+        for name, values in progress.codebooks.items():
+            panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
+        if self.quality:
+            panel.add_row("validation", self.quality)
+        return panel
+
+    def evaluate(self, done: int, total: int) -> None:
+        if self.live:
+            self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
+
+    def prior(self, steps: int, step: int, bits: float) -> None:
+        if self.live:
+            now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
+            self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
+
+
+def _each(values: Sequence[float], style: str) -> str:
+    return " ".join(f"{value:{style}}" for value in values)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
+    """Pass things on, with a progress bar on a terminal where there are several."""
+    if quiet or total < 2 or not err.is_terminal:
+        yield from outcomes
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn()
+    # Where stdout is not the terminal, what goes there is data and no business of the display.
+    with Progress(*columns, console=err, transient=True, redirect_stdout=out.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        for outcome in outcomes:
+            yield outcome
+            bar.advance(task)
