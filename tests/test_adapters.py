@@ -399,7 +399,10 @@ def test_windows_over_long_sounds_do_not_show(saved, name, monkeypatch):
     if name in ("encodec", "mimi"):
         tokenizer.core = 24
     monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", 0.3)
-    codec, whole = vqtok.Codec(tokenizer, chunk_seconds=0.3), vqtok.Codec(open_tokenizer(folder), chunk_seconds=99)
+    codec, whole = (
+        vqtok.Codec(tokenizer, options=vqtok.CodecOptions(chunk_seconds=0.3)),
+        vqtok.Codec(open_tokenizer(folder), options=vqtok.CodecOptions(chunk_seconds=99)),
+    )
     media = sound(20_011, tokenizer.sample_rate)
     tokens = codec.encode(media)
     monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", 99)

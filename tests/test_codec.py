@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vqtok.codec.codec import Codec
+from vqtok.codec.options import CodecOptions
 from vqtok.codec.threads import in_order
 from vqtok.compute.device import choose_device
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError, WrongModelError
@@ -102,7 +103,9 @@ def test_tiles_do_not_show(image_codec, seed):
     """Code for code, and in the pixels to float precision."""
     rng = np.random.default_rng(seed)
     media = picture(*rng.integers(1, 70, 2))
-    tiles = [Codec(image_codec.tokenizer, tile=int(tile)) for tile in (1, *rng.integers(4, 60, 2))]
+    tiles = [
+        Codec(image_codec.tokenizer, options=CodecOptions(tile=int(tile))) for tile in (1, *rng.integers(4, 60, 2))
+    ]
     (codes,), (decoded,) = whole(image_codec, [media.data])
     for codec in (image_codec, *tiles):
         tokens = codec.encode(media)
@@ -122,7 +125,7 @@ def test_chunks_do_not_show(audio_codec, seed, sample_rate, monkeypatch):
     decoded = resample(decoded, 16_000, sample_rate, media.data.shape[1])
     for seconds in (10, *rng.uniform(0.004, 0.1, 2)):
         monkeypatch.setattr("vqtok.codec.codec.CHUNK_SECONDS", seconds)
-        codec = Codec(audio_codec.tokenizer, chunk_seconds=seconds)
+        codec = Codec(audio_codec.tokenizer, options=CodecOptions(chunk_seconds=seconds))
         tokens = codec.encode(media)
         assert np.array_equal(tokens.codes, np.stack(codes, axis=1))
         np.testing.assert_allclose(codec.decode(tokens).data, decoded, atol=1e-5)
@@ -135,7 +138,7 @@ def test_chunk_seconds_do_not_move_what_the_encoder_sees(audio_codec):
     seen = []
     encode = audio_codec.tokenizer.encode
     for seconds in (1.0, 30.0):
-        codec = Codec(audio_codec.tokenizer, chunk_seconds=seconds)
+        codec = Codec(audio_codec.tokenizer, options=CodecOptions(chunk_seconds=seconds))
         media = sound(400_000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(codec.tokenizer, "encode", lambda x: seen.append(x) or encode(x))
@@ -148,7 +151,7 @@ def test_a_model_that_sees_all_at_once_is_not_cut(image_codec, audio_codec):
     for codec, media in ((image_codec, picture(100, 30)), (audio_codec, sound(3000))):
         tokenizer = copy.copy(codec.tokenizer)
         tokenizer.encoder_context = tokenizer.decoder_context = None
-        uncut = Codec(tokenizer, tile=16, chunk_seconds=0.01)
+        uncut = Codec(tokenizer, options=CodecOptions(tile=16, chunk_seconds=0.01))
         tokens = codec.encode(media)
         assert np.array_equal(uncut.encode(media).codes, tokens.codes)
         assert np.array_equal(uncut.decode(tokens).data, codec.decode(tokens).data)
@@ -159,7 +162,7 @@ def test_pixels_are_the_rounded_picture(image_codec):
     pixels = as_bytes(media.data)
     tokens = image_codec.encode_image(pixels)
     assert np.array_equal(tokens.codes, image_codec.encode(Media("image", as_float(pixels))).codes)
-    codec = Codec(image_codec.tokenizer, tile=20)
+    codec = Codec(image_codec.tokenizer, options=CodecOptions(tile=20))
     assert np.array_equal(codec.decode_pixels(tokens), as_bytes(codec.decode(tokens).data))
 
 
@@ -236,9 +239,9 @@ def test_nothing_shows_in_codes(image_codec, audio_codec, monkeypatch):
     alone = [codecs[item.modality].encode(item) for item in items]
     decoded = [codecs[tokens.modality].decode(tokens).data for tokens in alone]
     for jobs, positions, tile in ((1, 1, 1024), (1, 1 << 14, 12), (3, 1 << 14, 1024), (2, 4096, 40)):
-        how = {"jobs": jobs, "tile": tile, "chunk_seconds": tile / 1000}
-        monkeypatch.setattr("vqtok.codec.codec.BATCH_POSITIONS", {"cpu": positions})
-        others = {name: Codec(codec.tokenizer, **how) for name, codec in codecs.items()}
+        how = CodecOptions(jobs=jobs, tile=tile, chunk_seconds=tile / 1000)
+        monkeypatch.setattr("vqtok.codec.inference.BATCH_POSITIONS", {"cpu": positions})
+        others = {name: Codec(codec.tokenizer, options=how) for name, codec in codecs.items()}
         together = in_order(lambda item, others=others: others[item.modality].encode(item), items, 8)
         for tokens, expected in zip(together, alone, strict=True):
             assert np.array_equal(tokens.codes, expected.codes)
@@ -264,7 +267,7 @@ def test_threads_of_torch_do_not_show(image_codec):
 
 
 def test_bfloat16_is_told(image_codec):
-    tokens = Codec(image_codec.tokenizer, precision="bfloat16").encode(picture(64, 64))
+    tokens = Codec(image_codec.tokenizer, options=CodecOptions(precision="bfloat16")).encode(picture(64, 64))
     exact = image_codec.encode(picture(64, 64))
     assert (tokens.metadata, exact.metadata) == ({"precision": "bfloat16"}, {})
     same = (tokens.codes == exact.codes).mean(axis=(1, 2))

@@ -14,6 +14,7 @@ from PIL import Image
 
 import vqtok
 from vqtok.codec.files import Codecs
+from vqtok.codec.options import CodecOptions
 from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
 from vqtok.jobs.decode import decode_files
 from vqtok.jobs.encode import encode_files
@@ -94,7 +95,7 @@ def test_jobs_do_not_show(bundled, folder, tmp_path):
     found = []
     for cores in (1, 3):
         out = tmp_path / str(cores)
-        codecs = Codecs(jobs=cores)
+        codecs = Codecs(options=CodecOptions(jobs=cores))
         encoded = list(encode_files(planned(folder, out), codecs))
         jobs = [Job(path, path.with_suffix(".out")) for path in sorted(out.glob("*.vqt"))]
         jobs = [Job(job.source, job.source.with_suffix(".wav" if "s" in job.source.stem else ".png")) for job in jobs]
@@ -114,7 +115,7 @@ def test_jobs_do_not_show(bundled, folder, tmp_path):
 
 def test_leaving_off_stops_the_rest(bundled, folder, tmp_path):
     out = tmp_path / "out"
-    outcomes = encode_files(planned(folder, out), Codecs(jobs=2))
+    outcomes = encode_files(planned(folder, out), Codecs(options=CodecOptions(jobs=2)))
     assert next(outcomes).facts["num_codebooks"] == 4
     outcomes.close()
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("vqtok-item")]
@@ -137,9 +138,11 @@ def test_memory_for_media_is_shared_out(bundled, folder, tmp_path, monkeypatch):
         reading.remove(source)
         return read_pixels(source, channels)
 
-    monkeypatch.setattr("vqtok.jobs.runner.read_pixels", read)
+    monkeypatch.setattr("vqtok.codec.files.read_pixels", read)
     jobs = planned(folder, tmp_path / "out")
-    assert sum(not outcome.error for outcome in encode_files(jobs, Codecs(jobs=2))) == len(jobs) - 1
+    assert (
+        sum(not outcome.error for outcome in encode_files(jobs, Codecs(options=CodecOptions(jobs=2)))) == len(jobs) - 1
+    )
 
 
 def test_out_of_memory_halves_the_batch(bundled, folder, tmp_path, monkeypatch, caplog):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vqtok.codec.codec import Codec
+from vqtok.codec.options import CodecOptions
 from vqtok.config import Config, ModelConfig, NetworkConfig, QuantizerConfig, from_dict
 from vqtok.errors import UsageError
 from vqtok.media.media import Media
@@ -55,10 +56,10 @@ def test_every_pixel_counts_for_every_code_so_that_nothing_is_tiled(network: Net
     moved = (model.encoder(x) != model.encoder(poked)).all(1)
     assert moved.float().mean() > 0.9
     media = Media("image", x[0, :, :37, :45].numpy())
-    whole, tiled = (Codec(model, tile=tile).encode(media) for tile in (1024, 16))
+    whole, tiled = (Codec(model, options=CodecOptions(tile=tile)).encode(media) for tile in (1024, 16))
     assert whole.grid == (10, 12)
     assert (whole.codes == tiled.codes).all()
-    assert Codec(model, tile=16).decode(whole).data.shape == (3, 37, 45)
+    assert Codec(model, options=CodecOptions(tile=16)).decode(whole).data.shape == (3, 37, 45)
 
 
 def test_a_grid_of_a_single_position_decodes() -> None:

@@ -134,7 +134,9 @@ def test_channels_together_with_side_data(families, channels, tmp_path):
 
 def test_a_sound_is_given_whole_and_filled_with_zeros(families, monkeypatch):
     tokenizer = Pairs()
-    tokens = vqtok.Codec(tokenizer, chunk_seconds=1).encode_audio(np.split(steady(2).data, 7, axis=1), 8000, 2)
+    tokens = vqtok.Codec(tokenizer, options=vqtok.CodecOptions(chunk_seconds=1)).encode_audio(
+        np.split(steady(2).data, 7, axis=1), 8000, 2
+    )
     assert tokenizer.seen == [(1, 2, 80_008)]
     ending = steady(2).data[:, -3:].sum(axis=1) / 8 / 0.5
     assert tokens.codes[:, 0, -1].tolist() == np.round((ending + 1) * 127.5).tolist()

@@ -15,13 +15,14 @@ __version__ = "0.1.0"
 # Loaded when first used: torch alone takes over a second.
 _HOMES = {
     "Codec": "vqtok.codec.codec",
+    "CodecOptions": "vqtok.codec.options",
     "Encoder": "vqtok.codec.batch_encoder",
     "Media": "vqtok.media.media",
     "Tokenizer": "vqtok.models.tokenizer",
     "Tokens": "vqtok.tokens.tokens",
     "convert": "vqtok.jobs.convert",
-    "decode": "vqtok.jobs.runner",
-    "encode": "vqtok.jobs.runner",
+    "decode": "vqtok.codec.files",
+    "encode": "vqtok.codec.files",
     "export": "vqtok.jobs.export",
     "import_checkpoint": "vqtok.models.importers.import_checkpoint",
     "inspect": "vqtok.inspection",

@@ -102,6 +102,7 @@ def decode(
         refuse_terminal(jobs, json)
     from vqtok.cli.lines import decoded_line
     from vqtok.codec.files import Codecs
+    from vqtok.codec.options import CodecOptions
     from vqtok.compute.device import choose_device
     from vqtok.jobs.decode import decode_files
     from vqtok.jobs.failures import failures_beside
@@ -109,9 +110,7 @@ def decode(
     from vqtok.models.hub import at_revision
 
     model = at_revision(model, revision)
-    codecs = Codecs(
-        model, str(choose_device(device)), tile=tile, chunk_seconds=chunk_seconds, precision=precision, jobs=num_jobs
-    )
+    codecs = Codecs(model, str(choose_device(device)), CodecOptions(tile, chunk_seconds, precision, num_jobs))
     existing = Existing(overwrite=force, skip=skip_existing)
     outcomes = decode_files(jobs, codecs, num_codebooks=codebooks, salvage=salvage, existing=existing)
     manifest = as_path(failures) if failures else failures_beside(output, len(jobs))

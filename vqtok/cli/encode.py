@@ -85,6 +85,7 @@ def encode(
     from vqtok.cli.console import say, stdout_for_json
     from vqtok.cli.lines import encoded_line
     from vqtok.codec.files import Codecs
+    from vqtok.codec.options import CodecOptions
     from vqtok.compute.device import choose_device
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
@@ -101,13 +102,13 @@ def encode(
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
-    network: dict[str, Any] = {"tile": tile, "chunk_seconds": chunk_seconds, "precision": precision, "jobs": num_jobs}
+    options = CodecOptions(tile, chunk_seconds, precision, num_jobs)
     if on_cluster:
         from vqtok.jobs.ray_cluster import encode_on_ray
 
-        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
+        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, options=options, **how)
     else:
-        codecs = Codecs(model, str(choose_device(device)), **network)
+        codecs = Codecs(model, str(choose_device(device)), options)
         outcomes = (
             encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
         )

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.codec.files import Codecs, encode_medium
+from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.codec.threads import in_order
-from vqtok.compute.device import Precision, choose_device
+from vqtok.compute.device import choose_device
 from vqtok.errors import MediaError, UsageError
 from vqtok.files.paths import as_path, naming
 from vqtok.tokens.coding.coders import chosen_coder
@@ -29,7 +29,7 @@ class Encoder:
         num_codebooks, mono, coder: As `vqtok encode` takes them.
         codes: Give the codes as arrays, too.
         device: Such as "cuda"; "auto" is the best there is.
-        tile, chunk_seconds, precision: As for `Codec`.
+        options: How the network runs.
     """
 
     def __init__(
@@ -41,12 +41,10 @@ class Encoder:
         coder: str = "auto",
         codes: bool = False,
         device: str = "auto",
-        tile: int = TILE_PIXELS,
-        chunk_seconds: float = CHUNK_SECONDS,
-        precision: Precision = "float32",
+        options: CodecOptions = DEFAULT_OPTIONS,
     ) -> None:
         device = str(choose_device(device))
-        self._codecs = Codecs(model, device, tile=tile, chunk_seconds=chunk_seconds, precision=precision)
+        self._codecs = Codecs(model, device, options)
         self._num_codebooks, self._mono, self._coder = num_codebooks, mono, chosen_coder(coder)
         self._codes = codes
 

@@ -1,23 +1,20 @@
-"""Media to tokens and back through a tokenizer: resample, cut into windows, run the network, join."""
+"""`Codec`: media to tokens and back. Resample, cut into windows with context, run the network, join the results."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vqtok.codec.batches import Batches
+from vqtok.codec.inference import NO_SIDE_DATA, Inference
+from vqtok.codec.options import CHUNK_SECONDS, DEFAULT_OPTIONS, CodecOptions
 from vqtok.codec.threads import ahead, wait
-from vqtok.compute.device import Precision, check_precision, tf32
+from vqtok.compute.device import check_precision
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
 from vqtok.media.image import Pixels, as_bytes, as_float
 from vqtok.media.media import Media
@@ -26,59 +23,39 @@ from vqtok.media.tiling import chunks, padded, windows
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.tokens import Tokens, pack_side_data
 
-TILE_PIXELS = 1024
-NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)
-CHUNK_SECONDS = 10.0
-"""Seconds of sound that the network sees at once, less the context about them. When encoding always these."""
-BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
-"""Pixels or samples that the network gets at once, where windows are that small: larger ones are no faster together."""
 Result = TypeVar("Result")
 
-_using_gpu = threading.Lock()
-"""Held by whoever needs flags that torch has only once for the whole process."""
-
 BLANK_STEPS = 17
-"""Grid steps of grey or silence, of which the codes of the middle one are taken."""
+"""Grid steps of gray or silence that are encoded to find the codes that stand for lost parts; the middle ones count."""
 
 
 class Codec:
-    """Encode and decode pictures and sounds of any size with one tokenizer.
+    """Encode and decode images and audio of any size with one tokenizer.
 
-    A processor may round convolutions of other shapes otherwise, in the last bits, and once in a while the nearest
-    codebook vector is another then. So windows lie where the size of the medium alone puts them, whether it is encoded
-    from memory or as a stream, and go to the network in `Batches`, so that codes depend neither on what else is encoded
-    nor on the number of threads. Only another `tile` moves windows. All methods may be called from many threads.
+    Windows lie where the size of the media alone puts them, whether it comes from memory or as a stream, because a
+    processor may round convolutions of another shape differently in the last bits and so choose another code once in a
+    while. Codes therefore depend neither on what else is encoded nor on the number of threads; only another `tile`
+    moves windows. Methods may be called from many threads.
 
     Args:
         tokenizer: The model; a module must be on `device` already.
-        tile: Side of the part of a picture that is computed at once, less the context about it.
-        chunk_seconds: As much of a sound is decoded at once.
-        precision: What the network computes in; in bfloat16, and in tf32 on GPUs, codes differ from those in float32.
-        jobs: Processor cores to use; by default those that torch uses.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        device: torch.device | str = "cpu",
-        *,
-        tile: int = TILE_PIXELS,
-        chunk_seconds: float = CHUNK_SECONDS,
-        precision: Precision = "float32",
-        jobs: int | None = None,
+        self, tokenizer: Tokenizer, device: torch.device | str = "cpu", options: CodecOptions = DEFAULT_OPTIONS
     ) -> None:
-        check_precision(precision, device)
-        self.tokenizer = tokenizer
-        self.device = torch.device(device)
-        self.tile, self.chunk_seconds, self.precision = tile, chunk_seconds, precision
-        self._cores = Batches(jobs or torch.get_num_threads(), BATCH_POSITIONS["cpu"])
-        self._batches = self._cores if self.device.type == "cpu" else Batches(1, BATCH_POSITIONS["cuda"])
+        check_precision(options.precision, device)
+        self.tokenizer, self.options = tokenizer, options
+        self._inference = Inference(
+            tokenizer, torch.device(device), options.precision, options.jobs or torch.get_num_threads()
+        )
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
-        """Turn media into tokens, with all codebooks or the first `num_codebooks`.
+        """Encode media with all codebooks, or with the first `num_codebooks`.
 
         Raises:
-            ModelError: the model is for another modality or number of colours. UsageError: it has fewer codebooks.
+            ModelError: The model is for another modality or another number of color channels.
+            UsageError: The model has fewer codebooks.
         """
         if media.modality == "image":
             return self.encode_image(media.data, num_codebooks)
@@ -86,21 +63,21 @@ class Codec:
         return self.encode_audio([media.data], media.sample_rate, len(media.data), num_codebooks)
 
     def encode_image(self, pixels: Pixels, num_codebooks: int | None = None) -> Tokens:
-        """Turn a picture `(channels, height, width)` into tokens; raises as `encode`."""
+        """Encode an image `(channels, height, width)`. Raises as `encode` does."""
         tokenizer, stride = self.tokenizer, self.tokenizer.stride
         self._check_modality("image")
         channels, height, width = pixels.shape
         if channels != tokenizer.channels:
-            raise ModelError(f"this model codes pictures of {tokenizer.channels} channels, this one has {channels}")
+            raise ModelError(f"this model encodes images of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
         count = _count(num_codebooks, len(tokenizer.codebook_sizes))
         codes = np.empty((count, *grid), np.int32)
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
             window = pixels[:, *(_scaled(lies, stride) for lies, _ in tile)]
-            return self._encode_window(padded(as_float(window), stride, tokenizer.padding), count)
+            return self._inference.encode(padded(as_float(window), stride, tokenizer.padding), count)
 
-        for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._batches.workers):
+        for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._inference.workers):
             (top, rows), (left, columns) = tile
             codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
         return self.tokens(codes, (width, height))
@@ -112,7 +89,7 @@ class Codec:
         channels: int,
         num_codebooks: int | None = None,
     ) -> Tokens:
-        """Turn a sound that comes in pieces `(channels, samples)` into tokens; raises as `encode`."""
+        """Encode audio that arrives in pieces `(channels, samples)`. Raises as `encode` does."""
         tokenizer = self.tokenizer
         self._check_modality("audio")
         assert tokenizer.sample_rate
@@ -124,10 +101,10 @@ class Codec:
         def groups() -> Iterator[tuple[NDArray[np.float32], slice]]:
             for window, given in windows:
                 for group in _grouped(window, tokenizer.channels):
-                    side_data.append(self._side_data(group))
+                    side_data.append(self._inference.side_data(group))
                     yield group, slice(None) if context is None else given
 
-        encoded = ahead(lambda group: self._encode_window(group[0], count), groups(), self._batches.workers)
+        encoded = ahead(lambda group: self._inference.encode(group[0], count), groups(), self._inference.workers)
         codes = [found[:count, given] for (_, given), found in encoded]
         num_groups, size = _num_groups(channels, tokenizer.channels), (resampler.taken, sample_rate, channels)
         planes = [np.concatenate(codes[group::num_groups], axis=1) for group in range(num_groups)]
@@ -135,11 +112,12 @@ class Codec:
         return self.tokens(joined, size, pack_side_data(np.concatenate(side_data)))
 
     def decode(self, tokens: Tokens, num_codebooks: int | None = None) -> Media:
-        """Turn tokens back into media of the original size, from all codebooks or the first `num_codebooks`.
+        """Decode tokens to media of the original size, from all codebooks or from the first `num_codebooks`.
 
         Raises:
-            WrongModelError: another model made the tokens. CorruptFileError: this model cannot have made them.
-            UsageError: they have fewer codebooks.
+            WrongModelError: Another model made the tokens.
+            CorruptFileError: This model cannot have made them.
+            UsageError: They have fewer codebooks.
         """
         tokens = self._checked(tokens, num_codebooks)
         if tokens.modality == "image":
@@ -151,7 +129,7 @@ class Codec:
         return Media("audio", np.concatenate(list(self.decode_audio(tokens)), axis=1), tokens.size[1])
 
     def decode_pixels(self, tokens: Tokens, num_codebooks: int | None = None) -> NDArray[np.uint8]:
-        """Turn tokens into the pixels of a picture, rounded; raises as `decode`."""
+        """Decode tokens to the 8-bit pixels `(channels, height, width)` of an image. Raises as `decode` does."""
         tokens = self._checked(tokens, num_codebooks)
         width, height = tokens.size
         pixels = np.empty((self.tokenizer.channels, height, width), np.uint8)
@@ -160,7 +138,7 @@ class Codec:
         return pixels
 
     def decode_audio(self, tokens: Tokens, num_codebooks: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Turn tokens into the pieces `(channels, samples)` of a sound; raises as `decode`."""
+        """Decode tokens to audio, yielding pieces `(channels, samples)`. Raises as `decode` does."""
         tokens = self._checked(tokens, num_codebooks)
         samples, sample_rate, channels = tokens.size
         assert self.tokenizer.sample_rate
@@ -168,19 +146,19 @@ class Codec:
         return resampler.stream(self._decoded_chunks(tokens), samples)
 
     def on_core(self, work: Callable[[], Result]) -> Result:
-        """Do other work on one of the processor cores that this codec keeps busy, when its turn comes."""
-        return wait(self._cores.alone(work))
+        """Run other work on one of the processor cores that this codec uses, and wait for its result."""
+        return wait(self._inference.on_core(work))
 
     def check(self, tokens: Tokens) -> None:
-        """Refuse tokens that this model cannot have made.
+        """Raise if this model cannot have made the tokens.
 
         Raises:
-            WrongModelError, CorruptFileError: as `decode`.
+            WrongModelError, CorruptFileError: As `decode` does.
         """
         self._checked(tokens)
 
     def blank(self) -> list[int]:
-        """Give the codes, one a codebook, of grey or of silence: what stands for a lost part to be seen as such."""
+        """Return the codes of gray or silence, one per codebook. They stand for the lost parts of damaged files."""
         tokenizer = self.tokenizer
         sides = [BLANK_STEPS * tokenizer.stride] * (2 if tokenizer.modality == "image" else 1)
         nothing = np.zeros((tokenizer.channels, *sides), np.float32)
@@ -195,7 +173,7 @@ class Codec:
 
     def _check_modality(self, modality: str) -> None:
         if modality != self.tokenizer.modality:
-            raise ModelError(f"this model codes {self.tokenizer.modality}, not {modality}; choose another --model")
+            raise ModelError(f"this model encodes {self.tokenizer.modality}, not {modality}; choose another `model`")
 
     def tokens(
         self,
@@ -203,12 +181,12 @@ class Codec:
         size: tuple[int, ...],
         metadata: dict[str, str] | None = None,
     ) -> Tokens:
-        """Name what codes `(num_codebooks, *grid)` of this model were made of, and which model it is.
+        """Make `Tokens` of codes `(num_codebooks, *grid)` that this model made from media of the given size.
 
         Raises:
-            ValueError: as `Tokens`.
+            ValueError: As `Tokens` does.
         """
-        tokenizer = self.tokenizer
+        tokenizer, precision = self.tokenizer, self.options.precision
         return Tokens(
             codes=codes,
             codebook_sizes=tuple(tokenizer.codebook_sizes)[: len(codes)],
@@ -216,127 +194,72 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata=(metadata or {}) | ({} if self.precision == "float32" else {"precision": self.precision}),
+            metadata=(metadata or {}) | ({} if precision == "float32" else {"precision": precision}),
         )
 
     def _core(self, seconds: float) -> int:
-        """Give the grid steps of a chunk."""
+        """Return the number of grid steps in so many seconds."""
         assert self.tokenizer.sample_rate
         return max(1, round(seconds * self.tokenizer.sample_rate / self.tokenizer.stride))
 
     def _tiles(self, grid: Sequence[int], context: int | None) -> Iterator[tuple[tuple[slice, slice], ...]]:
-        core = max(1, self.tile // self.tokenizer.stride)
+        core = max(1, self.options.tile // self.tokenizer.stride)
         return itertools.product(*(windows(length, core, context) for length in grid))
 
     def _decoded_tiles(self, tokens: Tokens) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float32]]]:
-        """Give the tiles of a picture and where they belong."""
+        """Yield decoded tiles of an image, each with the slices of the whole that it fills."""
         stride = self.tokenizer.stride
         width, height = tokens.size
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.float32]]:
-            return self._decode_window(tokens.codes[:, *(lies for lies, _ in tile)])
+            return self._inference.decode(tokens.codes[:, *(lies for lies, _ in tile)])
 
         tiles = self._tiles(tokens.grid, self.tokenizer.decoder_context)
-        for ((top, rows), (left, columns)), decoded in ahead(submit, tiles, self._batches.workers):
+        for ((top, rows), (left, columns)), decoded in ahead(submit, tiles, self._inference.workers):
             where = slice(None), _scaled(_inner(top, rows), stride), _scaled(_inner(left, columns), stride)
             given = decoded[:, _scaled(rows, stride), _scaled(columns, stride)]
             yield where, given[:, : height - where[1].start, : width - where[2].start]
 
     def _decoded_chunks(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
-        """Give the pieces of a sound at the model's rate."""
+        """Yield decoded pieces of audio at the model's sample rate."""
         stride = self.tokenizer.stride
         samples, sample_rate, channels = tokens.size
         missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
         num_groups = _num_groups(channels, self.tokenizer.channels)
         planes = tokens.codes.reshape(tokens.num_codebooks, num_groups, -1).swapaxes(0, 1)
         side_data = np.array_split(tokens.side_data, num_groups)
+        core = self._core(self.options.chunk_seconds)
         parts = (
             (plane[:, lies], side, given)
-            for lies, given in windows(planes.shape[2], self._core(self.chunk_seconds), self.tokenizer.decoder_context)
+            for lies, given in windows(planes.shape[2], core, self.tokenizer.decoder_context)
             for plane, side in zip(planes, side_data, strict=True)
         )
 
         def submit(part: tuple[NDArray[np.int32], NDArray[np.float32], slice]) -> Future[NDArray[np.float32]]:
             codes, side, _ = part
-            return self._decode_window(codes, side)
+            return self._inference.decode(codes, side)
 
-        decoded = (found[:, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._batches.workers))
+        decoded = (found[:, _scaled(part[2], stride)] for part, found in ahead(submit, parts, self._inference.workers))
         while pieces := list(itertools.islice(decoded, num_groups)):
             piece = np.concatenate(pieces)
-            if len(piece) > channels:  # A mono sound that was coded as several channels.
+            if len(piece) > channels:  # Mono audio that was encoded as several channels.
                 piece = piece.mean(axis=0, keepdims=True)
             yield piece[:, :missing]
             missing -= piece.shape[1]
 
-    def _encode_window(self, item: NDArray[np.float32], num_codebooks: int) -> Future[NDArray[np.int32]]:
-        """Compute the codes `(num_codebooks, *grid)` of media `(channels, *size)`, perhaps of more codebooks."""
-        if self.tokenizer.one_by_one:
-            return self._batches.alone(lambda: self._encode(item[None], num_codebooks)[0])
-        return self._batches.submit(self._encode, item, math.prod(item.shape[1:]))
-
-    def _decode_window(
-        self, codes: NDArray[np.int32], side_data: NDArray[np.float32] = NO_SIDE_DATA
-    ) -> Future[NDArray[np.float32]]:
-        """Compute the media `(channels, *size)` of codes `(num_codebooks, *grid)`."""
-        if self.tokenizer.one_by_one:
-            return self._batches.alone(lambda: self._decode(codes[None], side_data[None])[0])
-        steps = codes.shape[1:]
-        return self._batches.submit(self._decode, codes, math.prod(steps) * self.tokenizer.stride ** len(steps))
-
-    def _encode(self, batch: NDArray[np.float32], num_codebooks: int | None = None) -> NDArray[np.int32]:
-        x = self._on_device(batch)
-        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        with self._computing():
-            found = self.tokenizer.encode_first(x, num_codebooks) if num_codebooks else self.tokenizer.encode(x)
-            codes: NDArray[np.int32] = found.to(torch.int32).cpu().numpy()
-        return codes
-
-    def _decode(self, batch: NDArray[np.int32], side_data: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        codes = self._on_device(batch).long()
-        with self._computing():
-            if side_data is None:
-                decoded = self.tokenizer.decode(codes)
-            else:
-                decoded = self.tokenizer.decode_with(codes, self._on_device(side_data))
-            media: NDArray[np.float32] = decoded.float().cpu().numpy()
-        return media
-
-    def _side_data(self, item: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give what decoding needs of media `(channels, *size)` beside their codes."""
-        with torch.inference_mode():
-            side_data: NDArray[np.float32] = self.tokenizer.side_data(self._on_device(item[None]))[0].cpu().numpy()
-        return side_data
-
-    def _on_device(self, batch: NDArray[Any]) -> Tensor:
-        x = torch.from_numpy(batch)
-        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Let the network compute in the precision asked for, on GPUs without TF32 unless that is it."""
-        with ExitStack() as how:
-            how.enter_context(torch.inference_mode())
-            how.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"))
-            if self.device.type == "cuda":
-                how.enter_context(_using_gpu)
-                how.enter_context(tf32(self.precision == "tf32"))
-            yield
-
 
 def check_model(made_by: bytes, given: bytes) -> None:
-    """Refuse to use a model on tokens that another one made.
+    """Raise if tokens were made by another model than the given one.
 
     Raises:
-        WrongModelError: naming both.
+        WrongModelError: Naming both.
     """
     if made_by != given[:8]:
-        raise WrongModelError(
-            f"made by model {made_by.hex()}, you gave {given[:8].hex()}; give the right one with --model"
-        )
+        raise WrongModelError(made_by, given)
 
 
 def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
-    """Refuse tokens whose codebooks are not the model's, or whose grid does not fit their size."""
+    """Raise if the codebooks are not those of the model, or the grid does not fit the size of the media."""
     grid = tuple(-(-length // tokenizer.stride) for length in tokens.size[::-1])
     if tokens.modality == tokenizer.modality == "audio":
         samples, sample_rate, channels = tokens.size
@@ -348,41 +271,41 @@ def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
 
 
 def _model_samples(samples: int, sample_rate: int, model_rate: int) -> int:
-    """Return how many samples a sound has at the model's rate."""
+    """Return the number of samples at the model's rate, rounded up."""
     return -(-samples * model_rate // sample_rate)
 
 
 def _num_groups(channels: int, together: int) -> int:
-    """Return how many groups of channels a sound has that are coded together.
+    """Return the number of groups of `together` channels that the model encodes separately.
 
     Raises:
-        ModelError: they do not come out even, and it is not mono either.
+        ModelError: The channels do not divide evenly and the audio is not mono.
     """
     if channels > 1 and channels % together:
-        raise ModelError(f"this model codes {together} channels together, this sound has {channels}; give --mono")
+        raise ModelError(f"this model encodes {together} channels together, this audio has {channels}; use `mono`")
     return -(-channels // together)
 
 
 def _grouped(window: NDArray[np.float32], together: int) -> NDArray[np.float32]:
-    """Give the channels of each group, `(groups, together, samples)`; mono is repeated in all of them."""
+    """Split channels into groups `(groups, together, samples)`. Mono is repeated to fill its group."""
     groups, samples = _num_groups(len(window), together), window.shape[1]
     if len(window) == 1:
         window = np.repeat(window, together, axis=0)
     return window.reshape(groups, together, samples)
 
 
-def _count(wanted: int | None, there: int) -> int:
-    """Return how many codebooks to use."""
-    if wanted is not None and not 1 <= wanted <= there:
-        raise UsageError(f"--codebooks {wanted}: there are {there}")
-    return there if wanted is None else wanted
+def _count(wanted: int | None, available: int) -> int:
+    """Return how many codebooks to use: `wanted`, or all that are available."""
+    if wanted is not None and not 1 <= wanted <= available:
+        raise UsageError(f"`num_codebooks` {wanted}: there are {available}")
+    return available if wanted is None else wanted
 
 
 def _scaled(steps: slice, stride: int) -> slice:
-    """Give the pixels or samples of grid steps."""
+    """Convert a slice of grid steps to one of pixels or samples."""
     return slice(steps.start * stride, steps.stop * stride)
 
 
 def _inner(window: slice, part: slice) -> slice:
-    """Give where a part of a window lies in the whole."""
+    """Convert a slice of a window to one of the whole."""
     return slice(window.start + part.start, window.start + part.stop)

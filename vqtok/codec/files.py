@@ -1,4 +1,4 @@
-"""Encode and decode single files."""
+"""Encode and decode single files with the model of their modality."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
-from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS, Codec, check_model
-from vqtok.compute.device import Precision, check_precision
+from vqtok.codec.codec import Codec, check_model
+from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
+from vqtok.compute.device import check_precision
 from vqtok.errors import MediaError
 from vqtok.files.paths import STDIO, RemotePath, as_path, naming, read_bytes
 from vqtok.inspection import losses
@@ -30,37 +32,21 @@ logger = logging.getLogger(__name__)
 
 
 MEDIA_SUFFIX = {"image": ".png", "audio": ".wav"}
-"""Of decoded media, unless the output's name says otherwise."""
+"""Suffix of decoded media unless the output is named."""
 
 
 class Codecs:
-    """The codec of each modality, loaded when first needed.
+    """The codec of each modality, loaded when it is first needed.
 
     Args:
-        model: Name or path of the model for everything; by default the bundled model of each modality.
-        tile, chunk_seconds, precision: As for `Codec`; as much of a sound is also read at once.
-        jobs: Processor cores to use, for the network and for coding its codes; by default those that torch uses.
+        model: Name or path of the model for all modalities; by default the bundled model of each.
     """
 
-    def __init__(
-        self,
-        model: str | None = None,
-        device: str = "cpu",
-        *,
-        tile: int = TILE_PIXELS,
-        chunk_seconds: float = CHUNK_SECONDS,
-        precision: Precision = "float32",
-        jobs: int | None = None,
-    ) -> None:
-        check_precision(precision, device)
+    def __init__(self, model: str | None = None, device: str = "cpu", options: CodecOptions = DEFAULT_OPTIONS) -> None:
+        check_precision(options.precision, device)
         self.model, self.device = model, device
-        self.jobs = jobs or torch.get_num_threads()
-        self._how: dict[str, Any] = {
-            "tile": tile,
-            "chunk_seconds": chunk_seconds,
-            "precision": precision,
-            "jobs": self.jobs,
-        }
+        self.jobs = options.jobs or torch.get_num_threads()
+        self._options = replace(options, jobs=self.jobs)
         self._loaded: dict[str, Codec] = {}
         self._loading = threading.Lock()
 
@@ -68,7 +54,7 @@ class Codecs:
         name = self.model or modality
         with self._loading:
             if name not in self._loaded:
-                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, **self._how)
+                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, self._options)
         return self._loaded[name]
 
 
@@ -79,10 +65,10 @@ def encode(
     num_codebooks: int | None = None,
     mono: bool = False,
 ) -> Tokens:
-    """Encode one medium, by path or in memory, with the bundled model of its modality or the one named.
+    """Encode one image or audio, by path or in memory, with the bundled model of its modality or the named one.
 
     Raises:
-        VqtokError: the medium cannot be read, or the model not found.
+        VqtokError: The media cannot be read, or the model is not found.
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
@@ -94,10 +80,10 @@ def encode(
 def encode_medium(
     source: Path | BinaryIO, codecs: Codecs, *, num_codebooks: int | None = None, mono: bool = False
 ) -> tuple[Tokens, Codec]:
-    """Encode one medium, by path or as a file that can seek; give the tokens and the codec that made them.
+    """Encode one image or audio, by path or from a seekable file, and return the tokens and the codec that made them.
 
     Raises:
-        VqtokError: the medium cannot be read, or the model not found.
+        VqtokError: The media cannot be read, or the model is not found.
     """
     with _open_medium(source) as (medium, kind):
         codec = codecs.get(kind)
@@ -111,14 +97,13 @@ def decode(
     num_codebooks: int | None = None,
     salvage: bool = False,
 ) -> Media:
-    """Decode tokens, in memory or a token file, with the bundled model of their modality or the one named.
+    """Decode tokens, in memory or from a token file, with the bundled model of their modality or the named one.
 
     Args:
-        salvage: Decode what is whole of a damaged file; silence or grey takes the place of the rest, and a warning is
-            logged.
+        salvage: Decode the intact parts of a damaged file. Silence or gray replaces the rest, and a warning is logged.
 
     Raises:
-        VqtokError: the file is damaged, or the model not found or another than made the tokens.
+        VqtokError: The file is damaged, or the model is not found or did not make the tokens.
     """
     if isinstance(tokens, Tokens):
         return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
@@ -131,7 +116,7 @@ def decode(
 
 @contextmanager
 def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]:
-    """Give what the media readers take, and the modality."""
+    """Yield what the media readers accept, and the modality."""
     with ExitStack() as opened:
         medium = source
         if isinstance(source, Path) and source != STDIO and not isinstance(source, RemotePath) and source.is_file():
@@ -141,13 +126,13 @@ def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str
             kind = sniff(medium.read(64)) or (modality_of(source) if isinstance(source, RemotePath) else None)
             medium.seek(0)
         if kind not in MEDIA_SUFFIX:
-            raise MediaError("neither a picture nor a sound" + (f", but a {kind} file" if kind else ""))
+            raise MediaError("neither an image nor audio" + (f", but a {kind} file" if kind else ""))
         yield medium, kind
 
 
 @contextmanager
 def _opened_once(source: Path) -> Iterator[BinaryIO]:
-    """Open for seeking what can be read but once: standard input, a pipe or a remote file."""
+    """Open standard input, a pipe or a remote file so that it can seek."""
     with ExitStack() as opened:
         if source == STDIO:
             yield opened.enter_context(spool(sys.stdin.buffer, "stdin"))
@@ -164,12 +149,12 @@ def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool,
     if kind == "image":
         return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
     with open_audio(source, mono) as sound:
-        blocks = sound.blocks(max(1, round(codec.chunk_seconds * sound.sample_rate)))
+        blocks = sound.blocks(max(1, round(codec.options.chunk_seconds * sound.sample_rate)))
         return codec.encode_audio(blocks, sound.sample_rate, sound.channels, num_codebooks)
 
 
 def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
-    """Write the media of tokens to a file that can seek, in the format of the target's suffix."""
+    """Decode tokens into a seekable file, in the format of the target's suffix."""
     name, suffix = str(target), target.suffix.lower() or MEDIA_SUFFIX[tokens.modality]
     if tokens.modality == "image":
         write_pixels(codec.decode_pixels(tokens, num_codebooks), file, suffix)
@@ -192,11 +177,11 @@ def _load_tokens(
 
 
 def _losses(parts: Parts) -> str:
-    """Tell what is lost of a damaged token file."""
+    """Describe the lost parts of a damaged token file in one line."""
     lost = losses(parts.header, parts.starts)
     if "lost_rows" in lost:
         stretches = ", ".join(f"rows {begin} to {end - 1}" for begin, end in lost["lost_rows"])
-        whole, instead = f"{parts.header.size[1]}", "grey"
+        whole, instead = f"{parts.header.size[1]}", "gray"
     else:
         stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"

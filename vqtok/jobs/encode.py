@@ -57,7 +57,7 @@ def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
         return BYTES_PER_PIXEL * num_pixels(source)
     samples, sample_rate, channels = audio_info(source)
     if codec.tokenizer.encoder_context is not None:
-        samples = min(samples, round(codec.chunk_seconds * sample_rate))
+        samples = min(samples, round(codec.options.chunk_seconds * sample_rate))
     return BYTES_PER_SAMPLE * samples * channels
 
 

@@ -7,12 +7,13 @@ import os
 import pickle
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.codec.files import Codecs
-from vqtok.compute.device import Precision, choose_device
+from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
+from vqtok.compute.device import choose_device
 from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
@@ -28,10 +29,7 @@ def encode_on_ray(
     *,
     address: str | None = None,
     device: str = "auto",
-    tile: int = TILE_PIXELS,
-    chunk_seconds: float = CHUNK_SECONDS,
-    precision: Precision = "float32",
-    jobs: int | None = None,
+    options: CodecOptions = DEFAULT_OPTIONS,
     existing: Existing = REFUSED,
     **how: Any,
 ) -> Generator[Outcome, None, None]:
@@ -44,7 +42,7 @@ def encode_on_ray(
         address: Of a cluster, or "auto" for the one that this machine is part of; by default one on this machine alone
             is started, unless this process has joined one already.
         device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
-        tile, chunk_seconds, precision, jobs: Of the actors, as for `Codecs`; by default they have one core each.
+        options: Of the actors; by default each has one processor core.
         how: What else `encode_shard` takes.
 
     Raises:
@@ -56,28 +54,21 @@ def encode_on_ray(
     if not existing.overwrite and not existing.skip:
         _refuse_existing(path for path, _ in shards)
         existing = Existing(skip=True)  # What is there from now on, an actor that died has left.
+    options = replace(options, jobs=options.jobs or 1)
     with _ray(address) as ray:
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
         there = ray.cluster_resources()
-        room = there.get("GPU", 1) if device == "cuda" else there.get("CPU", 1) // (jobs or 1)
-        codecs = {
-            "model": model,
-            "device": device,
-            "tile": tile,
-            "chunk_seconds": chunk_seconds,
-            "precision": precision,
-            "jobs": jobs or 1,
-        }
+        room = there.get("GPU", 1) if device == "cuda" else there.get("CPU", 1) // options.jobs
         results = (
             ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
             .map_batches(
                 _ShardEncoder,
-                fn_constructor_args=(codecs, how | {"existing": existing}),
+                fn_constructor_args=((model, device, options), how | {"existing": existing}),
                 batch_size=1,
                 # More actors than there is room for would wait in vain, and fail for it in the end.
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), int(room)))),
-                num_cpus=jobs or 1,
+                num_cpus=options.jobs,
                 num_gpus=1 if device == "cuda" else 0,
             )
             .iter_rows()
@@ -92,8 +83,9 @@ def encode_on_ray(
 class _ShardEncoder:
     """What an actor does."""
 
-    def __init__(self, codecs: dict[str, Any], how: dict[str, Any]) -> None:
-        self.codecs = Codecs(**codecs | {"device": str(choose_device(codecs["device"]))})
+    def __init__(self, codecs: tuple[str | None, str, CodecOptions], how: dict[str, Any]) -> None:
+        model, device, options = codecs
+        self.codecs = Codecs(model, str(choose_device(device)), options)
         self.how = how
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:

@@ -1,0 +1,29 @@
+"""How a codec runs its network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vqtok.compute.device import Precision
+
+TILE_PIXELS = 1024
+CHUNK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """Settings that change memory and speed; only `tile` and `precision` can change codes, and rarely."""
+
+    tile: int = TILE_PIXELS
+    """Side of the part of an image that the network computes at once, in pixels, without the context around it."""
+    chunk_seconds: float = CHUNK_SECONDS
+    """Seconds of audio that are read and decoded at once. Encoding always uses windows of `CHUNK_SECONDS`."""
+    precision: Precision = "float32"
+    """What the network computes in. In bfloat16, and in tf32 on a GPU, some codes differ from those in float32."""
+    jobs: int | None = None
+    """Processor cores to use; by default as many as torch uses."""
+
+
+DEFAULT_OPTIONS = CodecOptions()
