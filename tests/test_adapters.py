@@ -470,7 +470,7 @@ def test_identity_follows_weights_and_settings(saved, tmp_path):
     causal = variant("settings", pad_mode="constant")
     for other in (nudged, causal):
         assert open_tokenizer(other).identity != identity
-        with pytest.raises(WrongModelError, match=f"made by model {identity.hex()[:16]}, you gave"):
+        with pytest.raises(WrongModelError, match=f"made by model {identity.hex()[:16]}, not by"):
             vqtok.decode(tokens, other)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import math
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
 import vqtok.cli.app
 from vqtok.__main__ import main
-from vqtok.codec.codec import CHUNK_SECONDS, TILE_PIXELS
+from vqtok.codec.options import CHUNK_SECONDS, TILE_PIXELS
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
 from vqtok.tokens.fields import checksum
@@ -44,7 +47,8 @@ def picture_facts(path):
 
 
 def json_lines(result):
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    lines = map(json.loads, result.stdout.splitlines())
+    return [line for line in lines if line.get("kind") != "summary"]
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_outputs_beside_the_inputs(run, photo, sound, tmp_path):
 
 def test_one_line_tells_of_one_file(run, photo, sound):
     tokens = photo.with_suffix(".vqt")
-    line = rf"{photo} 96x64 -> {tokens} \d+ bytes \(1536 tokens, [\d.]+ bpp, \d+x smaller than raw\)\n"
+    line = rf"{photo} 96x64 -> {tokens} \d+ bytes \(1536 tokens, [\d.]+ bpp, \d+x smaller\)\n"
     assert re.fullmatch(line, run("encode", photo).stderr)
     assert re.search(r"0\.25 s 16000 Hz mono -> .* \([0-9]+ tokens, [\d.]+ kbps", run("encode", sound).stderr)
     line = rf"{tokens} -> {photo} 96x64 \(2 of 4 codebooks\)\n"
@@ -108,12 +112,11 @@ def test_folders_are_mirrored_both_ways(run, album, tmp_path):
         (["encode", "ALBUM"], "is a folder; give -o DIR"),
         (["encode", "ALBUM", "-o", "-"], "only one input"),
         (["encode", "ALBUM/none.png"], "none.png: no such file"),
-        (["encode", "ALBUM/a.png", "ALBUM/a.png"], "would both become"),
+        (["encode", "ALBUM/a.png", "ALBUM/a.png"], "a.png: is given twice"),
         (["encode", "ALBUM/a.png", "-o", "ALBUM/a.png", "--force"], "overwritten by its own output"),
         (["encode", "ALBUM/a.png", "--device", "abacus"], "--device abacus: not available"),
         (["encode", "ALBUM/a.png", "--codebooks", "5"], "--codebooks 5: there are 4"),
         (["encode", "ALBUM/a.png", "-o", "-", "--json"], "cannot take both"),
-        (["decode", "-", "-o", "ALBUM"], "give -o FILE"),
         (["inspect", "ALBUM/a.png", "--plot", "x.png"], "give both"),
         (["encode"], "Missing argument"),
         (["encode", "ALBUM/a.png", "--codebooks", "0"], "--codebooks"),
@@ -129,12 +132,96 @@ def test_usage_errors(run, album, tmp_path, arguments, message):
     assert files_in(tmp_path) == before
 
 
-def test_collisions_are_refused_before_any_work(run, album, tmp_path):
+def test_outputs_of_one_name_keep_the_suffix_of_their_inputs(run, album, tmp_path):
     Image.fromarray(picture(4, 4)).save(album / "deep/b.png")
-    result = run("encode", album, "-o", tmp_path / "out")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "b.jpg and" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert run("encode", album, "-o", tmp_path / "out").exit_code == 0
+    assert files_in(tmp_path / "out") == ["a.vqt", "deep/b.jpg.vqt", "deep/b.png.vqt", "deep/er/c.vqt"]
+    assert run("decode", tmp_path / "out", "-o", tmp_path / "back").exit_code == 0
+    assert files_in(tmp_path / "back") == ["a.png", "deep/b.jpg.png", "deep/b.png.png", "deep/er/c.wav"]
+
+
+def test_the_rate_is_that_of_the_decoded_codebooks(run, album, tmp_path):
+    (album / "deep/er/c.flac").unlink()
+    assert run("encode", album, "-o", tmp_path / "out", "--coder", "packed").exit_code == 0
+    rates = []
+    for count in (4, 1):
+        result = run("decode", tmp_path / "out", "-o", tmp_path / str(count), "--codebooks", count, "--json")
+        *files, summary = map(json.loads, result.stdout.splitlines())
+        decoded = sum(8 * entry["decoded_bytes"] for entry in files)
+        assert summary["bpp"] == pytest.approx(decoded / sum(entry["width"] * entry["height"] for entry in files))
+        rates.append([entry["file_bytes"] - entry["decoded_bytes"] for entry in files])
+    assert rates[0] == [0, 0]
+    # Three of four codebooks of 4 bits a position, on grids of 2 x 3 and 2 x 2 positions.
+    assert rates[1] == [3 * -(-4 * math.prod(entry["grid"]) // 8) for entry in files]
+
+
+def test_a_folder_is_a_table_with_totals(run, album, tmp_path):
+    assert run("encode", album, "-o", tmp_path / "out").exit_code == 0
+    (tmp_path / "out/notes.txt").touch()
+    result = run("inspect", tmp_path / "out")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["file", "content", "codebooks", "tokens", "size", "rate"]
+    assert lines[-1].startswith("3 files")
+    assert max(map(len, lines)) <= 80
+    assert "passed over 1 file that is not .vqt or .vqts files: 1 .txt" in result.stderr
+
+
+def test_pipes(run, photo, image_model, tmp_path):
+    """Named pipes, and standard input by its several names, are read once."""
+    tokens = photo.with_suffix(".vqt")
+    run("encode", photo)
+    expected = run("decode", tokens, "-o", "-").stdout_bytes
+    for verb in ("decode", "inspect"):
+        pipe = tmp_path / f"{verb}.fifo"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(pipe.write_bytes, tokens.read_bytes())
+            result = run(verb, pipe, *(["-o", tmp_path / "out.png"] if verb == "decode" else []))
+        assert result.exit_code == 0
+        with tokens.open("rb") as stdin:
+            options = ["-o", str(tmp_path / "dev.png"), "--model", str(image_model)] if verb == "decode" else []
+            subprocess.run([*VQTOK, verb, "/dev/stdin", *options], stdin=stdin, check=True)
+    assert (tmp_path / "out.png").read_bytes() == expected
+    assert run("inspect", "-", stdin=tokens.read_bytes()).stdout.splitlines()[1:] == result.stdout.splitlines()[1:]
+    assert run("decode", tmp_path / "decode.fifo").exit_code == 2  # no place beside a pipe
+
+
+def test_closed_stdin(photo):
+    script = f"{' '.join(map(shlex.quote, VQTOK))} encode - -o c.vqt <&-"
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, cwd=photo.parent)
+    assert (result.returncode, result.stderr) == (1, "error: stdin is closed\n")
+
+
+@pytest.mark.parametrize("verb", ["export", "merge", "convert", "train", "inspect", "import"])
+@pytest.mark.parametrize("name", ["s3://bucket/x", "zip:///x.zip", "zip::s3://bucket/x.zip"])
+def test_names_with_a_scheme_are_refused_where_they_do_not_work(run, tmp_path, monkeypatch, verb, name):
+    monkeypatch.chdir(tmp_path)
+    options = {"export": ["--to", "npy", "-o", "x"], "inspect": []}.get(verb, ["-o", "x"])
+    result = run(verb, name, *options)
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+    if verb != "inspect":
+        (tmp_path / "a.vqt").touch()
+        result = run(verb, "a.vqt", *options[:-1], name)
+        assert result.exit_code == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["a.vqt"]
+
+
+def test_ignored_files_are_counted_by_suffix(run, album, tmp_path):
+    for name in ("x.m4a", "y.m4a", "deep/z", ".hidden"):
+        (album / name).touch()
+    result = run("encode", album, "-o", tmp_path / "out", "--json")
+    line = "passed over 4 files that are not images or audio files: 2 .m4a, 1 without suffix, 1 .txt\n"
+    assert line in result.stderr
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["kind"], summary["ignored"]) == ("summary", {".m4a": 2, ".txt": 1, "": 1})
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (3, 0, 0)
+
+
+def test_a_missing_file_among_others(run, photo, tmp_path):
+    result = run("encode", tmp_path / "none.jpg", photo, "-o", tmp_path / "out")
+    assert (result.exit_code, files_in(tmp_path / "out")) == (1, ["failures.jsonl", "photo.vqt"])
+    assert "none.jpg: cannot be read: No such file or directory" in result.stderr
 
 
 def test_empty_folder(run, tmp_path):
@@ -219,8 +306,9 @@ def test_json_goes_to_stdout_while_the_terminal_shows_progress(album, image_mode
     with (tmp_path / "lines").open("wb") as file:
         code, shown = on_terminal(command, stdout=file)
     assert code == 0
-    facts = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    *facts, summary = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
     assert [entry["width"] for entry in facts] == [9, 12]
+    assert summary["done"] == 2
     assert "2 done" in shown
     assert "{" not in shown
 
@@ -298,7 +386,7 @@ def test_existing_outputs(run, photo):
     tokens.write_bytes(b"mine")
     result = run("encode", photo)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"{tokens}: exists; give --force" in result.stderr
+    assert f"{tokens}: output exists; --force" in result.stderr
     assert tokens.read_bytes() == b"mine"
     assert run("encode", photo, "--force").exit_code == 0
     assert tokens.read_bytes() == data
@@ -325,7 +413,7 @@ def test_skip_existing_keeps_whole_files_of_the_same_model(run, album, make_mode
     (out / "x0.vqt").unlink()
     (out / "x0.vqt").mkdir()
     result = run("encode", album, "-o", out, "--skip-existing")
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 2)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 3)
     assert "x0.vqt: cannot be written: Is a directory" in result.stderr
 
 
@@ -390,11 +478,11 @@ def test_wrong_model(run, photo, sound, make_model, image_model):
     other = make_model("image", seed=1)
     tokens = photo.with_suffix(".vqt")
     run("encode", photo)
-    made, given = (read_card(path).identity[:16] for path in (image_model, other))
+    made = read_card(image_model).identity[:16]
     for command in (["decode", tokens, "--force"], ["inspect", "--usage", tokens]):
         result = run(*command, "--model", other)
         assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-        assert f"photo.vqt: made by model {made}, you gave {given}; give the right one with --model" in result.stderr
+        assert f"photo.vqt: made by model {made}, not by {other}; --model image is the right one" in result.stderr
     assert run("encode", sound, "--model", other).exit_code == 3
     result = run("encode", sound, "--model", sound.parent / "none.safetensors")
     assert result.exit_code == 3
@@ -431,9 +519,9 @@ def test_bad_inputs_among_good_ones(run, album, tmp_path):
     assert result.stderr.endswith("3 done, 0 skipped, 2 failed\n")
     assert files_in(tmp_path / "out") == ["a.vqt", "deep/b.vqt", "deep/er/c.vqt", "failures.jsonl"]
     result = run("encode", album / "notes.txt")
-    assert (result.exit_code, result.stderr) == (1, f"error: {album}/notes.txt: neither a picture nor a sound\n")
+    assert (result.exit_code, result.stderr) == (1, f"error: {album}/notes.txt: neither an image nor audio\n")
     result = run("encode", tmp_path / "out/a.vqt", "-o", tmp_path / "x.vqt")
-    assert result.stderr == f"error: {tmp_path}/out/a.vqt: neither a picture nor a sound, but a tokens file\n"
+    assert result.stderr == f"error: {tmp_path}/out/a.vqt: neither an image nor audio, but a tokens file\n"
 
 
 def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch):
@@ -461,7 +549,7 @@ def test_too_little_memory_for_one_does_not_end_the_rest(run, album, tmp_path, m
     monkeypatch.setattr("vqtok.codec.codec.Codec.encode_image", fail)
     result = run("encode", album, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "a.png: too large for this machine's memory" in result.stderr
+    assert "a.png: too large for the memory of this machine" in result.stderr
     assert len(files_in(tmp_path / "out")) == 3
 
 

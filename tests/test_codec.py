@@ -174,9 +174,9 @@ def test_prefixes(image_codec):
         assert np.array_equal(prefix.codes, tokens.codes[:count])
         assert np.array_equal(image_codec.decode(prefix).data, image_codec.decode(tokens, count).data)
     for count in (0, 5):
-        with pytest.raises(UsageError, match=f"--codebooks {count}: there are 4"):
+        with pytest.raises(UsageError, match=f"`num_codebooks` {count}: there are 4"):
             image_codec.encode(media, count)
-        with pytest.raises(UsageError, match=f"--codebooks {count}: there are 4"):
+        with pytest.raises(UsageError, match=f"`num_codebooks` {count}: there are 4"):
             image_codec.decode(tokens, count)
 
 
@@ -197,11 +197,11 @@ def test_grey_model(make_model):
 
 
 def test_media_that_the_model_is_not_for(image_codec, audio_codec):
-    with pytest.raises(ModelError, match="codes image, not audio; choose another --model"):
+    with pytest.raises(ModelError, match="encodes image, not audio; choose another `model`"):
         image_codec.encode(sound(10))
     with pytest.raises(ModelError, match="codes audio, not image"):
         audio_codec.encode(picture(4, 4))
-    with pytest.raises(ModelError, match="pictures of 3 channels, this one has 1"):
+    with pytest.raises(ModelError, match="images of 3 channels, this one has 1"):
         image_codec.encode(picture(4, 4, 1))
     with pytest.raises(MediaError, match="too far apart"):
         audio_codec.encode(sound(10, 40))
@@ -210,7 +210,7 @@ def test_media_that_the_model_is_not_for(image_codec, audio_codec):
 def test_tokens_of_another_model(image_codec, make_model):
     other = Codec(load_model(make_model("image", seed=1)))
     names = [codec.tokenizer.identity[:8].hex() for codec in (image_codec, other)]
-    with pytest.raises(WrongModelError, match=f"made by model {names[0]}, you gave {names[1]}; give the right one"):
+    with pytest.raises(WrongModelError, match=f"made by model {names[0]}, not by {names[1]}; choose"):
         other.decode(image_codec.encode(picture(8, 8)))
 
 

@@ -24,7 +24,7 @@ from vqtok.errors import CorruptFileError, MediaError, OutputError, UnsupportedV
 from vqtok.jobs.convert import convert
 from vqtok.models.model_file import load_model, save_model
 from vqtok.models.vqmodel import VQModel
-from vqtok.tokens.foreign import Foreign, read_foreign
+from vqtok.tokens.foreign import ForeignCodes, read_foreign_codes
 from vqtok.tokens.foreign.ecdc import read_ecdc
 from vqtok.tokens.tokens import pack_side_data
 from vqtok.tokens.vqt.file import load
@@ -54,8 +54,8 @@ def dac(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(like(tmp_path_factory.mktemp("models") / "dac.safetensors", 44_100, [8, 8, 8], 9))
 
 
-def read(path: Path) -> Foreign:
-    ((key, item),) = read_foreign(path).items()
+def read(path: Path) -> ForeignCodes:
+    ((key, item),) = read_foreign_codes(path).items()
     assert key is None
     return item()
 
@@ -207,7 +207,7 @@ def test_dac_codes_are_exact(channels: int, dac: str, run: RUN, tmp_path: Path) 
     path = dac_file(tmp_path / "x.dac", codes)
     result = run("convert", path, "-m", dac)
     assert result.exit_code == 0, result.output
-    assert "decodes to DAC's loudness, not its own of -23.2 dB" in result.stderr
+    assert "decodes to DAC's loudness instead of its own of -23.2 dB" in result.stderr
     tokens = load(path.with_suffix(".vqt").read_bytes())
     assert np.array_equal(tokens.codes, codes.swapaxes(0, 1) if channels > 1 else codes[0])
     assert (tokens.size, tokens.metadata) == ((20_000, 44_100, channels), {"input_db": -23.25})
@@ -263,7 +263,7 @@ def test_dac_files_cannot_run_code(function: Any, arguments: tuple[str, ...], na
         ({"dac_version": "2.0.0"}, UnsupportedVersionError, "version '2.0.0'; vqtok knows 1.0.0"),
         ({"channels": 2}, CorruptFileError, r"damaged \.dac file"),
         ({"original_length": "long"}, CorruptFileError, r"damaged \.dac file"),
-        ({"original_length": 99_999}, MediaError, "not what this model makes of a medium of 99999 samples at 44100 Hz"),
+        ({"original_length": 99_999}, MediaError, "not what this model makes of media of 99999 samples at 44100 Hz"),
     ],
 )
 def test_dac_files_that_are_refused(
@@ -301,6 +301,35 @@ def test_codes_go_to_an_array_and_back(photo: Path, sound: Path, bundled: Path, 
         assert back.read_bytes() == tokens.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("shape", "message", "facts"),
+    [
+        (
+            (1, 3, 9),
+            "taken as a batch of one with 3 codebooks",
+            (3, 1),
+        ),  # (batch, codebooks, time), as libraries return
+        ((1, 3, 2, 9), None, (3, 2)),
+        ((3, 9), None, (3, 1)),
+        ((3, 2, 9), None, (3, 2)),
+        ((1, 4, 9), "have 4 codebooks, but the model has 3", None),
+        ((2, 3, 2, 9), "are a batch of 2 items", None),
+        ((8, 3, 9), "have 8 codebooks, or batches of several items, but the model has 3", None),
+        ((3, 90, 9), "have 90 channels; expected (num_codebooks, time)", None),
+        ((1, 1, 3, 2, 9), "expected (num_codebooks, time) or (num_codebooks, channels, time)", None),
+    ],
+)
+def test_axes_of_audio_codes(run: RUN, tmp_path: Path, shape, message, facts) -> None:
+    np.save(tmp_path / "x.npy", RNG.integers(0, 16, shape))
+    result = run("convert", tmp_path / "x.npy", "-m", "audio")
+    assert (result.exit_code == 0) == (facts is not None)
+    assert message is None or message in result.stderr
+    if facts:
+        found = vqtok.inspect(tmp_path / "x.vqt")
+        assert (found["num_codebooks"], found["channels"], found["grid"][-1]) == (*facts, 9)
+        assert f"{facts[0]} codebooks, 0.00 s 16000 Hz {'mono' if facts[1] == 1 else 'stereo'})" in result.stderr
+
+
 def test_without_a_size_all_that_the_grid_covers_is_assumed(run: RUN, tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", RNG.integers(0, 16, (4, 5, 7)).astype(np.uint8))
     np.save(tmp_path / "s.npy", RNG.integers(0, 16, (3, 2, 9)))
@@ -309,7 +338,7 @@ def test_without_a_size_all_that_the_grid_covers_is_assumed(run: RUN, tmp_path: 
         ("s", "audio", "72 samples at 16000 Hz", (72, 16_000, 2)),
     ):
         result = run("convert", tmp_path / f"{name}.npy", "-m", model)
-        assert f"taken as {shown}, all that its grid covers; --size tells otherwise" in result.stderr
+        assert f"taken as {shown}, all that its grid covers; --size sets another size" in result.stderr
         assert vqtok.inspect(tmp_path / f"{name}.vqt")["num_tokens"] == 140 - 86 * (name == "s")
         suffix = {"image": "png", "audio": "wav"}[model]
         assert run("decode", tmp_path / f"{name}.vqt", "-o", tmp_path / f"{name}.{suffix}").exit_code == 0
@@ -332,10 +361,14 @@ def test_rows_and_columns_alone_are_of_one_codebook(image_model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("codes", "size", "message"),
     [
-        (np.full((4, 5, 7), 16), None, r"codebook 0 has codes outside 0\.\.15; was another model at work\?"),
+        (
+            np.full((4, 5, 7), 16),
+            None,
+            r"codebook 0 has codes outside 0\.\.15; another model may have made these codes",
+        ),
         (np.full((4, 5, 7), 2**32), None, "codes outside"),
-        (np.zeros((5, 5, 7), int), None, "has 5 codebooks, the model 4; is it another's?"),
-        (np.zeros((4, 2, 5, 7), int), None, r"codes of shape \(4, 2, 5, 7\), not \(num_codebooks, height, width\)"),
+        (np.zeros((5, 5, 7), int), None, "have 5 codebooks, but the model has 4"),
+        (np.zeros((4, 2, 5, 7), int), None, r"codes of shape \(4, 2, 5, 7\) are a batch of 4 items"),
         (
             np.zeros((4, 5, 7), int),
             "29x20",
@@ -421,22 +454,24 @@ def test_what_cannot_be_meant(photo: Path, run: RUN, tmp_path: Path) -> None:
     (tmp_path / "evil.txt").write_text("../../out [[1]]")
     (tmp_path / "x.vqt").write_bytes(b"kept")
     (tmp_path / "p.txt").write_text("p [[1]]")
-    with pytest.raises(UsageError, match="name the model that made the codes: --model M"):
+    with pytest.raises(UsageError, match="does not say which model made the codes; give it as `model`"):
         convert(tmp_path / "p.npy")
-    with pytest.raises(UsageError, match="--size 7: of this model's images give WIDTHxHEIGHT"):
+    with pytest.raises(UsageError, match="`size` 7: for this model, give WIDTHxHEIGHT"):
         convert(tmp_path / "p.npy", model="image", size="7")
     with pytest.raises(UsageError, match="leads out of the folder"):
         convert(tmp_path / "evil.txt", model="audio")
-    with pytest.raises(UsageError, match=r"none\.npy: is not there"):
+    with pytest.raises(UsageError, match=r"none\.npy: no such file or folder"):
         convert(tmp_path / "none.npy")
     with pytest.raises(UsageError, match="is a folder; give its files"):
         convert(tmp_path)
-    with pytest.raises(OutputError, match="exists; give --force"):
+    with pytest.raises(OutputError, match="output exists; `overwrite`"):
         convert(tmp_path / "p.npy", tmp_path / "x.vqt", model="image")
     with pytest.raises(CorruptFileError, match=r"photo\.png: neither an \.ecdc, a \.dac, an \.npy nor a \.jsonl file"):
         convert(photo, model="image")
-    refused = run("convert", tmp_path / "p.npy", tmp_path / "p.txt", "-o", tmp_path / "out", "-m", "image")
-    assert (refused.exit_code, "would both become" in refused.stderr) == (2, True)
+    refused = run("convert", tmp_path / "p.npy", tmp_path / "p.npy", "-o", tmp_path / "out", "-m", "image")
+    assert (refused.exit_code, "p.npy: is given twice" in refused.stderr) == (2, True)
+    assert run("convert", tmp_path / "p.npy", tmp_path / "p.txt", "-o", tmp_path / "out", "-m", "image").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p.npy.vqt", "p.vqt"]
     refused = run("convert", tmp_path / "p.npy", tmp_path / "evil.txt", "-o", tmp_path / "x.vqt", "-m", "image")
     assert (refused.exit_code, "is a file; several items need a folder" in refused.stderr) == (2, True)
     assert (tmp_path / "x.vqt").read_bytes() == b"kept"

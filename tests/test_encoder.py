@@ -29,8 +29,8 @@ def test_paths_and_bytes(encoder, photo, sound, tmp_path, run):
     found = encoder(read)
     assert set(found) == {"path", "tokens", "error"}
     assert found["tokens"].tolist() == expected
-    assert found["error"].tolist() == ["", "", "3.png: neither a picture nor a sound"]
-    assert encoder({"bytes": [b"none"]})["error"].tolist() == ["input: neither a picture nor a sound"]
+    assert found["error"].tolist() == ["", "", "3.png: neither an image nor audio"]
+    assert encoder({"bytes": [b"none"]})["error"].tolist() == ["input: neither an image nor audio"]
 
 
 def test_options(bundled, photo, sound, image_model):
@@ -50,5 +50,5 @@ def test_what_is_no_fault_of_a_medium_is_raised(encoder, photo, sound, image_mod
         encoder({"name": ["x"]})
     with pytest.raises(ModelError, match="no model"):
         vqtok.Encoder("none", device="cpu")({"path": [str(photo)]})
-    with pytest.raises(ModelError, match=r"sound.wav: this model codes image"):
+    with pytest.raises(ModelError, match=r"sound.wav: this model encodes image"):
         vqtok.Encoder(str(image_model), device="cpu")({"path": [str(sound)]})

@@ -170,10 +170,10 @@ def test_usage_counts_all_files_and_folders(tokens, image_model):
 def test_usage_needs_the_model_of_statically_coded_files_alone(tokens, image_model, tmp_path, monkeypatch):
     path = tokens[0]
     assert inspect(path)["coder"] == "static"
-    with pytest.raises(WrongModelError, match=r"photo\.vqt: made by model .*, you gave"):
+    with pytest.raises(WrongModelError, match=r"photo\.vqt: made by model .*, not by"):
         usage([path], "audio")
     monkeypatch.setattr("vqtok.models.registry.BUNDLED", tmp_path)
-    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is no bundled model; give it with"):
+    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is not a bundled model; give it as"):
         usage([path])
     packed = tmp_path / "packed.vqt"
     packed.write_bytes(dump(load(path.read_bytes(), vqtok.load_model(image_model).entropy_model)))

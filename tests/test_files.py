@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError
 from vqtok.files.atomic import atomic_write
-from vqtok.files.paths import STDIO, naming, read_bytes
+from vqtok.files.paths import STDIO, error_context, local_path, read_bytes, spooled
 from vqtok.jobs.mapping import plan_jobs
 
 
@@ -80,7 +83,7 @@ def test_outputs(tree, inputs, output, expected):
         (["in"], "-", UsageError, "only one input"),
         (["one.png", "in/b.png"], "-", UsageError, "only one input"),
         (["one.png", "in/b.png"], "one.png", UsageError, "one.png: is a file; several inputs need a folder"),
-        (["one.png", "one.png"], None, UsageError, "one.png and one.png would both become one.vqt"),
+        (["one.png", "one.png"], None, UsageError, "one.png: is given twice"),
         (["one.png"], "in/../one.png", UsageError, "overwritten by its own output"),
         (["in/folder.png"], "out", MediaError, "in/folder.png: no pictures in this folder"),
     ],
@@ -115,12 +118,12 @@ def test_inputs_that_hold_items(tree):
         ("in/b.png: e", "new/e.out"),
     ]
     for error, message, arguments in [
-        (UsageError, "one.png: holds several items; give -o DIR", {}),
+        (UsageError, "one.png: contains several items; give -o DIR", {}),
         (UsageError, "only one input", {"output": "-"}),
-        (UsageError, "one.png: x and one.png: X would both become new/X.out", {"output": "new", "holds": "xX"}),
+        (UsageError, "one.png: x and one.png: X would both become new/x.out", {"output": "new", "holds": "xX"}),
         (UsageError, "'../x.out' leads out of the folder", {"output": "new", "holds": ["../x", "y"]}),
         (UsageError, "'/x.out' leads out of the folder", {"output": "new", "holds": ["/x", "y"]}),
-        (MediaError, "one.png: holds no items", {"output": "new", "holds": []}),
+        (MediaError, "one.png: contains no items", {"output": "new", "holds": []}),
     ]:
         if "holds" in arguments:
             arguments["holds"] = {"one.png": arguments["holds"]}
@@ -128,24 +131,94 @@ def test_inputs_that_hold_items(tree):
             plan_items("one.png", **arguments)
 
 
-@pytest.mark.parametrize("twin", ["b.jpg", "B.png"])
-def test_inputs_of_one_output_collide(tree, twin):
-    (tree / "in" / twin).touch()
-    with pytest.raises(UsageError, match=r"would both become out/b\.vqt; rename one|become out/B\.vqt"):
+def test_inputs_of_one_output_keep_their_suffix(tree):
+    (tree / "in/b.jpg").touch()
+    expected = {
+        "in/a.v1.jpg": "out/a.v1.vqt",
+        "in/b.jpg": "out/b.jpg.vqt",
+        "in/b.png": "out/b.png.vqt",
+        "in/deep/c.png": "out/deep/c.vqt",
+    }
+    assert plan("in", output="out") == expected
+    assert plan("in/b.jpg", "in/b.png") == {"in/b.jpg": "in/b.jpg.vqt", "in/b.png": "in/b.png.vqt"}
+    assert plan("in/b.jpg", "in/b.png", output="x/") == {"in/b.jpg": "x/b.jpg.vqt", "in/b.png": "x/b.png.vqt"}
+
+
+def test_names_that_differ_in_case_alone_collide(tree):
+    (tree / "in/B.png").touch()
+    with pytest.raises(UsageError, match=r"in/B\.png and in/b\.png would both become out/B\.png\.vqt; rename one"):
         plan("in", output="out")
 
 
-def test_atomic_write_replaces_and_keeps_ordinary_permissions(tmp_path):
+def test_several_folders_are_not_merged(tree):
+    (tree / "other").mkdir()
+    (tree / "other/b.png").touch()
+    assert plan("in/deep", "other", output="out") == {
+        "in/deep/c.png": "out/deep/c.vqt",
+        "other/b.png": "out/other/b.vqt",
+    }
+
+
+def test_one_missing_input_among_several_fails_by_itself(tree):
+    assert plan("none.png", "one.png", output="x/") == {"none.png": "x/none.vqt", "one.png": "x/one.vqt"}
+
+
+def test_atomic_write_gives_ordinary_permissions_and_keeps_those_of_a_file_that_it_replaces(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(b"old and longer")
     before = os.umask(0o027)
     try:
+        atomic_write(path, b"old and longer")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
         atomic_write(path, b"new")
     finally:
         os.umask(before)
     assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_through_a_link(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("folder/file")
+    for content in (b"1", b"2"):
+        atomic_write(link, content)
+        assert (tmp_path / "folder/file").read_bytes() == content
+    assert link.is_symlink()
+
+
+def test_stdout_by_name_is_appended_to_and_not_replaced(tmp_path):
+    """A file that stdout is redirected to must keep what the shell or others have written to it."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    code = "import sys; from pathlib import Path; from vqtok.files.atomic import atomic_write\n"
+    code += "for name in sys.argv[1:]: atomic_write(Path(name), b'x')"
+    with (tmp_path / "log").open("wb") as file:
+        file.write(b"before ")
+        file.flush()
+        names = ["/dev/stdout", "/dev/fd/1", str(tmp_path / "stdout")]
+        subprocess.run([sys.executable, "-c", code, *names], stdout=file, check=True)
+    assert (tmp_path / "log").read_bytes() == b"before xxx"
+    assert (tmp_path / "stdout").is_symlink()
+
+
+@pytest.mark.parametrize("scheme", ["s3://bucket/x", "s3:/bucket/x", "zip::s3://bucket/x.zip", "zip:///x.zip"])
+def test_remote_names_are_refused_where_only_local_files_work(scheme):
+    with pytest.raises(UsageError):
+        local_path(scheme)
+    assert local_path("file:///x/y") == local_path(Path("file:///x/y")) == Path("/x/y")
+    assert local_path("./s3:/x") == Path("./s3:/x")
+
+
+def test_a_pipe_is_spooled_under_its_own_name(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"content"))
+    writer.start()
+    copy = spooled(pipe)
+    writer.join()
+    assert (str(copy), copy.read_bytes(), copy.read_bytes()) == (str(pipe), b"content", b"content")
+    assert spooled(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -191,7 +264,7 @@ def test_read_bytes(tmp_path):
 
 def test_errors_name_their_input():
     for raised, shown in (("is damaged", "a.vqt: is damaged"), ("a.vqt: is damaged", "a.vqt: is damaged")):
-        with pytest.raises(CorruptFileError, match=f"^{shown}$"), naming(Path("a.vqt")):
+        with pytest.raises(CorruptFileError, match=f"^{shown}$"), error_context(Path("a.vqt")):
             raise CorruptFileError(raised)
-    with pytest.raises(CorruptFileError, match=r"^stdin: is damaged$"), naming(STDIO):
+    with pytest.raises(CorruptFileError, match=r"^stdin: is damaged$"), error_context(STDIO):
         raise CorruptFileError("is damaged")

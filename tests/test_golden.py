@@ -19,7 +19,7 @@ from vqtok.config import Config, PriorConfig, from_dict
 from vqtok.models.token_reader import TokenReader, open_items, read_entropy_model
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.export.export import output_files, write_export
-from vqtok.tokens.export.options import Recipe
+from vqtok.tokens.export.options import ExportOptions
 from vqtok.tokens.fields import checksum
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.shard.writer import ShardWriter
@@ -54,12 +54,12 @@ NEWER = "image-newer-packed.vqt"
 """Of a minor version to come, with the flag set that readers ignore."""
 SHARDS = ["image.vqts", "stereo.vqts"]
 EXPORTS = {
-    "export.npy": Recipe("npy", layout="flat"),
-    "export.flat.bin": Recipe("bin", layout="coarse-first", offset=70_000, row_token="auto"),
-    "export.bin": Recipe("megatron", layout="delay", begin_token="auto", end_token="auto"),
-    "export.jsonl": Recipe("jsonl", layout="parallel", shared_vocabulary=True),
-    "export.txt": Recipe("text"),
-    "export.parquet": Recipe("parquet"),
+    "export.npy": ExportOptions("npy", layout="flat"),
+    "export.flat.bin": ExportOptions("bin", layout="coarse-first", offset=70_000, row_token="auto"),
+    "export.bin": ExportOptions("megatron", layout="delay", begin_token="auto", end_token="auto"),
+    "export.jsonl": ExportOptions("jsonl", layout="parallel", shared_vocabulary=True),
+    "export.txt": ExportOptions("text"),
+    "export.parquet": ExportOptions("parquet"),
 }
 FILES = [*TOKEN_FILES, NEWER, *SHARDS, *EXPORTS]
 

@@ -357,7 +357,7 @@ def test_files_that_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
 def test_what_exists_is_kept(made: Any, tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "last.ckpt", made("llamagen").state_dict())
     import_checkpoint(checkpoint, tmp_path / "m.safetensors")
-    with pytest.raises(OutputError, match="exists; give --force"):
+    with pytest.raises(OutputError, match="output exists; `overwrite`"):
         import_checkpoint(checkpoint, tmp_path / "m.safetensors")
     import_checkpoint(checkpoint, tmp_path / "m.safetensors", force=True)
     with pytest.raises(UsageError, match="would be overwritten by its own output"):

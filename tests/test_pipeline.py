@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from vqtok.codec.threads import Room, Stopped, ahead, check_stop, in_order, wait
+from vqtok.codec.threads import MemoryBudget, Stopped, ahead, check_stop, in_order, wait
 
 
 def test_results_come_in_order_though_work_ends_in_another():
@@ -90,19 +90,19 @@ def test_ahead_passes_on_what_went_wrong():
 
 
 def test_room():
-    room = Room(10)
+    room = MemoryBudget(10)
     taken: list[str] = []
     got = threading.Event()
 
     def take(name: str, amount: int) -> None:
-        with room.take(amount):
+        with room.reserve(amount):
             taken.append(name)
             got.set()
 
-    with room.take(6):
+    with room.reserve(6):
         large = threading.Thread(target=take, args=("large", 99))
         large.start()
-        with room.take(4):
+        with room.reserve(4):
             assert not got.wait(0.3)
     assert got.wait(10)
     large.join()

@@ -78,7 +78,7 @@ def test_writing_is_whole_or_nothing(memory):
 
 def test_writing_where_files_grow(memory, monkeypatch):
     """Other than in stores of objects, a file is there before it is whole: so it gets its name later."""
-    monkeypatch.setattr("vqtok.files.paths._WHOLE_OR_NOTHING", frozenset())
+    monkeypatch.setattr("vqtok.files.paths._ATOMIC_SCHEMES", frozenset())
     put, moved = memory.put_file, []
     monkeypatch.setattr(type(memory), "put_file", lambda self, local, name: (moved.append(name), put(local, name)))
     atomic_write(as_path("memory://x/y.bin"), b"123")
@@ -89,7 +89,7 @@ def test_writing_where_files_grow(memory, monkeypatch):
 def test_schemes_that_nobody_knows(monkeypatch):
     with pytest.raises(UsageError, match="nonsense://x: Protocol not known"):
         as_path("nonsense://x").exists()
-    with pytest.raises(UsageError, match="hdfs:///x: name the host"):
+    with pytest.raises(UsageError, match="hdfs:///x: the scheme needs a host"):
         as_path("hdfs:///x")
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     with pytest.raises(UsageError, match="memory://x: remote files need fsspec"):
@@ -111,7 +111,7 @@ def test_encode_and_decode(run, memory, album, tmp_path):
     result = run("encode", "memory://album", "-o", "memory://tokens", "--skip-existing")
     assert result.stderr.endswith("1 done, 2 skipped, 0 failed\n")
     result = run("encode", "memory://album/a.png", "-o", "memory://tokens/a.vqt")
-    assert (result.exit_code, "memory://tokens/a.vqt: exists; give --force" in result.stderr) == (1, True)
+    assert (result.exit_code, "memory://tokens/a.vqt: output exists; --force" in result.stderr) == (1, True)
     assert run("decode", "memory://tokens", "-o", "memory://back").exit_code == 0
     assert run("decode", tmp_path / "out", "-o", tmp_path / "back").exit_code == 0
     assert memory.cat_file("/back/deep/b c.png") == (tmp_path / "back/deep/b c.png").read_bytes()
@@ -129,7 +129,7 @@ def test_shards(run, memory, album, tmp_path):
     assert run("encode", album, "--shard", tmp_path / "x.vqts").exit_code == 0
     assert run("encode", "memory://album", "--shard", "memory://x.vqts").exit_code == 0
     assert memory.cat_file("/x.vqts") == (tmp_path / "x.vqts").read_bytes()
-    assert "exists; give --force" in run("encode", "memory://album", "--shard", "memory://x.vqts").stderr
+    assert "output exists; --force" in run("encode", "memory://album", "--shard", "memory://x.vqts").stderr
     Image.fromarray(picture(9, 9)).save(album / "z.png")
     memory.pipe_file("/album/z.png", (album / "z.png").read_bytes())
     result = run("encode", "memory://album", "--shard", "memory://x.vqts", "--skip-existing")

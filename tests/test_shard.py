@@ -420,9 +420,9 @@ def test_writer_refuses_what_does_not_belong_together(tmp_path):
 
 def test_existing_outputs_are_kept(path):
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"x\.vqts: exists; give --force"):
+    with pytest.raises(OutputError, match=r"x\.vqts: output exists; `overwrite`"):
         write_shard(path, {"a": item(0)}.items())
-    with pytest.raises(OutputError, match=r"x\.vqts: exists; give --force"):
+    with pytest.raises(OutputError, match=r"x\.vqts: output exists; `overwrite`"):
         merge([path], path)
     assert path.read_bytes() == before
     merge([path], path, overwrite=True)
@@ -511,7 +511,8 @@ KEYS = ["a.png", "deep/b.PNG", "deep/c.v1.webp", "z.png"]
 
 
 def lines(result) -> list[dict]:
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    lines = map(json.loads, result.stdout.splitlines())
+    return [line for line in lines if line.get("kind") != "summary"]
 
 
 def test_encode_reports_a_bad_item_and_does_the_rest(run, album, tmp_path):
@@ -595,7 +596,7 @@ def test_decode_all_or_some(run, album, shard, tmp_path):
     arguments = "decode", shard, "--key", "z.png", "--key", "none", "--key", "a.png", "-o", tmp_path / "some", "--json"
     result = run(*arguments)
     assert result.exit_code == 1
-    assert f"error: {shard}: none: holds no item of this key" in result.stderr
+    assert f"error: {shard}: none: contains no item with this key" in result.stderr
     assert [(facts["key"], facts.get("exit_code", 0)) for facts in lines(result)] == [
         ("z.png", 0),
         ("none", 1),
@@ -610,15 +611,15 @@ def test_decode_all_or_some(run, album, shard, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["decode", "SHARD"], "holds several items; give -o DIR"),
+        (["decode", "SHARD"], "contains several items; give -o DIR"),
         (["decode", "SHARD", "SHARD", "--key", "a.png"], "give one shard"),
         (["decode", "ALBUM/a.png", "--key", "a.png"], "give one shard"),
-        (["encode", "ALBUM", "--shard", "OUT", "-o", "OUT"], "--shard takes the place of -o"),
+        (["encode", "ALBUM", "--shard", "OUT", "-o", "OUT"], "--shard replaces -o"),
         (["encode", "ALBUM", "-o", "OUT"], "to write a shard give --shard"),
-        (["encode", "-", "--shard", "OUT"], "-: has no name to be a key"),
+        (["encode", "-", "--shard", "OUT"], "-: has no name that could be its key"),
         (["encode", "ALBUM/none.png", "--shard", "OUT"], "none.png: no such file"),
         (["encode", "ALBUM", "ALBUM/a.png", "--shard", "OUT"], "would both have the key a.png; rename one"),
-        (["encode", "ALBUM", "ALBUM/../s.wav", "--shard", "OUT"], "pictures and sounds do not go into one shard"),
+        (["encode", "ALBUM", "ALBUM/../s.wav", "--shard", "OUT"], "a shard cannot hold both images and audio"),
     ],
 )
 def test_usage_errors(run, album, shard, tmp_path, arguments, message):
@@ -770,12 +771,12 @@ def test_ctrl_c_and_going_on(run, album, shard, tmp_path, monkeypatch):
     partial_shard = tmp_path / "y.vqts.part"
     result = interrupted_encode(run, album, path, monkeypatch, 2)
     assert result.exit_code == 130
-    assert f"warning: {partial_shard} keeps the 2 items done; --skip-existing goes on with it\n" in result.stderr
+    assert f"warning: {partial_shard} keeps the 2 finished items; --skip-existing continues it\n" in result.stderr
     assert not path.exists()
     assert partial_shard.exists()
     result = run("encode", album, "--shard", path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"{partial_shard}: left by an interrupted run; give --skip-existing" in result.stderr
+    assert f"{partial_shard}: left by an interrupted run; --skip-existing continues" in result.stderr
     os.truncate(partial_shard, partial_shard.stat().st_size - 3)
     assert interrupted_encode(run, album, path, monkeypatch, 0, "--skip-existing").exit_code == 130
     result = run("encode", album, "--shard", path, "--skip-existing", "--json")
@@ -796,7 +797,7 @@ def test_existing_shards(run, album, shard, monkeypatch, tmp_path):
     before = shard.read_bytes()
     result = run("encode", album, "--shard", shard)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"{shard}: exists; give --force" in result.stderr
+    assert f"{shard}: output exists; --force" in result.stderr
     Image.fromarray(picture(20, 20)).save(album / "new.png")
     (album / "a.png").unlink()
     assert interrupted_encode(run, album, shard, monkeypatch, 0, "--skip-existing").exit_code == 130

@@ -622,7 +622,7 @@ def test_what_cannot_start_says_so_at_once(pictures: Path, tmp_path: Path) -> No
     with pytest.raises(TrainingError, match="no checkpoint to resume from"):
         run_train(pictures, output, resume=True)
     output.write_bytes(b"a model")
-    with pytest.raises(OutputError, match="exists; give --force"):
+    with pytest.raises(OutputError, match="output exists; `overwrite`"):
         run_train(pictures, output)
     assert not (tmp_path / "model.run").exists()
 

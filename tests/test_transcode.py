@@ -59,7 +59,7 @@ def test_errors_name_the_file(bundled, photo, tmp_path, make_model):
         vqtok.decode(tokens, str(make_model("image", seed=1)))
     with pytest.raises(UsageError, match=r"x\.vqt: cannot decode 5 codebooks"):
         vqtok.decode(tokens, num_codebooks=5)
-    with pytest.raises(MediaError, match=r"x\.vqt: neither a picture nor a sound"):
+    with pytest.raises(MediaError, match=r"x\.vqt: neither an image nor audio"):
         vqtok.encode(tokens)
     tokens.write_bytes(tokens.read_bytes()[:-1])
     with pytest.raises(CorruptFileError, match=r"x\.vqt: damaged token file"):
@@ -128,7 +128,7 @@ def test_leaving_off_stops_the_rest(bundled, folder, tmp_path):
 
 def test_memory_for_media_is_shared_out(bundled, folder, tmp_path, monkeypatch):
     """With room for a single item nothing is read beside it."""
-    monkeypatch.setattr("vqtok.jobs.runner.ROOM_BYTES", 1)
+    monkeypatch.setattr("vqtok.jobs.runner.MEDIA_BYTES", 1)
     reading = []
 
     def read(source, channels):
@@ -163,6 +163,6 @@ def test_out_of_memory_halves_the_batch(bundled, folder, tmp_path, monkeypatch, 
     failed = [outcome for outcome in outcomes if outcome.error]
     assert {str(outcome.error).partition(": ")[2] for outcome in failed} == {
         "not a picture of a known format",
-        "too large for this machine's memory; scale it down or cut it up",
+        "too large for the memory of this machine; scale it down or split it",
     }
     assert all(outcome.facts in expected for outcome in outcomes if not outcome.error)

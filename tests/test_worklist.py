@@ -83,7 +83,7 @@ def test_shares(count, index, environment, expected):
         (7, None, SLURM, "task 7 of 7"),
         (None, None, SLURM | {"SLURM_ARRAY_TASK_ID": "9"}, "has gaps; give --num-tasks"),
         (None, None, SLURM | {"SLURM_ARRAY_TASK_STEP": "3"}, "has gaps; give --num-tasks"),
-        (None, None, TORCHRUN | {"RANK": "one"}, "RANK=one: is no number"),
+        (None, None, TORCHRUN | {"RANK": "one"}, "RANK=one: is not a number"),
     ],
 )
 def test_shares_that_make_no_sense(count, index, environment, message):
@@ -146,9 +146,9 @@ def test_lists(data, folder, expected):
     [
         (b"", None, "lists no files"),
         (b"\n\n", None, "lists no files"),
-        (b"../a.png", None, "../a.png: lies outside of the current folder"),
-        (b"/y/a.png", "/x", "/y/a.png: does not lie in /x"),
-        (b"/xy/a.png", "/x", "does not lie in /x"),
+        (b"../a.png", None, "../a.png: is outside of the current folder"),
+        (b"/y/a.png", "/x", "/y/a.png: is not in /x"),
+        (b"/xy/a.png", "/x", "is not in /x"),
     ],
 )
 def test_lists_that_make_no_sense(data, folder, message):
@@ -203,13 +203,13 @@ def test_shards_of_a_folder(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"inputs": []}, "Missing argument 'IN'"),
-        ({"output": "out", "num_tasks": 3}, "--num-tasks 3: give --task-index, too"),
-        ({"output": "out", "shard": "x.vqts"}, "takes the place of -o"),
+        ({"output": "out", "num_tasks": 3}, "--num-tasks 3: give --task-index as well"),
+        ({"output": "out", "shard": "x.vqts"}, "replaces -o"),
         ({"output": "out", "on_cluster": True}, "--engine ray writes shards"),
-        ({"shard": "x.vqts", "on_cluster": True}, "x.vqts: is to be written by several tasks; give a folder"),
+        ({"shard": "x.vqts", "on_cluster": True}, "x.vqts: would be written by several tasks; give a folder"),
         ({"shard": "x.vqts", "num_tasks": 3}, "several tasks; give a folder"),
         ({"output": "x.vqts"}, "to write a shard give --shard x.vqts"),
-        ({"output": "out", "filelist": "list", "inputs": ["IN", "IN"]}, "--filelist takes the place of IN"),
+        ({"output": "out", "filelist": "list", "inputs": ["IN", "IN"]}, "--filelist replaces IN"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, options, message):

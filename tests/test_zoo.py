@@ -166,7 +166,7 @@ def test_more_side_data_than_a_token_file_holds():
 
 
 def test_what_does_not_fit_a_family(families):
-    with pytest.raises(ModelError, match="codes 2 channels together, this sound has 3; give --mono"):
+    with pytest.raises(ModelError, match="encodes 2 channels together, this audio has 3; use `mono`"):
         vqtok.encode(steady(3), "pairs:")
     tokens = vqtok.encode(steady(2), "pairs:")
     tokens.metadata["side_data"] = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtok.errors import CorruptFileError, MediaError, ModelError
-from vqtok.files.paths import naming
+from vqtok.files.paths import error_context, local_path, spooled
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, read_card
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
@@ -57,7 +57,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     """
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
-    path = bundled_models().get(str(path), Path(path))
+    path = bundled_models().get(str(path)) or spooled(local_path(path))
     if is_export(path) or _is_sidecar(path):
         return export_facts(path)
     kind = kind_of(path)
@@ -167,7 +167,7 @@ def shard_items(path: str | Path) -> Iterator[Facts]:
 
 
 def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
-    with naming(path):
+    with error_context(path):
         data = map_file(path)
         shard, start = parse_shard_header(data)
         for record in walk(shard, data, start, parse_index(data, start)):
@@ -300,7 +300,7 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
     statistics = CodeStatistics()
     reader = TokenReader(model)
     for file in token_files(paths):
-        with naming(file):
+        with error_context(file):
             for key in reader.keys(file):
                 tokens = reader.read(file, key)
                 statistics.add(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,6 +17,29 @@ from vqtok.errors import VqtokError
 INTERRUPTED = 130
 IS_SECONDARY_RANK = os.environ.get("RANK", "0") != "0"
 """Whether torchrun started this process as one of several and another one reports."""
+
+OPTIONS = {
+    "address": "--ray-address",
+    "chunk_seconds": "--chunk-seconds",
+    "coder": "--coder",
+    "device": "--device",
+    "init": "--init",
+    "max_megapixels": "--max-megapixels",
+    "minutes": "--minutes",
+    "model": "--model",
+    "mono": "--mono",
+    "num_codebooks": "--codebooks",
+    "output": "-o",
+    "overwrite": "--force",
+    "precision": "--precision",
+    "preset": "--preset",
+    "resume": "--resume",
+    "salvage": "--salvage",
+    "size": "--size",
+    "skip_existing": "--skip-existing",
+    "steps": "--steps",
+}
+"""The option that sets a library function's argument, for messages."""
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -68,6 +92,12 @@ def _start_logging(quiet: bool, verbose: bool) -> None:
 
 
 def print_error(message: str) -> None:
+    """Print an error on stderr, with the options of the command line instead of the library's arguments."""
     from vqtok.cli.console import say
 
-    say(f"error: {message}", style="bold red")
+    say(f"error: {with_options(message)}", style="bold red")
+
+
+def with_options(message: str) -> str:
+    """Replace the names of Python arguments in a library's message, such as `overwrite`, by those of options."""
+    return re.sub(r"`(\w+)`", lambda found: OPTIONS.get(found[1], found[0]), message)

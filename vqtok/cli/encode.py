@@ -32,7 +32,7 @@ from vqtok.cli.options import (
     Verbose,
 )
 from vqtok.cli.outcomes import print_outcomes, refuse_terminal
-from vqtok.files.paths import STDIO, as_path
+from vqtok.files.paths import as_path
 
 
 @command
@@ -68,7 +68,7 @@ def encode(
     verbose: Verbose = False,
 ) -> None:
     """Turn images and sounds into token files."""
-    from vqtok.jobs.planning import plan_encoding
+    from vqtok.jobs.planning import MEDIA, plan_encoding
 
     on_cluster = engine == "ray"
     work = plan_encoding(
@@ -80,10 +80,11 @@ def encode(
         task_index=task_index,
         on_cluster=on_cluster,
     )
-    if STDIO in (inputs or []) or output == "-":
+    if len(work.jobs) == 1:  # Only one output can go to stdout.
         refuse_terminal(work.jobs, json)
     from vqtok.cli.console import say, stdout_for_json
     from vqtok.cli.lines import encoded_line
+    from vqtok.cli.progress import ItemProgress
     from vqtok.codec.files import Codecs
     from vqtok.codec.options import CodecOptions
     from vqtok.compute.device import choose_device
@@ -102,17 +103,16 @@ def encode(
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
-    options = CodecOptions(tile, chunk_seconds, precision, num_jobs)
+    options, progress = CodecOptions(tile, chunk_seconds, precision, num_jobs), ItemProgress(work.total, quiet)
     if on_cluster:
         from vqtok.jobs.ray_cluster import encode_on_ray
 
         outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, options=options, **how)
     else:
-        codecs = Codecs(model, str(choose_device(device)), options)
+        codecs, how["on_finished"] = Codecs(model, str(choose_device(device)), options), progress.finish
         outcomes = (
             encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
         )
-    manifest = as_path(failures) if failures else work.failures
 
     def at_end() -> None:
         if work.is_of_torchrun:
@@ -121,4 +121,15 @@ def encode(
             wait_for_others()
 
     with stdout_for_json() if on_cluster else nullcontext():
-        print_outcomes(outcomes, work.total, encoded_line, manifest, json=json, quiet=quiet, at_end=at_end)
+        print_outcomes(
+            outcomes,
+            encoded_line,
+            progress,
+            total=work.total,
+            manifest=as_path(failures) if failures else work.failures,
+            ignored=work.ignored,
+            expected=MEDIA,
+            json=json,
+            quiet=quiet,
+            at_end=at_end,
+        )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vqtok.cli.command import command, print_error
-from vqtok.cli.options import Json, Model, Quiet, Verbose
+from vqtok.cli.options import Json, Model, Quiet, Verbose, only_local
 from vqtok.errors import UsageError, VqtokError
 
 ITEMS_SHOWN = 10
-"""Of a shard, unless all are asked for."""
+"""Items of a shard that are listed without --items."""
 
 
 @command
@@ -21,7 +22,9 @@ def inspect(
     inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="What to look at.")],
     model: Model = None,
     usage: Annotated[bool, typer.Option("--usage", help="Count the codes of all the token files.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw --usage as a picture.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", parser=only_local, help="Draw --usage as a picture.")
+    ] = None,
     items: Annotated[bool, typer.Option("--items", help="List all items of shards.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -29,10 +32,12 @@ def inspect(
 ) -> None:
     """Show what token files, shards, models, images or sounds are."""
     from vqtok.cli.console import print_json, say
-    from vqtok.cli.tables import plot_usage, show_facts, show_item, show_usage
+    from vqtok.cli.tables import plot_usage, show_facts, show_files, show_usage
+    from vqtok.files.walk import describe_ignored
     from vqtok.inspection import inspect as inspect_file
-    from vqtok.inspection import shard_items
     from vqtok.inspection import usage as count_usage
+    from vqtok.jobs.job import error_facts
+    from vqtok.jobs.planning import TOKEN_FILES
     from vqtok.models.registry import is_adapted
     from vqtok.tokens.find import token_files
 
@@ -44,29 +49,46 @@ def inspect(
             plot_usage(facts, plot)
         print_json(facts) if json else show_usage(facts)
         return
-    exit_code = 0
-    files: list[str] = []
+    exit_codes = []
     for name in inputs:
-        files += map(str, token_files([name])) if Path(name).is_dir() and not is_adapted(name) else [name]
-    for name in files:
-        try:
-            facts = inspect_file(name, model)
-        except VqtokError as error:
-            print_error(str(error))
-            exit_code = error.exit_code if len(files) == 1 else 1
-            facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
-        if json:
-            print_json(facts)
-        elif "error" not in facts:
-            show_facts(facts)
-        if facts.get("kind") == "shard":
-            listed = shard_items(name) if items else () if json else islice(shard_items(name), ITEMS_SHOWN)
-            for item in listed:
-                print_json(item) if json else show_item(item)
-            if not json and not items and facts["num_items"] > ITEMS_SHOWN:
-                say(f"  and {facts['num_items'] - ITEMS_SHOWN} more; --items lists all")
-    if exit_code:
-        raise typer.Exit(exit_code)
+        is_folder = Path(name).is_dir() and not is_adapted(name)
+        found, ignored = [], Counter[str]()
+        for file in token_files([name], ignored) if is_folder else [name]:
+            try:
+                facts = inspect_file(file, model)
+            except VqtokError as error:
+                print_error(str(error))
+                exit_codes.append(error.exit_code)
+                facts = {"file": str(file)} | error_facts(error)
+            if json:
+                print_json(facts)
+            elif "error" in facts:
+                continue
+            elif is_folder:
+                found.append(facts)
+            else:
+                show_facts(facts)
+            if facts.get("kind") == "shard":
+                _show_items(file, facts, all_of_them=items, as_json=json, none=is_folder and not items)
+        if found:
+            show_files(found)
+        if ignored and not quiet:
+            say(describe_ignored(ignored, TOKEN_FILES))
+    if exit_codes:
+        raise typer.Exit(exit_codes[0] if len(inputs) == 1 and not is_folder else 1)
+
+
+def _show_items(file: str | Path, facts: dict[str, Any], *, all_of_them: bool, as_json: bool, none: bool) -> None:
+    from vqtok.cli.console import print_json, say
+    from vqtok.cli.tables import show_item
+    from vqtok.inspection import shard_items
+
+    if none or (as_json and not all_of_them):
+        return
+    for item in islice(shard_items(file), None if all_of_them else ITEMS_SHOWN):
+        print_json(item) if as_json else show_item(item)
+    if not all_of_them and facts["num_items"] > ITEMS_SHOWN:
+        say(f"  and {facts['num_items'] - ITEMS_SHOWN} more; --items lists all")
 
 
 @command

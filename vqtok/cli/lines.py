@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller than raw)`."""
+    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
     if facts["modality"] == "image":
         raw_bytes = facts["width"] * facts["height"] * 3
         rate = f"{facts['bpp']:.3f} bpp"
@@ -22,7 +22,7 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
     smaller = raw_bytes / facts["file_bytes"]
     return (
         f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller than raw)"
+        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller)"
     )
 
 
@@ -34,7 +34,7 @@ def decoded_line(facts: Mapping[str, Any]) -> str:
 
 
 class Tally:
-    """Count what became of many inputs, and how fast."""
+    """Counts outcomes, and measures their rate and speed."""
 
     def __init__(self) -> None:
         self.done = self.skipped = self.failed = 0
@@ -42,8 +42,12 @@ class Tally:
         self._extent = {"bpp": 0.0, "kbps": 0.0}  # pixels, and milliseconds
         self._started = time.monotonic()
 
+    @property
+    def count(self) -> int:
+        return self.done + self.skipped + self.failed
+
     def add(self, facts: Mapping[str, Any]) -> None:
-        """Count one by its facts, as `--json` prints them."""
+        """Count one outcome by its facts, as `--json` prints them. The rate is that of the codebooks that were used."""
         if "error" in facts:
             self.failed += 1
         elif "skipped" in facts:
@@ -51,19 +55,27 @@ class Tally:
         else:
             self.done += 1
         for rate in facts.keys() & self._bits:
-            self._bits[rate] += 8 * facts["file_bytes"]
+            self._bits[rate] += 8 * facts.get("decoded_bytes", facts["file_bytes"])
             self._extent[rate] += (
                 facts["width"] * facts["height"] if rate == "bpp" else 1000 * facts["duration_seconds"]
             )
 
+    def facts(self) -> dict[str, Any]:
+        """Return the summary that `--json` prints as its last line."""
+        counts = {"kind": "summary", "done": self.done, "skipped": self.skipped, "failed": self.failed}
+        return counts | {"seconds": time.monotonic() - self._started} | self._rates()
+
     def __str__(self) -> str:
-        """Sum up: `31.5 items/s, 0.063 bpp: 200 done, 3 skipped, 1 failed`."""
+        """Return a summary such as `31.5 items/s, 0.063 bpp: 200 done, 3 skipped, 1 failed`."""
         counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed"
         if not self.done:
             return counts
         speed = f"{self.done / (time.monotonic() - self._started):.3g} items/s"
-        rates = [f"{self._bits[rate] / extent:.3f} {rate}" for rate, extent in self._extent.items() if extent]
+        rates = [f"{value:.3f} {rate}" for rate, value in self._rates().items()]
         return f"{', '.join([speed, *rates])}: {counts}"
+
+    def _rates(self) -> dict[str, float]:
+        return {rate: self._bits[rate] / extent for rate, extent in self._extent.items() if extent}
 
 
 def converted_line(facts: Mapping[str, Any]) -> str:
@@ -72,7 +84,7 @@ def converted_line(facts: Mapping[str, Any]) -> str:
         return f"{facts['file']} -> {facts['output']} (shape {times(facts['shape'])})"
     return (
         f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens of {media_size(facts)})"
+        f"({facts['num_tokens']} tokens: {facts['num_codebooks']} codebooks, {media_size(facts)})"
     )
 
 

@@ -7,9 +7,27 @@ from typing import Annotated, Literal
 
 import typer
 
-from vqtok.files.paths import as_path
+from vqtok.errors import UsageError
+from vqtok.files.paths import as_path, local_path
 
-INPUTS = typer.Argument(metavar="IN", parser=as_path, help="Files or folders; - is stdin.")
+
+def any_path(name: str) -> Path:
+    """Parse a local or remote path."""
+    try:
+        return as_path(name)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def only_local(name: str) -> Path:
+    """Parse a path that must be local."""
+    try:
+        return local_path(name)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+INPUTS = typer.Argument(metavar="IN", parser=any_path, help="Files or folders; - is stdin.")
 Inputs = Annotated[list[Path], INPUTS]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
 Shard = Annotated[
@@ -38,7 +56,9 @@ Model = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
-NewModel = Annotated[Path, typer.Option("-o", "--output", metavar="MODEL", help="The model file to write.")]
+NewModel = Annotated[
+    Path, typer.Option("-o", "--output", metavar="MODEL", parser=only_local, help="The model file to write.")
+]
 Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]

@@ -1,8 +1,9 @@
-"""Print the outcomes of jobs."""
+"""Print the outcomes of jobs, and decide the exit code."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -10,45 +11,68 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqtok.cli.command import print_error
+from vqtok.cli.command import print_error, with_options
 from vqtok.errors import UsageError
-from vqtok.files.paths import STDIO
+from vqtok.files.paths import STDIO, stream_number
 from vqtok.jobs.job import Job
 
 if TYPE_CHECKING:
+    from vqtok.cli.progress import ItemProgress
     from vqtok.jobs.job import Outcome
 
 
 def print_outcomes(
     outcomes: Generator[Outcome, None, None],
-    total: int,
     line: Callable[[dict[str, Any]], str],
-    manifest: Path | None = None,
+    progress: ItemProgress,
     *,
+    total: int,
+    manifest: Path | None = None,
+    ignored: Counter[str] | None = None,
+    expected: str = "",
     json: bool,
     quiet: bool,
     at_end: Callable[[], None] = lambda: None,
 ) -> None:
-    """Print each outcome as it comes, a summary of several, and exit as the worst of them asks."""
+    """Print each outcome as it arrives and a summary of several; exit with the code that they require.
+
+    Args:
+        line: Returns the line that describes an outcome.
+        progress: The display that the work reports to.
+        manifest: Where failures are recorded.
+        ignored: Files that were passed over, counted by suffix; `expected` is what they are not.
+        at_end: Called after the summary.
+    """
     from vqtok.cli.console import print_json, say
     from vqtok.cli.lines import Tally
-    from vqtok.cli.progress import with_progress
+    from vqtok.files.walk import describe_ignored
     from vqtok.jobs.failures import failure_log
 
     tally = Tally()
     exit_code = 0
-    # Closed at once, so that on Ctrl-C nothing goes on behind.
-    with failure_log(manifest) as note_failure, closing(outcomes):
-        for outcome in with_progress(outcomes, total, quiet):
-            tally.add(outcome.facts)
-            if outcome.error:
-                exit_code = outcome.error.exit_code if total == 1 else 1
-                print_error(str(outcome.error))
-                note_failure(outcome.facts)
-            elif not outcome.skipped and not quiet and not json:
-                say(line(outcome.facts))
-            if json:
-                print_json(outcome.facts)
+    try:
+        # Closing the generator on Ctrl-C stops the threads that work on other items.
+        with failure_log(manifest) as note_failure, closing(outcomes), progress:
+            for outcome in outcomes:
+                facts = outcome.facts
+                if outcome.error:
+                    exit_code = outcome.error.exit_code if total == 1 else 1
+                    facts = facts | {"error": with_options(str(outcome.error))}
+                    print_error(str(outcome.error))
+                    note_failure(facts)
+                elif not outcome.skipped and not quiet and not json:
+                    say(line(facts))
+                tally.add(facts)
+                if json:
+                    print_json(facts)
+    except KeyboardInterrupt:
+        if total > 1:
+            say(f"{tally}, {total - tally.count} to do; the same command with --skip-existing continues")
+        raise
+    if json and total > 1:
+        print_json(tally.facts() | {"ignored": dict(ignored or {})})
+    if ignored and not quiet:
+        say(describe_ignored(ignored, expected))
     if (total > 1 or tally.skipped) and not quiet:
         say(str(tally))
     at_end()
@@ -57,9 +81,13 @@ def print_outcomes(
 
 
 def refuse_terminal(jobs: Iterable[Job], json: bool) -> None:
-    """Keep binary data off the terminal, and off a stdout that JSON goes to."""
-    if any(job.target == STDIO for job in jobs):
+    """Raise if a job would write binary data to a terminal, or to a stdout that JSON goes to.
+
+    Raises:
+        UsageError: A job would.
+    """
+    if any(job.target == STDIO or stream_number(job.target) == 1 for job in jobs):
         if json:
             raise UsageError("-o -: stdout cannot take both the file and --json")
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             raise UsageError("-o -: binary data is not written to a terminal; redirect it, or give -o FILE")

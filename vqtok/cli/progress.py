@@ -13,6 +13,7 @@ from vqtok.cli.console import err, out, say
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.progress import Progress
 
     from vqtok.config import Config
     from vqtok.training.monitor import Progress as TrainingProgress
@@ -102,17 +103,48 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def with_progress(outcomes: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """Pass things on, with a progress bar on a terminal where there are several."""
-    if quiet or total < 2 or not err.is_terminal:
-        yield from outcomes
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+class ItemProgress:
+    """A progress bar on a terminal for work on several items, counted as they finish, in whatever order.
 
-    columns = TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn()
-    # Where stdout is not the terminal, what goes there is data and no business of the display.
-    with Progress(*columns, console=err, transient=True, redirect_stdout=out.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        for outcome in outcomes:
-            yield outcome
-            bar.advance(task)
+    Items that are skipped are taken off the total, so that they do not distort the time left.
+    """
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self._bar: Progress | None = None
+        self._total, self._skipped = total, 0
+        if quiet or total < 2 or not err.is_terminal:
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        text = TextColumn("{task.completed} of {task.total}{task.fields[skipped]}")
+        columns = (text, BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        # Where stdout is not the terminal, what goes there is data that the display must not touch.
+        self._bar = Progress(
+            *columns, console=err, transient=True, redirect_stdout=out.is_terminal, speed_estimate_period=600
+        )
+        self._task = self._bar.add_task("", total=total, skipped="")
+
+    def __enter__(self) -> ItemProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def finish(self, result: object) -> None:
+        """Count a finished item; `result` is its `Outcome`, or anything else. May be called from any thread."""
+        if self._bar is None:
+            return
+        if getattr(result, "skipped", False):
+            self._skipped += 1
+            self._bar.update(self._task, total=self._total - self._skipped, skipped=f", {self._skipped} skipped")
+        else:
+            self._bar.advance(self._task)
+
+    def count(self, results: Iterable[T]) -> Iterator[T]:
+        """Yield results of work that is done one item after another, and count each."""
+        for result in results:
+            self.finish(result)
+            yield result

@@ -90,6 +90,32 @@ def _show_export(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
 
 
+def show_files(files: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of the token files and shards of a folder, with totals."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold", ratio=1)
+    for heading in ("content", "codebooks", "tokens", "size", "rate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for facts in files:
+        content = f"{facts['num_items']} items" if facts["kind"] == "shard" else media_size(facts)
+        table.add_row(
+            one_line(facts["file"]),
+            content,
+            _codebooks(facts["codebook_sizes"]),
+            str(facts["num_tokens"]),
+            file_size(facts["file_bytes"]),
+            _rate(facts),
+        )
+    if len(files) > 1:
+        num_tokens, num_bytes = (sum(facts[name] for facts in files) for name in ("num_tokens", "file_bytes"))
+        table.add_row(f"{len(files)} files", "", "", str(num_tokens), file_size(num_bytes), "", style="bold")
+    out.print(table)
+
+
+def _rate(facts: Mapping[str, Any]) -> str:
+    return f"{facts['bpp']:.3f} bpp" if "bpp" in facts else f"{facts['kbps']:.2f} kbps"
+
+
 def show_item(facts: Mapping[str, Any]) -> None:
     """Print a line on an item of a shard."""
     size = f"{media_size(facts)}, {facts['num_tokens']} tokens, {file_size(facts['file_bytes'])}"

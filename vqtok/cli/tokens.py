@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vqtok.cli.command import command, print_error
-from vqtok.cli.options import Codebooks, Force, Json, Model, Quiet, Verbose
+from vqtok.cli.options import Codebooks, Force, Json, Model, Quiet, Verbose, only_local
 from vqtok.cli.outcomes import print_outcomes
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files.paths import STDIO
+from vqtok.files.paths import STDIO, local_path
 
 if TYPE_CHECKING:
-    from vqtok.jobs.export import Item
+    from vqtok.jobs.export import TokenSource
 
 
 @command
 def merge(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN.vqts", help="Shards of one model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.vqts", help="The shard to write.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN.vqts", parser=only_local, help="Shards of one model.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT.vqts", parser=only_local, help="The shard to write.")
+    ],
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Take what is whole of shards that are damaged or cut off.")
     ] = False,
@@ -51,7 +54,9 @@ SPECIAL = "ID, auto (the next behind the codes) or none"
 
 @command
 def export(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Token files, shards or folders; - is stdin.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN", parser=only_local, help="Token files, shards or folders; - is stdin.")
+    ],
     to: Annotated[
         Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], typer.Option("--to", help="The kind of file.")
     ],
@@ -84,19 +89,21 @@ def export(
     """Write token files and shards to one file for a trainer of language models."""
     from vqtok.cli.console import print_json, say
     from vqtok.cli.lines import exported_line
-    from vqtok.cli.progress import with_progress
+    from vqtok.cli.progress import ItemProgress
+    from vqtok.files.walk import describe_ignored
     from vqtok.jobs.export import find_items, iterate_tokens
+    from vqtok.jobs.planning import TOKEN_FILES
     from vqtok.tokens.export.export import write_export
-    from vqtok.tokens.export.options import Recipe
+    from vqtok.tokens.export.options import ExportOptions
 
     if output is None and to != "text":
         raise UsageError(f"--to {to}: give -o FILE")
     if output is not None and output.endswith("/"):
         raise UsageError(f"-o {output}: is a folder; give the name of a new file")
-    target = STDIO if output is None else Path(output)
+    target = STDIO if output is None else local_path(output)
     if json and target == STDIO:
         raise UsageError("-o -: stdout cannot take both the tokens and --json")
-    recipe = Recipe(
+    recipe = ExportOptions(
         to=to,
         layout=layout,
         offset=offset,
@@ -107,19 +114,23 @@ def export(
         pad_token=pad_token,
         template=template,
     )
-    found = find_items(inputs)
+    ignored = Counter[str]()
+    found = find_items(inputs, ignored)
     failed = 0
 
-    def on_error(item: Item, error: VqtokError) -> None:
+    def on_error(item: TokenSource, error: VqtokError) -> None:
         nonlocal failed
         failed += 1
         print_error(str(error))
         if json:
             print_json(item.facts() | {"error": str(error), "exit_code": error.exit_code})
 
-    turns = with_progress(found, len(found), quiet or target == STDIO)
-    items = iterate_tokens(turns, model, codebooks, on_error if len(found) > 1 else None)
-    facts = write_export(items, target, recipe, overwrite=force) | {"failed": failed}
+    with ItemProgress(len(found), quiet or target == STDIO) as progress:
+        turns = iterate_tokens(progress.count(found), model, codebooks, on_error if len(found) > 1 else None)
+        facts = write_export(turns, target, recipe, overwrite=force) | {"failed": failed}
+    facts |= {"ignored": dict(ignored)} if ignored else {}
+    if ignored and not quiet:
+        say(describe_ignored(ignored, TOKEN_FILES))
     if json:
         print_json(facts)
     elif not quiet and target != STDIO:
@@ -131,7 +142,10 @@ def export(
 @command
 def convert(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="IN", help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy.")
+        list[Path],
+        typer.Argument(
+            metavar="IN", parser=only_local, help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy."
+        ),
     ],
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File or folder.")] = None,
     model: Annotated[
@@ -147,8 +161,11 @@ def convert(
 ) -> None:
     """Turn other tools' token files into token files, and token files into arrays."""
     from vqtok.cli.lines import converted_line
+    from vqtok.cli.progress import ItemProgress
     from vqtok.jobs.convert import convert_files, plan_conversions
 
     conversions = plan_conversions(inputs, output, model)
     outcomes = convert_files(conversions, model, size=size, overwrite=force)
-    print_outcomes(outcomes, len(conversions), converted_line, json=json, quiet=quiet)
+    progress = ItemProgress(len(conversions), quiet)
+    counted = (outcome for outcome in progress.count(outcomes))
+    print_outcomes(counted, converted_line, progress, total=len(conversions), json=json, quiet=quiet)

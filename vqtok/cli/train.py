@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from vqtok.cli.command import IS_SECONDARY_RANK, command, print_error
-from vqtok.cli.options import Device, Force, Json, NewModel, Quiet, Verbose
+from vqtok.cli.options import Device, Force, Json, NewModel, Quiet, Verbose, only_local
 from vqtok.errors import UsageError
 
 
 @command
 def train(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images or sounds, searched recursively.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=only_local, help="Images or sounds, searched recursively.")
+    ],
     output: NewModel,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="image, audio, digits, or a TOML file.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, metavar="N", help="Length of the run.")] = None,
@@ -94,9 +96,13 @@ def train(
 
 @command
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .ckpt, .pt or .safetensors file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", parser=only_local, help="A .ckpt, .pt or .safetensors file.")
+    ],
     output: NewModel,
-    config: Annotated[Path | None, typer.Option(metavar="YAML", help="The config that belongs to it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", parser=only_local, help="The config that belongs to it.")
+    ] = None,
     family: Annotated[
         str | None, typer.Option(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq, if not by itself.")
     ] = None,

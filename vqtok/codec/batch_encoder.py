@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.codec.files import Codecs, encode_medium
+from vqtok.codec.files import Codecs, encode_media
 from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.codec.threads import in_order
 from vqtok.compute.device import choose_device
 from vqtok.errors import MediaError, UsageError
-from vqtok.files.paths import as_path, naming
+from vqtok.files.paths import as_path, error_context
 from vqtok.tokens.coding.coders import chosen_coder
 from vqtok.tokens.vqt.file import dump
 
@@ -77,8 +77,8 @@ class Encoder:
         """Give tokens, error and codes of a medium."""
         medium = BytesIO(source) if isinstance(source, bytes) else as_path(source)
         try:
-            with naming(name if isinstance(name, str) else "input"):
-                tokens, codec = encode_medium(medium, self._codecs, num_codebooks=self._num_codebooks, mono=self._mono)
+            with error_context(name if isinstance(name, str) else "input"):
+                tokens, codec = encode_media(medium, self._codecs, num_codebooks=self._num_codebooks, mono=self._mono)
             return codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, self._coder)), "", tokens.codes
         except (MediaError, MemoryError) as error:
             return b"", str(error) or "too large for this machine's memory", np.empty(0, np.int32)

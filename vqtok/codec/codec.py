@@ -255,7 +255,7 @@ def check_model(made_by: bytes, given: bytes) -> None:
         WrongModelError: Naming both.
     """
     if made_by != given[:8]:
-        raise WrongModelError(made_by, given)
+        raise WrongModelError(f"made by model {made_by.hex()}, not by {given[:8].hex()}; choose that `model`")
 
 
 def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:

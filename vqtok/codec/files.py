@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,17 +12,17 @@ from typing import BinaryIO
 
 import torch
 
-from vqtok.codec.codec import Codec, check_model
+from vqtok.codec.codec import Codec
 from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.compute.device import check_precision
 from vqtok.errors import MediaError
-from vqtok.files.paths import STDIO, RemotePath, as_path, naming, read_bytes
+from vqtok.files.paths import STDIO, RemotePath, as_path, error_context, read_bytes, stdin
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
-from vqtok.models.registry import open_tokenizer
+from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
@@ -40,10 +39,15 @@ class Codecs:
 
     Args:
         model: Name or path of the model for all modalities; by default the bundled model of each.
+
+    Raises:
+        ModelError: There is no model of this name.
     """
 
     def __init__(self, model: str | None = None, device: str = "cpu", options: CodecOptions = DEFAULT_OPTIONS) -> None:
         check_precision(options.precision, device)
+        if model is not None and not is_adapted(model):
+            find_model(model)
         self.model, self.device = model, device
         self.jobs = options.jobs or torch.get_num_threads()
         self._options = replace(options, jobs=self.jobs)
@@ -72,12 +76,12 @@ def encode(
     """
     if isinstance(source, Media):
         return Codecs(model).get(source.modality).encode(source, num_codebooks)
-    path = as_path(str(source))
-    with naming(path):
-        return encode_medium(path, Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
+    path = as_path(source)
+    with error_context(path):
+        return encode_media(path, Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
 
 
-def encode_medium(
+def encode_media(
     source: Path | BinaryIO, codecs: Codecs, *, num_codebooks: int | None = None, mono: bool = False
 ) -> tuple[Tokens, Codec]:
     """Encode one image or audio, by path or from a seekable file, and return the tokens and the codec that made them.
@@ -85,9 +89,9 @@ def encode_medium(
     Raises:
         VqtokError: The media cannot be read, or the model is not found.
     """
-    with _open_medium(source) as (medium, kind):
+    with open_media(source) as (medium, kind):
         codec = codecs.get(kind)
-        return _encode_medium(medium, kind, codec, mono, num_codebooks), codec
+        return encode_opened(medium, kind, codec, mono, num_codebooks), codec
 
 
 def decode(
@@ -107,15 +111,17 @@ def decode(
     """
     if isinstance(tokens, Tokens):
         return Codecs(model).get(tokens.modality).decode(tokens, num_codebooks)
-    with naming(Path(tokens)):
-        codec, loaded, parts = _load_tokens(read_bytes(Path(tokens)), Codecs(model), num_codebooks, salvage)
+    with error_context(Path(tokens)):
+        codec, loaded, parts = load_tokens(
+            read_bytes(Path(tokens)), Codecs(model), num_codebooks, salvage, Path(tokens).parent
+        )
         if parts.damage:
-            logger.warning("%s: %s", tokens, _losses(parts))
+            logger.warning("%s: %s", tokens, describe_losses(parts))
         return codec.decode(loaded)
 
 
 @contextmanager
-def _open_medium(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]:
+def open_media(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]:
     """Yield what the media readers accept, and the modality."""
     with ExitStack() as opened:
         medium = source
@@ -135,7 +141,7 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
     """Open standard input, a pipe or a remote file so that it can seek."""
     with ExitStack() as opened:
         if source == STDIO:
-            yield opened.enter_context(spool(sys.stdin.buffer, "stdin"))
+            yield opened.enter_context(spool(stdin(), "stdin"))
             return
         try:
             file: BinaryIO = opened.enter_context(source.open("rb"))
@@ -145,7 +151,7 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
         yield medium
 
 
-def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
+def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
     if kind == "image":
         return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
     with open_audio(source, mono) as sound:
@@ -153,7 +159,7 @@ def _encode_medium(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool,
         return codec.encode_audio(blocks, sound.sample_rate, sound.channels, num_codebooks)
 
 
-def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
+def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
     """Decode tokens into a seekable file, in the format of the target's suffix."""
     name, suffix = str(target), target.suffix.lower() or MEDIA_SUFFIX[tokens.modality]
     if tokens.modality == "image":
@@ -165,18 +171,28 @@ def _decode_tokens(tokens: Tokens, codec: Codec, num_codebooks: int | None, file
             write(piece)
 
 
-def _load_tokens(
-    data: bytes, codecs: Codecs, num_codebooks: int | None, salvaging: bool = False
+def load_tokens(
+    data: bytes, codecs: Codecs, num_codebooks: int | None, salvage: bool = False, beside: Path | None = None
 ) -> tuple[Codec, Tokens, Parts]:
-    parts = parse_parts(data) if salvaging else parse_whole(data)
+    """Read a token file, and return its tokens with the codec that decodes them.
+
+    Args:
+        beside: The folder of the file, where a model that made it may be found for the error message.
+
+    Raises:
+        WrongModelError: Another model made it.
+        VqtokError: It is damaged.
+    """
+    parts = parse_parts(data) if salvage else parse_whole(data)
     codec = codecs.get(parts.header.modality)
-    check_model(parts.header.model, codec.tokenizer.identity)
+    if parts.header.model != codec.tokenizer.identity[:8]:
+        raise wrong_model(parts.header.model, codecs.model, beside)
     blank = codec.blank() if parts.damage else ()
     model = codec.tokenizer.entropy_model
     return codec, codec.on_core(lambda: load_parts(data, parts, model, num_codebooks, blank)), parts
 
 
-def _losses(parts: Parts) -> str:
+def describe_losses(parts: Parts) -> str:
     """Describe the lost parts of a damaged token file in one line."""
     lost = losses(parts.header, parts.starts)
     if "lost_rows" in lost:

@@ -1,4 +1,4 @@
-"""Many items at once: in threads, in order, so many ahead and no more, with an end that leaves nothing running."""
+"""Work on many items in threads: results in order, a bounded number ahead, and a clean end."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 Result = TypeVar("Result")
 
 _PATIENCE_SECONDS = 0.1
-"""How long a thread waits before it looks whether it should stop."""
+"""How long a thread waits before it checks whether it should stop."""
 _this_thread = threading.local()
 
 
 class Stopped(BaseException):
-    """Nobody waits any more for what this thread does."""
+    """Raised in a worker whose result is no longer needed."""
 
 
 def check_stop() -> None:
-    """Leave the work of this thread, by `Stopped`, if nobody waits for it any more."""
+    """Raise `Stopped` if the result of this thread is no longer needed."""
     stop: threading.Event | None = getattr(_this_thread, "stop", None)
     if stop and stop.is_set():
         raise Stopped
 
 
 def in_order(
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
+    work: Callable[[T], Result],
+    items: Iterable[T],
     limit: int,
     *,
-    here: Callable[[Item], bool] = lambda item: False,
+    here: Callable[[T], bool] = lambda item: False,
 ) -> Iterator[Result]:
-    """Work on up to `limit` items at once, each in a thread, and give the results in the order of the items.
+    """Work on up to `limit` items at once, each in a thread; yield the results in the order of the items.
 
-    Once this is left, be it by an error, Ctrl-C or `close`, the threads stop where they next call `check_stop`, and it
+    When the generator ends, by an error, Ctrl-C or `close`, the threads stop at their next call of `check_stop`; it
     waits until they have.
 
     Args:
-        here: Tells items that are worked on in the calling thread, when their turn comes: those that may block for
-            ever, from which only this thread can be interrupted.
+        here: Returns whether to work on an item in the calling thread, when its turn comes. Needed for work that may
+            block forever, which only an interrupt of the main thread can end.
     """
     stop = threading.Event()
 
-    def run(item: Item) -> Result:
+    def run(item: T) -> Result:
         _this_thread.stop = stop
         check_stop()
         return work(item)
@@ -71,9 +71,9 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def ahead(submit: Callable[[Item], Future[Result]], items: Iterable[Item], count: int) -> Iterator[tuple[Item, Result]]:
-    """Give items with their results, in order, while the next `count` are being worked on."""
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+def ahead(submit: Callable[[T], Future[Result]], items: Iterable[T], count: int) -> Iterator[tuple[T, Result]]:
+    """Yield items with their results, in order, while the next `count` are in work."""
+    waiting: deque[tuple[T, Future[Result]]] = deque()
     try:
         for item in items:
             waiting.append((item, submit(item)))
@@ -89,7 +89,11 @@ def ahead(submit: Callable[[Item], Future[Result]], items: Iterable[Item], count
 
 
 def wait(future: Future[Result]) -> Result:
-    """Wait for a result, unless nobody waits for this thread any more."""
+    """Wait for a result.
+
+    Raises:
+        Stopped: The result of this thread is no longer needed.
+    """
     while True:
         check_stop()
         try:
@@ -99,23 +103,23 @@ def wait(future: Future[Result]) -> Result:
                 raise
 
 
-class Room:
-    """An amount of memory that threads share; who wants more than all of it waits until nobody else has any."""
+class MemoryBudget:
+    """An amount of memory that threads share. A request for more than all of it waits until nobody else holds any."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._taken, self._changed = size, 0, threading.Condition()
+        self._size, self._reserved, self._changed = size, 0, threading.Condition()
 
     @contextmanager
-    def take(self, amount: int) -> Iterator[None]:
-        """Hold an amount, once it is free."""
+    def reserve(self, amount: int) -> Iterator[None]:
+        """Hold an amount for the duration of the context; wait until it is available."""
         with self._changed:
-            while self._taken and self._taken + amount > self._size:
+            while self._reserved and self._reserved + amount > self._size:
                 check_stop()
                 self._changed.wait(_PATIENCE_SECONDS)
-            self._taken += amount
+            self._reserved += amount
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= amount
+                self._reserved -= amount
                 self._changed.notify_all()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vqtok.errors import MediaError
@@ -13,17 +14,29 @@ from vqtok.files.paths import RemotePath
 logger = logging.getLogger(__name__)
 
 
-def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
-    """Give the files below a folder that are accepted, by their paths in it, part by part in order.
+def files_below(folder: Path, accepts: Callable[[Path], bool], ignored: Counter[str] | None = None) -> Iterator[str]:
+    """Yield the accepted files below a folder, relative to it and in sorted order.
 
-    Links to folders are followed, but not back to a folder that they lie in. A folder that cannot be listed is given
-    like a file: reading it tells what is wrong.
+    Links to folders are followed, except back to a folder that contains them. A folder that cannot be listed is
+    yielded like a file: reading it then reports the reason.
+
+    Args:
+        ignored: Counts the files that are not accepted by their suffix, hidden files aside.
 
     Raises:
-        MediaError: this folder cannot be listed.
+        MediaError: `folder` itself cannot be listed.
     """
+
+    def accept(name: str) -> bool:
+        path = Path(name)
+        if accepts(path):
+            return True
+        if ignored is not None and not path.name.startswith("."):
+            ignored[path.suffix.lower()] += 1
+        return False
+
     if isinstance(folder, RemotePath):
-        yield from (name for name in folder.names_below() if accepts(Path(name)))
+        yield from filter(accept, folder.names_below())
         return
     try:
         levels = [_Level(folder, "")]
@@ -37,7 +50,7 @@ def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
         name, is_folder = level.entries.pop()
         path = level.prefix + name
         if not is_folder:
-            if accepts(Path(name)):
+            if accept(name):
                 yield path
             continue
         try:
@@ -48,14 +61,25 @@ def files_below(folder: Path, accepts: Callable[[Path], bool]) -> Iterator[str]:
         if all(below.identity != above.identity for above in levels):
             levels.append(below)
         else:
-            logger.info("%s: left out, it leads back to a folder that it lies in", folder / path)
+            logger.info("%s: left out, it links back to a folder that contains it", folder / path)
+
+
+def describe_ignored(ignored: Mapping[str, int], expected: str) -> str:
+    """Return one line about ignored files, most frequent suffix first: `passed over 3 files that are not ...`."""
+    total = sum(ignored.values())
+    counts = ", ".join(
+        f"{count} {suffix or 'without suffix'}"
+        for suffix, count in sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    )
+    files = "1 file that is" if total == 1 else f"{total} files that are"
+    return f"passed over {files} not {expected}: {counts}"
 
 
 class _Level:
-    """A folder on the way down, and what of it is still to come, last first.
+    """One folder of the walk: the entries that remain, last first.
 
     Raises:
-        OSError: it cannot be listed.
+        OSError: The folder cannot be listed.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -69,10 +93,10 @@ class _Level:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # A link to itself, say; reading it as a file tells.
+    except OSError:  # A link to itself, for example; reading it reports the reason.
         return False
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Tell sockets, pipes and devices; what links lead to is not looked at."""
+    """Return whether an entry is a socket, pipe or device. Links count as what they look like, not where they lead."""
     return not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink())

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vqtok.codec.codec import Codec
-from vqtok.codec.files import Codecs, _encode_medium, _open_medium
-from vqtok.codec.threads import Room
+from vqtok.codec.files import Codecs, encode_opened, open_media
+from vqtok.codec.threads import MemoryBudget
+from vqtok.errors import VqtokError
 from vqtok.inspection import token_facts
-from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import _at_once, _output, _settled, _skipped
+from vqtok.jobs.job import REFUSED, Existing, Job, Outcome, done, skipped
+from vqtok.jobs.runner import BYTES_PER_PIXEL, OnFinished, ignore, is_settled, open_output, run_jobs
 from vqtok.media.audio import audio_info
 from vqtok.media.image import num_pixels
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.vqt.file import dump
-from vqtok.tokens.vqt.header import Header, parse_header, read_header
+from vqtok.tokens.vqt.header import parse_header, read_header
 
-BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 16, 32
-"""Of memory that it takes to encode or decode a medium, counted with Pillow's copies and float32 windows."""
+BYTES_PER_SAMPLE = 32
+"""Memory per sample while audio is encoded."""
 
 
 def encode_files(
@@ -30,36 +31,40 @@ def encode_files(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = REFUSED,
+    on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
-    """Encode media files to token files; an outcome a job, in order."""
+    """Encode media files to token files; yield an outcome per job, in order."""
 
-    def encode(job: Job, room: Room) -> Outcome:
-        if _settled(job, existing, lambda target: _is_current(read_header(target), codecs)):
-            return _skipped(job)
-        with _open_medium(job.source) as (medium, kind):
-            codec = codecs.get(kind)
-            with room.take(_bytes_held(medium, kind, codec)):
-                tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+    def is_current(target: Path) -> bool:
+        try:
+            header = read_header(target)
+            return header.model == codecs.get(header.modality).tokenizer.identity[:8]
+        except VqtokError:
+            return False
+
+    def encode(job: Job, budget: MemoryBudget) -> Outcome:
+        if is_settled(job, existing, is_current):
+            return skipped(job)
+        with open_media(job.source) as (media, modality):
+            codec = codecs.get(modality)
+            with budget.reserve(memory_needed(media, modality, codec)):
+                tokens = encode_opened(media, modality, codec, mono, num_codebooks)
         encoded = codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, coder))
-        with _output(job.target) as file:
+        with open_output(job.target) as file:
             file.write(encoded)
         header, _ = parse_header(encoded)
-        return Outcome(job, token_facts(job.source, header) | {"output": str(job.target)})
+        return done(job, token_facts(job.source, header))
 
-    return _at_once(jobs, lambda job: job, encode)
+    return run_jobs(jobs, lambda job: job, encode, on_finished)
 
 
-def _bytes_held(source: Path | BinaryIO, kind: str, codec: Codec) -> int:
-    """Estimate how much memory it takes to encode a file."""
+def memory_needed(source: Path | BinaryIO, modality: str, codec: Codec) -> int:
+    """Return the estimated number of bytes that encoding a file takes."""
     if not isinstance(source, Path):
-        return 0  # Of what comes through a pipe, one after the other.
-    if kind == "image":
+        return 0  # Pipes are read one after another.
+    if modality == "image":
         return BYTES_PER_PIXEL * num_pixels(source)
     samples, sample_rate, channels = audio_info(source)
     if codec.tokenizer.encoder_context is not None:
         samples = min(samples, round(codec.options.chunk_seconds * sample_rate))
     return BYTES_PER_SAMPLE * samples * channels
-
-
-def _is_current(header: Header, codecs: Codecs) -> bool:
-    return header.model == codecs.get(header.modality).tokenizer.identity[:8]

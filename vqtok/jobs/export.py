@@ -1,23 +1,24 @@
-"""Many token files and shards to one data set for a trainer of language models; without torch."""
+"""Export many token files and shards to one data set for a trainer of language models; without torch."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files.paths import STDIO, naming
-from vqtok.media.kinds import stem
+from vqtok.files.paths import STDIO, SpooledPath, error_context, local_path, spooled
+from vqtok.jobs.mapping import folder_prefix
 from vqtok.models.token_reader import TokenReader
 from vqtok.tokens.export.export import write_export
-from vqtok.tokens.export.options import Recipe, Target
+from vqtok.tokens.export.options import ExportFormat, ExportOptions
 from vqtok.tokens.find import token_files
 from vqtok.tokens.tokens import Tokens
 
 
-class Item(NamedTuple):
-    """Tokens to export, and where they lie."""
+class TokenSource(NamedTuple):
+    """Where the tokens of one exported item are read from."""
 
     key: str
     file: Path
@@ -26,95 +27,109 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        return str(self.file) if self.inside is None else f"{self.file}: {self.inside}"
+        name = "stdin" if str(self.file) == str(STDIO) else str(self.file)
+        return name if self.inside is None else f"{name}: {self.inside}"
 
     def facts(self) -> dict[str, str]:
         return {"file": str(self.file)} | ({} if self.inside is None else {"key": self.inside})
 
 
-OnError = Callable[[Item, VqtokError], None]
+OnError = Callable[[TokenSource, VqtokError], None]
 
 
 def export(
     inputs: Sequence[str | Path],
     output: str | Path,
-    to: Target,
+    to: ExportFormat,
     *,
     model: str | None = None,
     num_codebooks: int | None = None,
     overwrite: bool = False,
-    **choices: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Write token files, shards, and those in folders, to one file for a trainer of language models.
+    """Export token files, shards, and those in folders.
 
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
-        num_codebooks: Take only the first so many.
-        choices: Of `vqtok.tokens.export.options.Recipe`, such as `layout="delay"`.
+        num_codebooks: Export only the first codebooks.
+        options: Those of `vqtok.tokens.export.options.ExportOptions`, such as `layout="delay"`.
 
     Returns:
         What was written, as `vqtok export --json` prints it.
 
     Raises:
-        VqtokError: a token file is damaged or of another model than the rest, the choices do not go together, or the
-            output exists.
+        VqtokError: A token file is damaged or made by another model than the rest, the options contradict each other,
+            or the output exists.
     """
     items = iterate_tokens(find_items(inputs), model, num_codebooks)
-    return write_export(items, Path(output), Recipe(to, **choices), overwrite=overwrite)
+    return write_export(items, local_path(output), ExportOptions(to, **options), overwrite=overwrite)
 
 
-def find_items(inputs: Sequence[str | Path]) -> list[Item]:
-    """Find token files and the items of shards, and give each a key without its suffix.
+def find_items(inputs: Sequence[str | Path], ignored: Counter[str] | None = None) -> list[TokenSource]:
+    """Find token files and the items of shards.
 
-    The key of a token file is its name, or its path in the folder that was given; that of an item its key in the shard.
+    The key of a token file is its name without suffix, or its path in the given folder; that of an item is its key in
+    the shard. If there are several folders, keys begin with the name of theirs.
+
+    Args:
+        ignored: Counts the other files in folders by their suffix.
 
     Raises:
-        UsageError: an input that is missing, or two with the same key. MediaError: a folder without token files.
-        CorruptFileError: a shard whose keys cannot be read.
+        UsageError: The only input does not exist, or two have the same key.
+        MediaError: A folder without token files.
+        CorruptFileError: The keys of a shard cannot be read.
     """
-    found: dict[str, Item] = {}
+    found: dict[str, TokenSource] = {}
     reader = TokenReader()
-    for path in map(Path, inputs):
-        if path != STDIO and not path.exists():
+    paths = list(map(local_path, inputs))
+    for path in paths:
+        if path != STDIO and len(inputs) == 1 and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        for file in [STDIO] if path == STDIO else token_files([path]):
-            name = file.relative_to(path) if path.is_dir() else Path(file.name if file != STDIO else "stdin")
+        is_folder, prefix = path.is_dir(), folder_prefix(path, paths)
+        for file in token_files([path], ignored) if is_folder else [spooled(path)]:
+            name = Path(prefix, file.relative_to(path)) if is_folder else _name(file)
             for inside in reader.keys(file):
-                item = Item(name.with_suffix("").as_posix() if inside is None else stem(inside), file, inside)
-                if item.key in found:
-                    names = f"{found[item.key].name} and {item.name}"
-                    raise UsageError(f"{names} would both have the key {item.key}; rename one")
-                found[item.key] = item
+                source = TokenSource(name.with_suffix("").as_posix() if inside is None else inside, file, inside)
+                if source.key in found:
+                    names = f"{found[source.key].name} and {source.name}"
+                    raise UsageError(f"{names} would both have the key {source.key}; rename one")
+                found[source.key] = source
     return list(found.values())
 
 
+def _name(file: Path) -> Path:
+    is_stdin = isinstance(file, SpooledPath) and str(file) == str(STDIO)
+    return Path("stdin" if is_stdin else Path(str(file)).name)
+
+
 def iterate_tokens(
-    items: Iterable[Item],
+    sources: Iterable[TokenSource],
     model: str | None = None,
     num_codebooks: int | None = None,
     on_error: OnError | None = None,
 ) -> Iterator[tuple[str, Tokens]]:
-    """Read the tokens of each item when its turn comes.
+    """Yield the key and the tokens of each source.
 
     Args:
-        on_error: Takes the error of an item that cannot be read, which is then left out; by default it is raised.
+        on_error: Called with the error of a source that cannot be read, which is then left out. By default the error
+            is raised.
     """
     reader = TokenReader(model)
-    for item in items:
+    for source in sources:
         try:
-            with naming(item.name if item.file != STDIO else STDIO):
-                _check_key(item.key)
-                tokens = reader.read(item.file, item.inside, num_codebooks)
+            with error_context(source.name):
+                _check_key(source.key)
+                tokens = reader.read(source.file, source.inside, num_codebooks)
         except VqtokError as error:
             if on_error is None:
                 raise
-            on_error(item, error)
+            on_error(source, error)
         else:
-            yield item.key, tokens
+            yield source.key, tokens
 
 
 def _check_key(key: str) -> None:
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise UsageError("its name is not UTF-8, as JSON and Parquet need; rename it") from None
+        raise UsageError("its name is not UTF-8, which JSON and Parquet need; rename it") from None

@@ -14,7 +14,8 @@ from typing import Any
 from vqtok.codec.files import Codecs
 from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.compute.device import choose_device
-from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
+from vqtok.errors import DiskError, ModelError, UsageError, VqtokError
+from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.shards import encode_shard
@@ -110,8 +111,7 @@ def _pack(shard: tuple[Path, Sequence[tuple[str, Path]]]) -> bytes:
 def _refuse_existing(shards: Iterator[Path]) -> None:
     for shard in shards:
         for path in (shard, shard.with_name(f"{shard.name}.part")):
-            if path.exists():
-                raise OutputError(f"{path}: exists; give --skip-existing to go on with it or --force to start anew")
+            refuse_existing(path, skippable=True)
 
 
 @contextmanager

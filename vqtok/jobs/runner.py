@@ -1,97 +1,91 @@
-"""Run many jobs concurrently."""
+"""Process many items concurrently. A failure does not stop the rest."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import torch
 
-from vqtok.codec.threads import Room, in_order
-from vqtok.errors import DiskError, MediaError, OutputError, VqtokError
+from vqtok.codec.threads import MemoryBudget, in_order
+from vqtok.errors import DiskError, MediaError, VqtokError
 from vqtok.files.atomic import atomic_open, make_folder
-from vqtok.files.paths import STDIO, RemotePath, naming
-from vqtok.jobs.job import Existing, Job, Outcome
+from vqtok.files.paths import STDIO, is_stream
+from vqtok.jobs.job import Existing, Job, Outcome, failed
 
-ITEMS_AHEAD = 64
-"""Items under way at once: enough to fill batches with windows of small pictures."""
-ROOM_BYTES = 1 << 29
-"""Memory for the media of all items under way; one that takes more is worked on by itself."""
-Item = TypeVar("Item")
+MAX_CONCURRENT_ITEMS = 64
+"""Enough to fill batches with the windows of small images."""
+MEDIA_BYTES = 1 << 29
+"""Memory for the media of all items in work; a larger item is processed by itself."""
+BYTES_PER_PIXEL = 16
+"""Memory per pixel while an image is encoded or decoded, including Pillow's copies and float32 windows."""
+T = TypeVar("T")
 Result = TypeVar("Result")
+OnFinished: TypeAlias = Callable[[object], None]
+"""Called with the result of each item as it finishes, from any thread."""
 
 
-def _at_once(
-    items: Sequence[Item], job_of: Callable[[Item], Job], work: Callable[[Item, Room], Result]
+def ignore(result: object) -> None:
+    """An `OnFinished` that does nothing."""
+
+
+def run_jobs(
+    items: Sequence[T],
+    job_of: Callable[[T], Job],
+    work: Callable[[T, MemoryBudget], Result],
+    on_finished: OnFinished = ignore,
 ) -> Generator[Result | Outcome, None, None]:
-    """Work on many items at once; give in order what comes of each, or the outcome that tells why it failed."""
-    several, room = len(items) > 1, Room(ROOM_BYTES)
+    """Process items concurrently; yield results in input order, and a failed `Outcome` where there is none."""
+    budget = MemoryBudget(MEDIA_BYTES)
+
+    def run(item: T) -> Result | Outcome:
+        result = attempt(job_of(item), lambda: work(item, budget))
+        on_finished(result)
+        return result
+
+    # Reading a pipe may block forever, which only an interrupt of the main thread can end.
+    several = len(items) > 1
     yield from in_order(
-        lambda item: _attempt(job_of(item), lambda _: work(item, room)),
-        items,
-        ITEMS_AHEAD,
-        here=lambda item: not several or _may_wait(job_of(item).source),
+        run, items, MAX_CONCURRENT_ITEMS, here=lambda item: not several or is_stream(job_of(item).source)
     )
 
 
-def _attempt(job: Job, work: Callable[[Job], Result]) -> Result | Outcome:
-    try:
-        with naming(job.name):
-            return work(job)
-    except DiskError:  # What else there is to do would fail likewise.
-        raise
-    except VqtokError as raised:
-        error = raised
-    except BrokenPipeError:
-        raise
-    except OSError as found:  # A folder on the way that may not be looked into, say.
-        error = MediaError(": ".join(str(part) for part in (job.name, found.filename, found.strerror) if part))
-    except (MemoryError, torch.OutOfMemoryError):
-        error = MediaError(f"{job.name}: too large for this machine's memory; scale it down or cut it up")
-    return Outcome(job, _named(job) | {"error": str(error), "exit_code": error.exit_code}, error)
-
-
-def _may_wait(source: Path) -> bool:
-    """Tell whether reading it may take for ever: standard input or a pipe."""
-    if source == STDIO or isinstance(source, RemotePath):
-        return source == STDIO
-    try:
-        return not stat.S_ISREG(os.stat(source).st_mode)
-    except OSError:  # Reading it will say.
-        return False
-
-
-def _skipped(job: Job) -> Outcome:
-    return Outcome(job, _named(job) | {"output": str(job.target), "skipped": True}, skipped=True)
-
-
-def _named(job: Job) -> dict[str, Any]:
-    return {"file": str(job.source)} | ({} if job.key is None else {"key": job.key})
-
-
-def _settled(job: Job, existing: Existing, is_done: Callable[[Path], bool]) -> bool:
-    """Tell whether the output is there already and may stay.
+def attempt(job: Job, work: Callable[[], Result]) -> Result | Outcome:
+    """Return the result of `work`, or a failed outcome.
 
     Raises:
-        OutputError: it is there, and neither overwriting nor skipping was asked for.
+        DiskError, BrokenPipeError: Other items would fail in the same way.
     """
-    if job.target == STDIO or existing.overwrite or not job.target.is_file():
-        return False
-    if not existing.skip:
-        raise OutputError(f"{job.target}: exists; give --force to overwrite it or --skip-existing to keep it")
     try:
-        return is_done(job.target)
-    except (VqtokError, OSError):
+        return work()
+    except (DiskError, BrokenPipeError):
+        raise
+    except VqtokError as raised:
+        error = raised if job.name in str(raised) else type(raised)(f"{job.name}: {raised}")
+    except OSError as raised:
+        error = MediaError(": ".join(str(part) for part in (job.name, raised.filename, raised.strerror) if part))
+    except (MemoryError, torch.OutOfMemoryError):
+        error = MediaError(f"{job.name}: too large for the memory of this machine; scale it down or split it")
+    return failed(job, error)
+
+
+def is_settled(job: Job, existing: Existing, is_current: Callable[[Path], bool]) -> bool:
+    """Return whether the output exists and can stay.
+
+    Raises:
+        OutputError: It exists, and is neither to be overwritten nor skipped.
+    """
+    try:
+        return existing.check(job.target) and is_current(job.target)
+    except OSError:
         return False
 
 
 @contextmanager
-def _output(target: Path) -> Iterator[BinaryIO]:
-    """Open an output for writing, atomically, and make the folder it goes to."""
+def open_output(target: Path) -> Iterator[BinaryIO]:
+    """Open an output with `atomic_open`, and create its folder."""
     if target != STDIO:
         make_folder(target.parent)
     with atomic_open(target) as file:

@@ -1,4 +1,4 @@
-"""Encode many files to shards."""
+"""Encode many files to shards, which are resumable."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.codec.codec import check_model
-from vqtok.codec.files import Codecs, _encode_medium, _open_medium
-from vqtok.codec.threads import Room
+from vqtok.codec.files import Codecs, encode_opened, open_media
+from vqtok.codec.threads import MemoryBudget
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.files.atomic import make_folder, open_locked, write_error
-from vqtok.files.paths import RemotePath, naming
+from vqtok.files.paths import RemotePath, error_context
 from vqtok.inspection import token_facts
-from vqtok.jobs.encode import _bytes_held
-from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
-from vqtok.jobs.runner import _at_once, _attempt, _skipped
+from vqtok.jobs.encode import memory_needed
+from vqtok.jobs.job import REFUSED, Existing, Job, Outcome, done, skipped
+from vqtok.jobs.runner import OnFinished, attempt, ignore, run_jobs
 from vqtok.media.kinds import kind_of, modality_of
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.shape import Coder
@@ -33,20 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
-    """Give the writer of a shard that gets its name when all is written; what was written till then is kept.
+def resumable_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[ShardWriter]:
+    """Yield the writer of a shard, which is called `.part` until it is complete and survives an interrupt.
 
-    A remote shard is written to a local file first, of which nothing is kept.
+    A remote shard is written to a local file first, which does not survive.
 
     Args:
-        model_rate: As `ShardWriter` takes it.
+        model_rate: As for `ShardWriter`.
 
     Raises:
-        OutputError: the shard exists, is being written by another process, or cannot be written.
-        VqtokError: what is there of it is damaged or of another model.
+        OutputError: The shard exists, is being written by another process, or cannot be written.
+        VqtokError: Its existing part is damaged or of another model.
     """
-    if shard.exists() and not existing.overwrite and not existing.skip:
-        raise OutputError(f"{shard}: exists; give --force to overwrite it or --skip-existing to add what it lacks")
+    existing.check(shard)
     with (
         _remote_shard(shard, existing, model_rate)
         if isinstance(shard, RemotePath)
@@ -56,11 +55,11 @@ def partial_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[
 
 
 @contextmanager
-def growing(shard: Path) -> Iterator[None]:
-    """Make it the end of the run that a shard cannot grow: no fault of the item that was to be added.
+def disk_errors_are_fatal(shard: Path) -> Iterator[None]:
+    """End the run if the shard cannot be written to, which is no fault of the item.
 
     Raises:
-        DiskError: in place of an OSError.
+        DiskError: In place of an OSError.
     """
     try:
         yield
@@ -73,19 +72,19 @@ def _local_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[S
     partial = shard.with_name(f"{shard.name}.part")
     if partial.exists() and not existing.overwrite and not existing.skip:
         raise OutputError(
-            f"{partial}: left by an interrupted run; give --skip-existing to go on with it or --force to start anew"
+            f"{partial}: left by an interrupted run; `skip_existing` continues it, `overwrite` starts over"
         )
     make_folder(shard.parent)
     writer, num_kept, resumed = None, 0, False
     with ExitStack() as opened:
         try:
             handle, _ = open_locked(partial)
-            opened.callback(os.close, handle)  # The lock is held until the shard has its name.
+            opened.callback(os.close, handle)  # Hold the lock until the shard has its final name.
             if existing.overwrite:
                 os.ftruncate(handle, 0)
             resumed = os.fstat(handle).st_size > 0
             with open(os.dup(handle), "r+b") as file:
-                with naming(partial):
+                with error_context(partial):
                     writer = ShardWriter.resume(file) if resumed else ShardWriter(file, model_rate)
                 if shard.is_file() and not existing.overwrite:
                     writer.copy_all(shard, skip_existing=True)
@@ -101,7 +100,9 @@ def _local_shard(shard: Path, existing: Existing, model_rate: int) -> Iterator[S
             raise OutputError(f"{partial}: is being written by another run") from error
         except BaseException as error:
             if writer and len(writer.keys) > num_kept:
-                logger.warning("%s keeps the %d items done; --skip-existing goes on with it", partial, len(writer.keys))
+                logger.warning(
+                    "%s keeps the %d finished items; --skip-existing continues it", partial, len(writer.keys)
+                )
             elif writer and not resumed:
                 partial.unlink(missing_ok=True)
             if isinstance(error, OSError):
@@ -136,53 +137,56 @@ def encode_shard(
     mono: bool = False,
     coder: ChosenCoder = "auto",
     existing: Existing = REFUSED,
+    on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
-    """Encode media files, each with its key, to one shard; an outcome an item, in order.
+    """Encode media files, each with its key, to one shard; yield an outcome per item, in order.
 
-    Until all is done the shard bears `.part` behind its name; `existing.skip` goes on with what was left of it.
+    The shard has the suffix `.part` until it is complete; `existing.skip` continues such a part.
 
     Raises:
-        UsageError: both pictures and sounds, which no model codes. OutputError: the shard exists, or cannot be written.
+        UsageError: There are both images and audio, which no bundled model encodes.
+        OutputError: The shard exists, or cannot be written.
     """
-    kinds = {_kind(source) for _, source in items}
-    if {"image", "audio"} <= kinds and codecs.model is None:
-        raise UsageError(f"{shard}: pictures and sounds do not go into one shard; make one of each")
-    codec = codecs.get("audio" if "audio" in kinds else "image")
+    modalities = {_modality(source) for _, source in items}
+    if {"image", "audio"} <= modalities and codecs.model is None:
+        raise UsageError(f"{shard}: a shard cannot hold both images and audio; write one of each")
+    codec = codecs.get("audio" if "audio" in modalities else "image")
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
-    def code(item: tuple[str, Path], room: Room) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
+    def encode(item: tuple[str, Path], budget: MemoryBudget) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
         key, source = item
         if key in kept:
-            return _skipped(Job(source, shard, key))
-        with _open_medium(source) as (medium, kind), room.take(_bytes_held(medium, kind, codec)):
-            tokens = _encode_medium(medium, kind, codec, mono, num_codebooks)
+            return skipped(Job(source, shard, key))
+        with open_media(source) as (media, modality), budget.reserve(memory_needed(media, modality, codec)):
+            tokens = encode_opened(media, modality, codec, mono, num_codebooks)
         return tokens, codec.on_core(lambda: dump_joint(tokens, codec.tokenizer.entropy_model, coder))
 
-    def add(key: str, tokens: Tokens, coded: tuple[Coder, bytes], job: Job) -> Outcome:
-        with growing(shard):
-            header = writer.add_coded(key, tokens, *coded)
-        return Outcome(job, token_facts(job.source, header) | {"output": str(shard), "key": key})
+    def add(job: Job, tokens: Tokens, coded: tuple[Coder, bytes]) -> Outcome:
+        assert job.key is not None
+        with disk_errors_are_fatal(shard):
+            header = writer.add_coded(job.key, tokens, *coded)
+        return done(job, token_facts(job.source, header))
 
     if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
-        yield from (_skipped(Job(source, shard, key)) for key, source in items)
+        yield from (skipped(Job(source, shard, key)) for key, source in items)
         return
-    with partial_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
+    with resumable_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
         if writer.header:
-            with naming(shard):
+            with error_context(shard):
                 check_model(writer.header.model, codec.tokenizer.identity)
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
-            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; give --force to start anew")
+            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; `overwrite` starts over")
         kept = frozenset(writer.keys)
-        with closing(_at_once(items, lambda item: Job(item[1], shard), code)) as results:
+        with closing(run_jobs(items, lambda item: Job(item[1], shard), encode, on_finished)) as results:
             for (key, source), result in zip(items, results, strict=True):
                 if isinstance(result, Outcome):
                     yield result
                 else:
-                    yield _attempt(Job(source, shard), functools.partial(add, key, *result))
+                    yield attempt(Job(source, shard), functools.partial(add, Job(source, shard, key), *result))
 
 
-def _kind(source: Path) -> str | None:
-    """Tell what a file will be; one that cannot be read now will say so when its turn comes."""
+def _modality(source: Path) -> str | None:
+    """Return the modality of a file; None if unreadable, in which case its job reports the reason."""
     try:
         return modality_of(source) or kind_of(source)
     except MediaError:
@@ -192,13 +196,13 @@ def _kind(source: Path) -> str | None:
 def encode_shards(
     shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
 ) -> Generator[Outcome, None, None]:
-    """Encode to several shards, one after another, each with its items, as `encode_shard` does."""
+    """Encode to several shards, one after another, each with its items. Arguments are those of `encode_shard`."""
     for shard, items in shards:
         yield from encode_shard(items, shard, codecs, **how)
 
 
 def _holds_all(shard: Path, items: Sequence[tuple[str, Path]], model: bytes, codebook_sizes: tuple[int, ...]) -> bool:
-    """Tell whether a shard has all items already, so that it need not be written again."""
+    """Return whether a shard has all items already, so that it need not be written again."""
     try:
         with Shard(shard) as there:
             alike = (there.header.model, there.header.codebook_sizes) == (model[:8], codebook_sizes)

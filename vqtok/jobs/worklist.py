@@ -1,7 +1,8 @@
-"""What there is to do: folders walked, lists of files read, and the share of it that falls to this process."""
+"""Work lists of millions of items, lists of files, and the share of the work that one of several processes does."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -16,11 +17,11 @@ from vqtok.files.paths import RemotePath, absolute, as_path
 
 T = TypeVar("T")
 Listed: TypeAlias = tuple[Path, str]
-"""A folder, and the path of a file in it, by which it goes."""
+"""A folder, and the path of a file relative to it."""
 
 
 class WorkList(Sequence[T]):
-    """Things made from their names when they are asked for: millions of them as objects would fill the memory."""
+    """A sequence whose items are made from their names on access: millions of objects would fill the memory."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -33,10 +34,17 @@ class WorkList(Sequence[T]):
         self._names.append(name)
         self._maker_of.append(len(self._makers) - 1)
 
-    def split(self, count: int) -> list[WorkList[T]]:
-        """Divide the list into parts of about the same length, the same ones in whatever order it is.
+    def replace(self, index: int, make: Callable[[str], T]) -> None:
+        """Make the item at `index` by another maker."""
+        if self._makers[-1] != make:
+            self._makers.append(make)
+        self._maker_of[index] = len(self._makers) - 1
 
-        A name falls to a part by its hash, so that others that come or go move none.
+    def split(self, count: int) -> list[WorkList[T]]:
+        """Divide the list into parts of about equal length.
+
+        The hash of a name decides its part, so that the parts do not depend on the order, and files that are added or
+        removed do not move others.
         """
         if count == 1:
             return [self]
@@ -61,13 +69,13 @@ class WorkList(Sequence[T]):
 
 @dataclass(frozen=True)
 class Share:
-    """One of the parts that a work list is split into, or all of them one after another."""
+    """One of the `count` parts of a work list, or all of them one after another."""
 
     count: int = 1
     index: int | None = 0
-    """None: all of them."""
+    """None stands for all parts."""
     source: str = ""
-    """The variable it was taken from, if it was not asked for."""
+    """The environment variable that chose this part; empty if the user did."""
 
     def __post_init__(self) -> None:
         if self.index is not None and not 0 <= self.index < self.count:
@@ -78,22 +86,22 @@ class Share:
         return range(self.count) if self.index is None else [self.index]
 
     def name(self, index: int) -> str:
-        """Name a part: `00003-of-00100`."""
+        """Return the name of a part, such as `00003-of-00100`."""
         return f"{index:05}-of-{self.count:05}"
 
 
 def share_of(count: int | None, index: int | None, environment: Mapping[str, str] = os.environ) -> Share:
-    """Give the share that was asked for, else that of this task of a Slurm job array or process of torchrun.
+    """Return the requested share, else that of this task of a Slurm job array or process of torchrun.
 
     Raises:
-        UsageError: an index without a count or beyond it, or a job array whose numbers have gaps.
+        UsageError: An index without a count or beyond it, or a job array whose numbers have gaps.
     """
     task, tasks = _number(environment, "SLURM_ARRAY_TASK_ID"), _number(environment, "SLURM_ARRAY_TASK_COUNT")
     rank, ranks = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if count == 1:
         return Share()
     if count is not None:
-        # Of an array of which some tasks are submitted again only this number means what it did.
+        # When some tasks of an array are submitted again, only this number keeps its meaning.
         named = rank if task is None else task
         return Share(count, named if index is None else index)
     if index is not None:
@@ -115,26 +123,29 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     try:
         return int(environment[name]) if name in environment else None
     except ValueError:
-        raise UsageError(f"{name}={environment[name]}: is no number; give --num-tasks and --task-index") from None
+        raise UsageError(f"{name}={environment[name]}: is not a number; give --num-tasks and --task-index") from None
 
 
 def parse_list(data: bytes, folder: Path | None = None) -> Iterator[Listed]:
-    """Read a list of files, one a line, or each ended by NUL if there is any; empty lines mean nothing.
+    """Read a list of files: one per line (LF or CRLF), or each terminated by NUL if there is any. Skip empty lines.
 
     Args:
-        folder: Where all of them lie.
+        folder: The folder that contains all of them.
 
-    Returns:
-        Each file by its path in `folder`, else by the path that is listed, without the slash it may begin with.
+    Yields:
+        Each file by its path in `folder`, else by the listed path without a leading slash.
 
     Raises:
-        MediaError: nothing is listed. UsageError: a file that lies outside of the folder.
+        MediaError: Nothing is listed.
+        UsageError: A file is outside of the folder.
     """
-    line = re.compile(rb"[^\0]+" if b"\0" in data else rb"[^\n]+")
-    found = None
-    for found in line.finditer(data):
-        yield _placed(os.fsdecode(found[0]), folder)
-    if found is None:
+    data = data.removeprefix(codecs.BOM_UTF8)
+    separator, end = (b"\0", b"") if b"\0" in data else (b"\n", b"\r")
+    name = b""
+    for found in re.finditer(rb"[^%s]+" % re.escape(separator), data):
+        if name := found[0].removesuffix(end):
+            yield _placed(os.fsdecode(name), folder)
+    if not name:
         raise MediaError("lists no files")
 
 
@@ -143,11 +154,11 @@ def _placed(name: str, folder: Path | None) -> Listed:
     if folder is not None:
         root, text = absolute(folder), absolute(path)
         if not text.startswith(root.rstrip("/") + "/"):
-            raise UsageError(f"{name}: does not lie in {folder}, which the list was to be relative to")
+            raise UsageError(f"{name}: is not in {folder}, the folder that the list is relative to")
         return folder, text.removeprefix(root).lstrip("/")
     if isinstance(path, RemotePath):
         return as_path(f"{path.scheme}://"), str(path).partition("://")[2]
     text = os.path.normpath(path)
     if text.split("/")[0] == "..":
-        raise UsageError(f"{name}: lies outside of the current folder; list it by its whole path, or give the folder")
+        raise UsageError(f"{name}: is outside of the current folder; list its absolute path, or give the folder")
     return (Path("/"), text.lstrip("/")) if path.is_absolute() else (Path(), text)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.files.atomic import atomic_write
-from vqtok.files.paths import naming
+from vqtok.files.paths import error_context
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
 from vqtok.models.entropy_model import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel
@@ -88,7 +88,7 @@ def load_model(path: Path) -> VQModel:
         if isinstance(module, VQ):
             module.reset_statistics()
     model.identity = identity
-    with naming(path):
+    with error_context(path):
         model.entropy_model = entropy_model(arrays, len(model.codebook_sizes))
     return model.eval().requires_grad_(False)
 

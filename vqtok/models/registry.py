@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from vqtok.errors import ModelError, UsageError
-from vqtok.files.paths import naming
+from vqtok.errors import ModelError, UsageError, VqtokError, WrongModelError
+from vqtok.files.cache import read_cache, write_cache
+from vqtok.files.paths import absolute, error_context
+from vqtok.models.card import read_card
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
@@ -26,13 +29,13 @@ def open_tokenizer(name: str) -> Tokenizer:
     """
     path = Path(name)
     if path.is_dir() and name not in bundled_models():
-        return _open_folder(path)
+        return _remember(absolute(path), _open_folder(path))
     family_name, colon, source = name.partition(":")
     if family_name == "hf" and colon:
         from vqtok.models.hub import download
 
-        with naming(name):
-            return _open_folder(download(source))
+        with error_context(name):
+            return _remember(name, _open_folder(download(source)))
     if colon and not path.exists():
         family = find_family(family_name)
         if family is None:
@@ -41,6 +44,14 @@ def open_tokenizer(name: str) -> Tokenizer:
     from vqtok.models.model_file import load_model
 
     return load_model(find_model(name))
+
+
+def _remember(name: str, tokenizer: Tokenizer) -> Tokenizer:
+    """Record the name of an adapted model by its identity, so that `wrong_model` can find it later."""
+    known, key = read_cache("models.json"), tokenizer.identity[:8].hex()
+    if known.get(key) != name:
+        write_cache("models.json", known | {key: name})
+    return tokenizer
 
 
 def _open_folder(folder: Path) -> Tokenizer:
@@ -91,6 +102,32 @@ def find_model(name: str) -> Path:
     if path.is_file():
         return path
     raise ModelError(f"no model {name!r}: neither a file nor a bundled model ({', '.join(models) or 'there is none'})")
+
+
+def wrong_model(identity: bytes, given: str | None, beside: Path | None = None) -> WrongModelError:
+    """Return the error for tokens whose model is not the given one; it names the right model if that can be found.
+
+    Args:
+        identity: The first 8 bytes of the identity of the model that made the tokens.
+        given: The model that the user has named.
+        beside: A folder to search besides the bundled models and those that were opened on this machine before.
+    """
+    other = f"not by {given}" if given else "which is not a bundled model"
+    found = _find_identity(identity, beside)
+    advice = f"`model` {found} is the right one" if found else "give it as `model`"
+    return WrongModelError(f"made by model {identity.hex()}, {other}; {advice}")
+
+
+def _find_identity(identity: bytes, beside: Path | None) -> str | None:
+    """Return the name or path of the model with this identity, if it is at hand."""
+    files = bundled_models()
+    for folder in dict.fromkeys(filter(None, (beside, Path()))):
+        files |= {str(path): path for path in sorted(folder.glob("*.safetensors"))}
+    for name, path in files.items():
+        with suppress(VqtokError):
+            if bytes.fromhex(read_card(path).identity)[:8] == identity:
+                return name
+    return read_cache("models.json").get(identity.hex())
 
 
 def register(name: str, family: Family) -> None:

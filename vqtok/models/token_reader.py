@@ -8,12 +8,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from vqtok.errors import CorruptFileError, ModelError, WrongModelError
-from vqtok.files.paths import naming, read_bytes
+from vqtok.errors import CorruptFileError
+from vqtok.files.paths import error_context, read_bytes
 from vqtok.media.kinds import is_shard
 from vqtok.models.card import check_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
-from vqtok.models.registry import bundled_models, find_model, is_adapted
+from vqtok.models.registry import bundled_models, find_model, is_adapted, wrong_model
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 from vqtok.tokens.export.export import Export
 from vqtok.tokens.export.sidecar import is_export
@@ -32,26 +32,23 @@ def read_entropy_model(path: Path) -> EntropyModel:
             arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIXES)}  # noqa: SIM118
     except SafetensorError as error:
         raise CorruptFileError(f"{path}: damaged model file: {error}") from None
-    with naming(path):
+    with error_context(path):
         return entropy_model(arrays, count)
 
 
-def entropy_model_of(identity: bytes, model: str | None) -> EntropyModel:
-    """Give the entropy model of the model with this identity (its first 8 bytes): the one named, or a bundled one.
+def entropy_model_of(identity: bytes, model: str | None, beside: Path | None = None) -> EntropyModel:
+    """Return the entropy model of the model with this identity (its first 8 bytes): the named one, or a bundled one.
 
     Raises:
-        WrongModelError: the model named is another. ModelError: no bundled model is the one.
+        WrongModelError: The named model is another, or no bundled model has this identity.
     """
     if model is not None and is_adapted(model):
-        raise WrongModelError(f"made by model {identity.hex()}, which {model} is not; give the right one with --model")
+        raise wrong_model(identity, model, beside)
     paths = [find_model(model)] if model is not None else list(bundled_models().values())
     for path in paths:
         if bytes.fromhex(read_card(path).identity)[:8] == identity:
             return read_entropy_model(path)
-    if model is not None:
-        given = read_card(paths[0]).identity[:16]
-        raise WrongModelError(f"made by model {identity.hex()}, you gave {given}; give the right one with --model")
-    raise ModelError(f"made by model {identity.hex()}, which is no bundled model; give it with --model")
+    raise wrong_model(identity, model, beside)
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:
@@ -63,7 +60,7 @@ def open_shard(path: str | Path, model: str | None = None) -> Shard:
     Raises:
         VqtokError: as `vqtok.tokens.shard.reader.Shard`.
     """
-    return Shard(path, functools.partial(entropy_model_of, model=model))
+    return Shard(path, functools.partial(entropy_model_of, model=model, beside=Path(path).parent))
 
 
 def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
@@ -109,10 +106,11 @@ class TokenReader:
             shard = self._shard(file)
             assert shard
             return shard.load(shard.find(key), num_codebooks)
-        with naming(file):
+        with error_context(file):
             data = read_bytes(file)
             header, _ = parse_header(data)
-            return load(data, NO_MODEL if header.coder == "packed" else self._model_of(header.model), num_codebooks)
+            needed = NO_MODEL if header.coder == "packed" else self._model_of(header.model, beside=file.parent)
+            return load(data, needed, num_codebooks)
 
     def _open(self, file: Path) -> Shard | None:
-        return Shard(file, self._model_of) if is_shard(file) else None
+        return Shard(file, functools.partial(self._model_of, beside=file.parent)) if is_shard(file) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vqtok.errors import CorruptFileError, ModelError, OutputError
-from vqtok.files.atomic import atomic_write
+from vqtok.errors import CorruptFileError, ModelError
+from vqtok.files.cache import read_cache, write_cache
 from vqtok.models.hub import WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -52,11 +51,11 @@ def weights_digest(files: Sequence[Path]) -> str:
     except OSError as error:
         raise CorruptFileError(f"{error.filename}: cannot be read: {error.strerror}") from error
     key = json.dumps(stats)
-    known = _read_cache()
+    known = read_cache("weights.json")
     if key not in known:
         tensors = sorted(digest for file in files for digest in _tensor_digests(file))
         known[key] = hashlib.sha256(b"".join(tensors)).hexdigest()
-        _write_cache(known)
+        write_cache("weights.json", known)
     return known[key]
 
 
@@ -86,23 +85,3 @@ def _tensors(file: Path) -> Iterator[Tensor]:
     except (OSError, RuntimeError, EOFError) as error:
         raise CorruptFileError(f"{file}: damaged: {str(error).partition(chr(10))[0]}; copy it again") from None
     yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtok" / "weights.json"
-
-
-def _read_cache() -> dict[str, str]:
-    try:
-        known = json.loads(_cache_file().read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write_cache(known: dict[str, str]) -> None:
-    try:
-        _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(_cache_file(), json.dumps(known, indent=1).encode())
-    except (OSError, OutputError) as error:
-        logger.info("hashes of weights are not remembered: %s", error)

@@ -100,7 +100,7 @@ class Checkpoint:
         """Refuse a checkpoint that holds more than what was taken or dropped.
 
         Raises:
-            ModelError: naming what is left.
+            ModelError: error_context what is left.
         """
         if self.tensors:
             raise ModelError(f"holds {len(self.tensors)} weights that are not known: {_shown(sorted(self.tensors))}")

@@ -10,7 +10,7 @@ import torch
 
 from vqtok.config import Config, from_dict, merged
 from vqtok.errors import ModelError, OutputError, UsageError
-from vqtok.files.paths import naming
+from vqtok.files.paths import error_context
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
 from vqtok.models.importers.layouts import weight_names
@@ -68,7 +68,7 @@ def import_checkpoint(
     if not force and output.exists():
         raise OutputError(f"{output}: exists; give --force to overwrite it")
     settings = read_settings(Path(config)) if config is not None else None
-    with naming(checkpoint):
+    with error_context(checkpoint):
         weights = read_checkpoint(checkpoint)
         weights.enter_first_stage()
         weights.drop("discriminator and perceptual loss", lambda name: name.startswith(("loss.", f"{AVERAGES}loss")))

@@ -50,7 +50,7 @@ class Settings:
             family: Of the checkpoint.
 
         Raises:
-            ModelError: naming the setting.
+            ModelError: error_context the setting.
         """
         given = {**self.networks, **self.values}
         for name, allowed in UNSUPPORTED.items():

@@ -1,6 +1,6 @@
 """Tokens to files for trainers of language models, and back.
 
-Beside the data lies a JSON file, named like them with `.json` added: how the data are written (`Form`) and, where
+Beside the data lies a JSON file, named like them with `.json` added: how the data are written (`ExportSpec`) and, where
 they do not say it themselves, which items they hold.
 """
 
@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError, WrongModelError
-from vqtok.files.atomic import atomic_open, make_folder
+from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
+from vqtok.files.atomic import atomic_open, make_folder, refuse_existing
 from vqtok.files.paths import STDIO
-from vqtok.tokens.export.formats import WRITERS, Add, Item, open_rows
+from vqtok.tokens.export.formats import WRITERS, Add, ExportRow, open_rows
 from vqtok.tokens.export.layout import to_codes, to_ids
-from vqtok.tokens.export.options import ARRAYS, TABLES, Form, Recipe, Target
+from vqtok.tokens.export.options import ARRAYS, TABLES, ExportFormat, ExportOptions, ExportSpec
 from vqtok.tokens.export.sidecar import FORMAT, VERSION, json_file, read_facts
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.tokens import Tokens
 
 
 def write_export(
-    items: Iterable[tuple[str, Tokens]], path: Path, recipe: Recipe, *, overwrite: bool = False
+    items: Iterable[tuple[str, Tokens]], path: Path, recipe: ExportOptions, *, overwrite: bool = False
 ) -> dict[str, Any]:
     """Write items, by key, to an export at `path`, one at a time; none of its files is there before all are whole.
 
@@ -46,13 +46,15 @@ def write_export(
         MediaError: there are no items.
     """
     if path == STDIO and recipe.to not in ("jsonl", "text"):
-        raise UsageError(f"-o -: {recipe.to} is not written to standard output; give -o FILE")
+        raise UsageError(f"`output` -: {recipe.to} cannot be written to standard output; give a file")
     if path.is_dir() or path.suffix.lower() == ".vqt":
-        raise UsageError(f"-o {path}: is a {'folder' if path.is_dir() else 'token file'}; give the name of a new file")
+        raise UsageError(
+            f"`output` {path}: is a {'folder' if path.is_dir() else 'token file'}; give the name of a new file"
+        )
     files = output_files(path, recipe.to)
-    existing = [file for file in files if file.exists() and file != STDIO]
-    if existing and not overwrite:
-        raise OutputError(f"{existing[0]}: exists; give --force to overwrite it")
+    if not overwrite:
+        for file in files:
+            refuse_existing(file)
     items = iter(items)
     first = next(items, None)
     if first is None:
@@ -66,7 +68,7 @@ def write_export(
         for key, tokens in chain([first], items):
             _check_alike(key, tokens, form)
             ids = to_ids(tokens.codes, form.layout, form.vocabulary)
-            item: Item = {"key": key, "size": list(tokens.size), "grid": list(tokens.grid)}
+            item: ExportRow = {"key": key, "size": list(tokens.size), "grid": list(tokens.grid)}
             if tokens.metadata:
                 item["metadata"] = tokens.metadata
             add(item, ids)
@@ -93,7 +95,7 @@ class Export(Mapping[str, Tokens]):
         self.path = Path(path)
         facts = read_facts(json_file(self.path))
         with self._damaged():
-            self.form = Form.from_facts(facts)
+            self.form = ExportSpec.from_facts(facts)
             self._rows = open_rows(self.path, self.form, facts.get("items", []))
             self._places = {key: index for index, key in enumerate(self._rows.keys)}
             if len(self._places) < len(self._rows.keys):
@@ -155,7 +157,7 @@ def read_export(path: str | Path) -> Export:
     return Export(path)
 
 
-def output_files(path: Path, to: Target) -> list[Path]:
+def output_files(path: Path, to: ExportFormat) -> list[Path]:
     """Name the files of an export: its data first, its JSON file last."""
     if path == STDIO:
         return [STDIO]
@@ -165,20 +167,20 @@ def output_files(path: Path, to: Target) -> list[Path]:
     return [path, json_file(path)]
 
 
-def _check_alike(key: str, tokens: Tokens, form: Form) -> None:
+def _check_alike(key: str, tokens: Tokens, form: ExportSpec) -> None:
     if tokens.model != form.model:
         models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
         raise WrongModelError(f"{key}: {models}; export the tokens of each model apart")
     if tokens.num_codebooks != len(form.vocabulary.codebook_sizes):
         fewest = min(tokens.num_codebooks, len(form.vocabulary.codebook_sizes))
-        raise UsageError(f"{key}: not as many codebooks as those before; give --codebooks {fewest}")
+        raise UsageError(f"{key}: not as many codebooks as those before; set `num_codebooks` to {fewest}")
     known = (form.vocabulary.codebook_sizes, form.modality, form.stride)
     if (tokens.codebook_sizes, tokens.modality, tokens.stride) != known:
         raise UsageError(f"{key}: not the modality, codebook sizes and stride of those before; export them apart")
 
 
 @contextmanager
-def _note_items(path: Path, form: Form, written: Mapping[str, int]) -> Iterator[Add]:
+def _note_items(path: Path, form: ExportSpec, written: Mapping[str, int]) -> Iterator[Add]:
     """Write the JSON file: how the data are written, the items where these do not hold them, what was `written`."""
     if path == STDIO:
         yield lambda item, ids: None
@@ -187,7 +189,7 @@ def _note_items(path: Path, form: Form, written: Mapping[str, int]) -> Iterator[
         head = json.dumps({"format": FORMAT, "version": VERSION, **form.facts()}, indent=2)
         file.write(head.removesuffix("\n}").encode())
 
-        def note(item: Item, ids: NDArray[np.int64]) -> None:
+        def note(item: ExportRow, ids: NDArray[np.int64]) -> None:
             if form.to in ARRAYS:
                 item = item | {"start": written["num_ids"], "length": ids.size}
             if form.to not in TABLES:

@@ -6,7 +6,7 @@ import bisect
 import functools
 import json
 import struct
-import sys
+import threading
 import tokenize
 from array import array
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
 from vqtok.files.atomic import atomic_open
-from vqtok.files.paths import STDIO
-from vqtok.tokens.export.options import ARRAYS, Form, Target
+from vqtok.files.paths import STDIO, stdout
+from vqtok.tokens.export.options import ARRAYS, ExportFormat, ExportSpec
 
-Item = dict[str, Any]
+ExportRow = dict[str, Any]
 """`key, size, grid` and, where there is any, `metadata`."""
-Add = Callable[[Item, NDArray[np.int64]], object]
+Add = Callable[[ExportRow, NDArray[np.int64]], object]
 
 ROW_GROUP_IDS = 2**20
 """Token ids after which a row group of a Parquet file ends; so many are held in memory."""
@@ -35,15 +35,15 @@ _MEGATRON_DTYPES = {"uint16": 8, "int32": 4}
 @contextmanager
 def _open_output(path: Path) -> Iterator[BinaryIO]:
     if path == STDIO:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield stdout()
+        stdout().flush()
         return
     with atomic_open(path) as file:
         yield file
 
 
 @contextmanager
-def _write_npy(path: Path, form: Form) -> Iterator[Add]:
+def _write_npy(path: Path, form: ExportSpec) -> Iterator[Add]:
     length = 0
     with atomic_open(path) as file:
 
@@ -52,7 +52,7 @@ def _write_npy(path: Path, form: Form) -> Iterator[Add]:
             # numpy leaves room in it for any length.
             np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *form.steps)})
 
-        def add(item: Item, ids: NDArray[np.int64]) -> None:
+        def add(item: ExportRow, ids: NDArray[np.int64]) -> None:
             nonlocal length
             length += len(ids)
             file.write(ids.astype(_dtype(form)).tobytes())
@@ -64,17 +64,17 @@ def _write_npy(path: Path, form: Form) -> Iterator[Add]:
 
 
 @contextmanager
-def _write_bin(path: Path, form: Form) -> Iterator[Add]:
+def _write_bin(path: Path, form: ExportSpec) -> Iterator[Add]:
     with atomic_open(path) as file:
         yield lambda item, ids: file.write(ids.astype(_dtype(form)).tobytes())
 
 
 @contextmanager
-def _write_megatron(path: Path, form: Form) -> Iterator[Add]:
+def _write_megatron(path: Path, form: ExportSpec) -> Iterator[Add]:
     lengths = array("q")
     with atomic_open(path) as file, atomic_open(path.with_suffix(".idx")) as index:
 
-        def add(item: Item, ids: NDArray[np.int64]) -> None:
+        def add(item: ExportRow, ids: NDArray[np.int64]) -> None:
             file.write(ids.astype(_dtype(form)).tobytes())
             lengths.append(ids.size)
 
@@ -86,25 +86,25 @@ def _write_megatron(path: Path, form: Form) -> Iterator[Add]:
         index.write(np.arange(count + 1, dtype="<i8").tobytes())
 
 
-def _dtype(form: Form) -> np.dtype[np.integer]:
+def _dtype(form: ExportSpec) -> np.dtype[np.integer]:
     return np.dtype(form.dtype).newbyteorder("<")
 
 
 @contextmanager
-def _write_jsonl(path: Path, form: Form) -> Iterator[Add]:
+def _write_jsonl(path: Path, form: ExportSpec) -> Iterator[Add]:
     with _open_output(path) as file:
         yield lambda item, ids: file.write(json.dumps(item | {"input_ids": ids.tolist()}).encode() + b"\n")
 
 
 @contextmanager
-def _write_text(path: Path, form: Form) -> Iterator[Add]:
+def _write_text(path: Path, form: ExportSpec) -> Iterator[Add]:
     text = form.token_text()
     with _open_output(path) as file:
         yield lambda item, ids: file.write(text.render(ids).encode() + b"\n")
 
 
 @contextmanager
-def _write_parquet(path: Path, form: Form) -> Iterator[Add]:
+def _write_parquet(path: Path, form: ExportSpec) -> Iterator[Add]:
     pa = pyarrow()
     ids_type = pa.list_(pa.list_(pa.int32())) if form.steps else pa.list_(pa.int32())
     columns = {
@@ -114,7 +114,7 @@ def _write_parquet(path: Path, form: Form) -> Iterator[Add]:
         "metadata": pa.string(),
         "input_ids": ids_type,
     }
-    rows: list[tuple[Item, NDArray[np.int64]]] = []
+    rows: list[tuple[ExportRow, NDArray[np.int64]]] = []
     held = 0
     with atomic_open(path) as file, pa.parquet.ParquetWriter(file, pa.schema(columns), compression="zstd") as writer:
 
@@ -132,7 +132,7 @@ def _write_parquet(path: Path, form: Form) -> Iterator[Add]:
             rows.clear()
             held = 0
 
-        def add(item: Item, ids: NDArray[np.int64]) -> None:
+        def add(item: ExportRow, ids: NDArray[np.int64]) -> None:
             nonlocal held
             rows.append((item, ids))
             held += ids.size
@@ -144,7 +144,7 @@ def _write_parquet(path: Path, form: Form) -> Iterator[Add]:
             flush()
 
 
-WRITERS: dict[Target, Callable[[Path, Form], AbstractContextManager[Add]]] = {
+WRITERS: dict[ExportFormat, Callable[[Path, ExportSpec], AbstractContextManager[Add]]] = {
     "npy": _write_npy,
     "bin": _write_bin,
     "megatron": _write_megatron,
@@ -159,10 +159,10 @@ class Rows(Protocol):
 
     keys: list[str]
 
-    def __getitem__(self, index: int) -> tuple[Item, NDArray[np.integer]]: ...
+    def __getitem__(self, index: int) -> tuple[ExportRow, NDArray[np.integer]]: ...
 
 
-def open_rows(path: Path, form: Form, items: list[Item]) -> Rows:
+def open_rows(path: Path, form: ExportSpec, items: list[ExportRow]) -> Rows:
     """Open the data of an export.
 
     Args:
@@ -187,11 +187,11 @@ def _open_npy(path: Path) -> NDArray[Any]:
 
 
 class _ArrayRows:
-    def __init__(self, path: Path, form: Form, items: list[Item]) -> None:
+    def __init__(self, path: Path, form: ExportSpec, items: list[ExportRow]) -> None:
         self.items, self.keys = items, [item["key"] for item in items]
         self.ids = _open_npy(path) if form.to == "npy" else np.memmap(path, _dtype(form), "r")
 
-    def __getitem__(self, index: int) -> tuple[Item, NDArray[np.integer]]:
+    def __getitem__(self, index: int) -> tuple[ExportRow, NDArray[np.integer]]:
         item = self.items[index]
         start, end = item["start"], item["start"] + item["length"]
         if not 0 <= start <= end <= self.ids.size:
@@ -202,7 +202,7 @@ class _ArrayRows:
 class _LineRows:
     """Lines, found again by the bytes before them."""
 
-    def __init__(self, path: Path, form: Form, items: list[Item]) -> None:
+    def __init__(self, path: Path, form: ExportSpec, items: list[ExportRow]) -> None:
         self.path, self.items, self.keys = path, items, [item["key"] for item in items]
         self.text = form.token_text() if form.to == "text" else None
         self.starts = []
@@ -217,7 +217,7 @@ class _LineRows:
         if len(self.starts) != len(self.keys):
             raise ValueError(f"{len(self.starts)} lines for {len(self.keys)} items")
 
-    def __getitem__(self, index: int) -> tuple[Item, NDArray[np.integer]]:
+    def __getitem__(self, index: int) -> tuple[ExportRow, NDArray[np.integer]]:
         with self.path.open("rb") as file:
             file.seek(self.starts[index])
             line = file.readline()
@@ -228,23 +228,25 @@ class _LineRows:
 
 
 class _TableRows:
-    def __init__(self, path: Path, form: Form, items: list[Item]) -> None:
+    def __init__(self, path: Path, form: ExportSpec, items: list[ExportRow]) -> None:
         self.file = pyarrow().parquet.ParquetFile(path)
         self.keys = self.file.read(["key"])["key"].to_pylist()
         groups = range(self.file.num_row_groups)
         self.ends = list(accumulate(self.file.metadata.row_group(group).num_rows for group in groups))
         self.group = functools.lru_cache(maxsize=1)(self.file.read_row_group)
+        self.lock = threading.Lock()  # Concurrent reads of one `ParquetFile` crash the process.
 
-    def __getitem__(self, index: int) -> tuple[Item, NDArray[np.integer]]:
+    def __getitem__(self, index: int) -> tuple[ExportRow, NDArray[np.integer]]:
         group = bisect.bisect(self.ends, index)
         row = index - (self.ends[group - 1] if group else 0)
-        (item,) = self.group(group).slice(row, 1).to_pylist()
+        with self.lock:
+            (item,) = self.group(group).slice(row, 1).to_pylist()
         if item.get("metadata") is not None:
             item["metadata"] = json.loads(item["metadata"])
         return item, np.array(item["input_ids"])
 
 
-_READERS: dict[Target, Callable[[Path, Form, list[Item]], Rows]] = {
+_READERS: dict[ExportFormat, Callable[[Path, ExportSpec, list[ExportRow]], Rows]] = {
     **dict.fromkeys(ARRAYS, _ArrayRows),
     **dict.fromkeys(("jsonl", "text"), _LineRows),
     "parquet": _TableRows,

@@ -12,7 +12,7 @@ from vqtok.tokens.export.text import DEFAULT_TEXTS, TokenText
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.tokens import Tokens
 
-Target = Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"]
+ExportFormat = Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"]
 """
 npy       the token ids of all items one after another, as one array
 bin       the same without a header
@@ -23,18 +23,18 @@ text      a line an item: each id as text
 
 The steps of `parallel` and `delay` are kept in `npy`, `jsonl` and `parquet`; in the others they follow one another.
 """
-ARRAYS: tuple[Target, ...] = ("npy", "bin", "megatron")
-TABLES: tuple[Target, ...] = ("jsonl", "parquet")
+ARRAYS: tuple[ExportFormat, ...] = ("npy", "bin", "megatron")
+TABLES: tuple[ExportFormat, ...] = ("jsonl", "parquet")
 """Targets that themselves say which items they hold."""
 
 _UINT16_BELOW = 65_500  # Megatron's own bound
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportSpec:
     """How the tokens of one model are written: what an export's JSON file says."""
 
-    to: Target
+    to: ExportFormat
     layout: Layout
     vocabulary: Vocabulary
     modality: Modality
@@ -77,13 +77,13 @@ class Form:
         return facts
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Form:
+    def from_facts(cls, facts: Mapping[str, Any]) -> ExportSpec:
         """Read `facts` back.
 
         Raises:
             ValueError, KeyError, TypeError: they are not what `facts` gives.
         """
-        if facts["to"] not in get_args(Target) or facts["layout"] not in get_args(Layout):
+        if facts["to"] not in get_args(ExportFormat) or facts["layout"] not in get_args(Layout):
             raise ValueError(f"no way to export: {facts['to']}, {facts['layout']}")
         sizes, offset, shared = tuple(facts["codebook_sizes"]), facts["offset"], facts["shared_vocabulary"]
         try:
@@ -101,7 +101,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExportOptions:
     """What to make of tokens.
 
     A special token is an id, "auto" (the next free id behind the codes) or "none". By default there are none, but in
@@ -111,7 +111,7 @@ class Recipe:
         UsageError: choices that do not go together.
     """
 
-    to: Target
+    to: ExportFormat
     layout: Layout = "flat"
     offset: int = 0
     shared_vocabulary: bool = False
@@ -131,13 +131,13 @@ class Recipe:
             raise UsageError("--pad-token none: --layout delay pads")
         self._specials()
 
-    def form(self, tokens: Tokens) -> Form:
+    def form(self, tokens: Tokens) -> ExportSpec:
         """Work out how tokens like these are written."""
         ids, texts = self._specials()
         vocabulary = Vocabulary.choose(tokens.codebook_sizes, self.offset, self.shared_vocabulary, ids)
         if self.template is not None:
             texts["code"] = self.template
-        return Form(
+        return ExportSpec(
             to=self.to,
             layout=self.layout,
             vocabulary=vocabulary,

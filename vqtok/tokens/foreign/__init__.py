@@ -8,14 +8,14 @@ from pathlib import Path
 from vqtok.errors import CorruptFileError
 from vqtok.files.paths import read_bytes
 from vqtok.tokens.foreign import arrays, ecdc
-from vqtok.tokens.foreign.codes import Foreign, Items
+from vqtok.tokens.foreign.codes import ForeignCodes, Items
 
-__all__ = ["Foreign", "read_foreign"]
+__all__ = ["ForeignCodes", "read_foreign_codes"]
 
 LINES = frozenset({".jsonl", ".txt"})
 
 
-def read_foreign(path: Path) -> Items:
+def read_foreign_codes(path: Path) -> Items:
     """Find the items of a file of another tool.
 
     Raises:

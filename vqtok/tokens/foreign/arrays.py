@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from vqtok.errors import CorruptFileError, MediaError
-from vqtok.tokens.foreign.codes import Foreign, Items, integers
+from vqtok.tokens.foreign.codes import ForeignCodes, Items, integers
 from vqtok.tokens.foreign.dac import read_dac
 
 MAGIC = b"\x93NUMPY"
@@ -20,19 +20,19 @@ PICKLED = re.compile(MAGIC + rb"\x01\x00..\{'descr': '\|O', 'fortran_order': Fal
 """The header of one object, behind which is its pickle."""
 
 
-def read_npy(data: bytes) -> Foreign:
+def read_npy(data: bytes) -> ForeignCodes:
     """Read an array of codes, or what DAC pickles into the form of an array."""
     pickled = PICKLED.match(data)
     if pickled:
         return read_dac(data[pickled.end() :])
     try:
-        return Foreign(integers(np.load(io.BytesIO(data), allow_pickle=False)))
+        return ForeignCodes(integers(np.load(io.BytesIO(data), allow_pickle=False)))
     except (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError, MemoryError):
         raise CorruptFileError("damaged .npy file, or one of objects") from None
 
 
 def read_lines(data: bytes) -> Items:
-    items: dict[str | None, Callable[[], Foreign]] = {}
+    items: dict[str | None, Callable[[], ForeignCodes]] = {}
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError:
@@ -59,16 +59,16 @@ def _key(line: str) -> str | None:
     return str(values["key"]) if isinstance(values, dict) and "key" in values else None
 
 
-def _read_line(line: str, number: int) -> Foreign:
+def _read_line(line: str, number: int) -> ForeignCodes:
     """Read `KEY [[...], ...]`, `[[...], ...]`, or a JSON object with `codes` and, if it likes, `key` and `size`."""
     try:
         text = line.strip()
         values = json.loads(text if text.startswith(("{", "[")) else text.split(maxsplit=1)[1])
         if not isinstance(values, dict):
-            return Foreign(integers(values))
+            return ForeignCodes(integers(values))
         if "codes" not in values and "input_ids" in values:
             raise MediaError(f"line {number}: token ids need the JSON file that vqtok export wrote beside")
         size = values.get("size")
-        return Foreign(integers(values["codes"]), None if size is None else tuple(map(int, size)))
+        return ForeignCodes(integers(values["codes"]), None if size is None else tuple(map(int, size)))
     except (ValueError, LookupError, TypeError, OverflowError):
         raise CorruptFileError(f"line {number}: is neither KEY [[CODES], ...] nor a JSON object with codes") from None

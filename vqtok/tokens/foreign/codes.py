@@ -13,7 +13,7 @@ from vqtok.errors import CorruptFileError
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignCodes:
     """Codes and what else a file says of them.
 
     Shapes:
@@ -30,7 +30,7 @@ class Foreign:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-Items = Mapping[str | None, Callable[[], Foreign]]
+Items = Mapping[str | None, Callable[[], ForeignCodes]]
 """What reads each item of a file, by its key; None if there is but one, which has none."""
 
 

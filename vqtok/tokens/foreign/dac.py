@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
-from vqtok.tokens.foreign.codes import Foreign, integers
+from vqtok.tokens.foreign.codes import ForeignCodes, integers
 
 VERSION = "1.0.0"
 
 
-def read_dac(data: bytes) -> Foreign:
+def read_dac(data: bytes) -> ForeignCodes:
     """Read what DAC has pickled, with a reader that makes nothing but numbers, texts, lists, dicts and arrays.
 
     Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", in the form of its library.
@@ -42,7 +42,9 @@ def read_dac(data: bytes) -> Foreign:
         )
     # It raises or lowers every sound to one loudness and puts that back when it decodes.
     metadata = {"input_db": round(decibels, 4)}
-    return Foreign(codes.swapaxes(0, 1) if channels > 1 else codes[0], (samples, rate, channels), metadata=metadata)
+    return ForeignCodes(
+        codes.swapaxes(0, 1) if channels > 1 else codes[0], (samples, rate, channels), metadata=metadata
+    )
 
 
 class _Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vqtok.errors import CorruptFileError, MediaError, UnsupportedVersionError
-from vqtok.tokens.foreign.codes import Foreign
+from vqtok.tokens.foreign.codes import ForeignCodes
 
 MAGIC = b"ECDC"
 STRIDE, BITS, MAX_CODEBOOKS = 320, 10, 32
@@ -35,7 +35,7 @@ class _Model:
 MODELS = {"encodec_24khz": _Model(24_000), "encodec_48khz": _Model(48_000, 2, 48_000, 47_520)}
 
 
-def read_ecdc(data: bytes) -> Foreign:
+def read_ecdc(data: bytes) -> ForeignCodes:
     """Read codes bit-packed by EnCodec: after a JSON header segments of 10-bit codes, step by step, low bits first.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", in the form of its library (version 0).
@@ -72,7 +72,7 @@ def read_ecdc(data: bytes) -> Foreign:
     if place != len(data):
         raise CorruptFileError(f"{len(data) - place} bytes too many; copy the file again")
     joined = np.concatenate(codes).T
-    return Foreign(
+    return ForeignCodes(
         joined if model.channels == 1 else joined[:, None],
         (samples, model.sample_rate, model.channels),
         name,

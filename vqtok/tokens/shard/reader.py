@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
-from vqtok.files.paths import as_path, naming
+from vqtok.files.paths import as_path, error_context
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.shard.format import Record, parse_record, parse_shard_header
@@ -38,10 +38,10 @@ class Shard(Mapping[str, Tokens]):
     """
 
     def __init__(self, path: str | Path, model_of: Callable[[bytes], EntropyModel] | None = None) -> None:
-        self.path = as_path(str(path))
+        self.path = as_path(path)
         self._model_of = model_of
         self._data = map_file(self.path)
-        with naming(self.path):
+        with error_context(self.path):
             self.header, self._start = parse_shard_header(self._data)
             self._index = parse_index(self._data, self._start)
 
@@ -53,7 +53,7 @@ class Shard(Mapping[str, Tokens]):
         return self._index.num_items
 
     def __iter__(self) -> Iterator[str]:
-        with naming(self.path):
+        with error_context(self.path):
             for record in walk(self.header, self._data, self._start, self._index, check=False):
                 yield record.key
 
@@ -92,7 +92,7 @@ class Shard(Mapping[str, Tokens]):
             ModelError: the entropy model is needed and missing, or is that of another model.
             UsageError: the shard has fewer codebooks than asked for.
         """
-        with naming(f"{self.path}: {record.key}"):
+        with error_context(f"{self.path}: {record.key}"):
             model = self._entropy_model if record.coder != "packed" else NO_MODEL
             return load_joint(record.header(self.header), record.payload_of(self._data), model, num_codebooks)
 

@@ -9,9 +9,9 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from vqtok.errors import CorruptFileError, OutputError, UsageError, WrongModelError
-from vqtok.files.atomic import atomic_open, make_folder
-from vqtok.files.paths import naming
+from vqtok.errors import CorruptFileError, UsageError, WrongModelError
+from vqtok.files.atomic import atomic_open, make_folder, refuse_existing
+from vqtok.files.paths import error_context
 from vqtok.tokens.coding.coders import NO_MODEL, ChosenCoder, EntropyModel
 from vqtok.tokens.fields import Buffer
 from vqtok.tokens.shape import Coder
@@ -114,7 +114,7 @@ class ShardWriter:
         Raises:
             VqtokError: the shard is damaged, or unlike this one.
         """
-        with naming(path):
+        with error_context(path):
             data = map_file(path)
             shard, start = parse_shard_header(data)
             for record in walk(shard, data, start, parse_index(data, start)):
@@ -246,14 +246,14 @@ def _salvage(path: Path, writer: ShardWriter) -> Iterator[Loss]:
             continue
         after = found.key
         if after not in writer.keys:
-            with naming(path):
+            with error_context(path):
                 writer.copy(found, shard, data)
 
 
 @contextmanager
 def _new_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    if path.is_file() and not overwrite:
-        raise OutputError(f"{path}: exists; give --force to overwrite it")
+    if not overwrite:
+        refuse_existing(path)
     make_folder(path.parent)
     with atomic_open(path) as file:
         yield file

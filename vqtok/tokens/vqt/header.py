@@ -111,6 +111,12 @@ class Header:
         """Bits of the payload."""
         return 8 * sum(self.payload_lengths)
 
+    def bytes_of(self, num_codebooks: int | None) -> int:
+        """Return the size of the file without the codebooks after the first `num_codebooks`."""
+        kept = num_codebooks or self.num_codebooks
+        lengths = enumerate(self.payload_lengths)
+        return self.file_bytes - sum(length for index, length in lengths if index % self.num_codebooks >= kept)
+
     @property
     def duration_seconds(self) -> float | None:
         """Original duration; None for images."""
@@ -314,7 +320,7 @@ def read_header(path: str | Path, salvage: bool = False) -> Header:
         OSError: the file cannot be read.
     """
     try:
-        data = as_path(str(path)).read_bytes()
+        data = as_path(path).read_bytes()
         return (parse_parts(data) if salvage else parse_whole(data)).header
     except (CorruptFileError, UnsupportedVersionError) as error:
         raise type(error)(f"{path}: {error}") from None
