@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vqtok.errors import MediaError, UsageError
 from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.decoding import Decoder, open_decoder
+from vqtok.media.limits import check_limits
 from vqtok.media.resample import resample
 
 logger = logging.getLogger(__name__)
@@ -132,14 +133,14 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
     """
     assert media.sample_rate
     buffer, suffix = BytesIO(), target_suffix(target, format, default=".wav")
-    with audio_writer(buffer, source_name(target), suffix, media.sample_rate, len(media.data)) as write:
+    with audio_writer(buffer, source_name(target), suffix, media.sample_rate, *media.data.shape) as write:
         write(media.data)
     save_target(buffer.getbuffer(), target)
 
 
 @contextmanager
 def audio_writer(
-    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int
+    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int, samples: int = 0
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """Write a sound block by block `(channels, samples)`, as `write_audio` does.
 
@@ -147,10 +148,19 @@ def audio_writer(
         target: a file that can seek.
         name: what to call it in messages.
         suffix: such as ".flac".
+        samples: how many will come, if that is known.
+
+    Raises:
+        UsageError, MediaError: as `write_audio`.
     """
     if suffix not in _FORMATS:
         raise UsageError(f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
     container, subtype = _FORMATS[suffix]
+    what = f"{name}: cannot write {channels} channels at {sample_rate} Hz as {suffix}"
+    try:
+        check_limits(container, subtype, sample_rate, channels, samples)
+    except MediaError as error:
+        raise MediaError(f"{what}: {error}") from None
 
     def write(block: NDArray[np.float32]) -> None:
         for start in range(0, block.shape[1], _WRITE_FRAMES):
@@ -164,8 +174,7 @@ def audio_writer(
         with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
             yield write
     except soundfile.LibsndfileError as error:
-        what = f"{channels} channels at {sample_rate} Hz"
-        raise sink.failure or MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+        raise sink.failure or MediaError(f"{what}: {error.error_string}") from error
     except AssertionError as error:  # so soundfile says that less was written
         raise sink.failure or error from None
     if sink.failure:
