@@ -285,7 +285,7 @@ def test_the_limits_of_formats_are_known_before_libsndfile_is_called(
         raise AssertionError("libsndfile was called, and might have crashed")
 
     monkeypatch.setattr("vqtok.media.audio.soundfile.SoundFile", crash)
-    expected = rf"x\{suffix}: cannot write {channels} channels at {rate} Hz as \{suffix}: it holds .*{message}.*; (use \.wav|no format)"
+    expected = rf"x\{suffix}: cannot write {channels} channels at {rate} Hz as \{suffix}: it holds .*{message}.*; "
     with pytest.raises(MediaError, match=expected):
         write_audio(Media("audio", np.zeros((channels, 10), np.float32), rate), tmp_path / f"x{suffix}")
     assert not list(tmp_path.iterdir())

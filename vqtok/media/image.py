@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import SEEK_CUR, BytesIO
 from pathlib import Path
-from typing import IO, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import MediaError, UsageError
+from vqtok.media import tiff
 from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """0 to 255 as files have it, or [-1, 1]."""
 
 _MODES = {1: "L", 3: "RGB"}
+_UNKNOWN = "not a picture of a known format"
 _FULL_SCALE = 65535  # white in the modes that hold more than 8 bits
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,7 +69,12 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         turn = _TURNS.get(_orientation(image, name))
     upright = image if turn is None else image.transpose(turn)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _deep_pixels(upright, name)
+        values, full_scale = np.asarray(upright), _FULL_SCALE
+        if image.format == "TIFF":
+            values, full_scale = tiff.deep_values(image, values)
+        grey = _deep_pixels(upright, values, full_scale, name)
+        if image.format == "TIFF" and tiff.is_negative(image):
+            grey = -grey
         return np.repeat(grey[None], channels, axis=0)
     if has_16_bits:
         logger.warning("%s: 16-bit colours are rounded to 8 bits", name)
@@ -152,8 +159,7 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     name = source_name(source)
     with open_source(source) as file:
         try:
-            with _no_python_warnings():
-                image = Image.open(file)
+            image = _open(file)
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
@@ -161,9 +167,42 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise MediaError(f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from error
         except UnidentifiedImageError as error:
-            raise MediaError(f"{name}: not a picture of a known format") from error
+            what = "a TIFF of a layout that Pillow cannot read; save it as PNG" if _is_tiff(file) else _UNKNOWN
+            raise MediaError(f"{name}: {what}") from error
+        except MediaError as error:
+            raise MediaError(f"{name}: {error}") if not str(error).startswith(f"{name}:") else error from None
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise MediaError(f"{name}: damaged picture: {error}") from error
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Open a picture so that Pillow reads it rightly.
+
+    Raises:
+        MediaError: it cannot.
+    """
+    start, image = file.tell(), None
+    with _no_python_warnings():
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            if not _is_tiff(file):
+                raise
+        if image is None or (image.format == "TIFF" and tiff.is_in_planes(image)):
+            file.seek(start)
+            TiffImagePlugin.READ_LIBTIFF = True
+            try:
+                image = Image.open(file)
+            finally:
+                TiffImagePlugin.READ_LIBTIFF = False
+    if image.format == "TIFF":
+        tiff.put_right(image)
+    return image
+
+
+def _is_tiff(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @contextmanager
@@ -196,19 +235,20 @@ def _late_exif(file: IO[bytes]) -> bytes:
     return b""
 
 
-def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.float32]:
+def _deep_pixels(image: Image.Image, stored: NDArray[Any], full_scale: int, name: str) -> NDArray[np.float32]:
     """Scale grey of more than 8 bits to [-1, 1]."""
-    values = np.asarray(image).astype(np.float32)
-    if image.mode == "F":
-        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, _FULL_SCALE)
+    values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise MediaError(f"{name}: has pixels that are NaN or infinite")
-    if values.min() < 0 or values.max() > _FULL_SCALE:
-        logger.warning("%s: values outside 0 to %d are clipped", name, _FULL_SCALE)
+    if image.mode == "F":
+        full_scale = 1 if values.min() >= 0 and values.max() <= 1 else full_scale
+        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, full_scale)
+    if values.min() < 0 or values.max() > full_scale:
+        logger.warning("%s: values outside 0 to %d are clipped", name, full_scale)
     if "icc_profile" in image.info:
         logger.warning("%s: colour profile ignored: the picture has more than 8 bits", name)
-    data = values.clip(0, _FULL_SCALE)
-    data /= _FULL_SCALE / 2
+    data = values.clip(0, full_scale)
+    data /= full_scale / 2
     data -= 1
     if "transparency" in image.info:
         logger.warning("%s: transparent parts are set on white", name)
@@ -219,6 +259,8 @@ def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.float32]:
 def _flattened(image: Image.Image, name: str) -> Image.Image:
     """Bring a picture to opaque grey or sRGB."""
     alpha = None
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
         alpha = image.getchannel("A")
