@@ -255,6 +255,12 @@ def encode(
     shard: Shard = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
     coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(
+            "--max-megapixels", min=0.000001, metavar="N", help="Refuse larger images; default: 89, as Pillow does."
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="Work in this process, or on a cluster of Ray.")
     ] = "local",
@@ -291,6 +297,7 @@ def encode(
         _refuse_terminal(work.jobs, json)
     from vqtok import report
     from vqtok.codec import choose_device
+    from vqtok.media.image import set_max_pixels
     from vqtok.models.adapters.hub import at_revision
     from vqtok.outputs import Existing
     from vqtok.tokens.vqt import chosen_coder
@@ -298,6 +305,9 @@ def encode(
 
     if work.share and not quiet:
         report.say(work.share)
+    max_pixels = None if max_megapixels is None else round(1e6 * max_megapixels)
+    if max_pixels:
+        set_max_pixels(max_pixels)
     model = at_revision(model, revision)
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
@@ -309,7 +319,9 @@ def encode(
     if on_cluster:
         from vqtok.cluster import encode_on_ray
 
-        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, **network, **how)
+        outcomes = encode_on_ray(
+            work.shards, model, address=ray_address, device=device, max_pixels=max_pixels, **network, **how
+        )
     else:
         codecs = Codecs(model, str(choose_device(device)), **network)
         outcomes = (

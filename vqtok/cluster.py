@@ -13,6 +13,7 @@ from typing import Any
 from vqtok.codec import CHUNK_SECONDS, TILE_PIXELS, Precision, choose_device
 from vqtok.errors import DiskError, ModelError, OutputError, UsageError, VqtokError
 from vqtok.files import Job
+from vqtok.media.image import set_max_pixels
 from vqtok.models.zoo import bundled_models
 from vqtok.outputs import REFUSED, Existing
 from vqtok.remote import as_path
@@ -32,6 +33,7 @@ def encode_on_ray(
     chunk_seconds: float = CHUNK_SECONDS,
     precision: Precision = "float32",
     jobs: int | None = None,
+    max_pixels: int | None = None,
     existing: Existing = REFUSED,
     **how: Any,
 ) -> Generator[Outcome, None, None]:
@@ -45,6 +47,7 @@ def encode_on_ray(
             is started, unless this process has joined one already.
         device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
         tile, chunk_seconds, precision, jobs: Of the actors, as for `Codecs`; by default they have one core each.
+        max_pixels: Of an image; by default Pillow's limit.
         how: What else `encode_shard` takes.
 
     Raises:
@@ -73,7 +76,7 @@ def encode_on_ray(
             ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
             .map_batches(
                 _ShardEncoder,
-                fn_constructor_args=(codecs, how | {"existing": existing}),
+                fn_constructor_args=(codecs, how | {"existing": existing}, max_pixels),
                 batch_size=1,
                 # More actors than there is room for would wait in vain, and fail for it in the end.
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), int(room)))),
@@ -92,7 +95,9 @@ def encode_on_ray(
 class _ShardEncoder:
     """What an actor does."""
 
-    def __init__(self, codecs: dict[str, Any], how: dict[str, Any]) -> None:
+    def __init__(self, codecs: dict[str, Any], how: dict[str, Any], max_pixels: int | None = None) -> None:
+        if max_pixels:
+            set_max_pixels(max_pixels)
         self.codecs = Codecs(**codecs | {"device": str(choose_device(codecs["device"]))})
         self.how = how
 

@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, Unidentif
 from vqtok.errors import MediaError, UsageError
 from vqtok.media import tiff
 from vqtok.media.base import Media, Source, open_source, save_target, source_name, target_suffix
+from vqtok.media.color import Told, bits_per_channel, told_color
+from vqtok.media.plugins import prepare_for
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):  # previews, layers
             logger.warning("%s: only the first frame is used", name)
         has_16_bits = any(";16" in str(tile[3]) for tile in image.tile)
+        color, bits = told_color(image), bits_per_channel(image)
         image.load()
         turn = _TURNS.get(_orientation(image, name))
     upright = image if turn is None else image.transpose(turn)
@@ -72,13 +75,13 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         values, full_scale = np.asarray(upright), _FULL_SCALE
         if image.format == "TIFF":
             values, full_scale = tiff.deep_values(image, values)
-        grey = _deep_pixels(upright, values, full_scale, name)
+        grey = _deep_pixels(upright, values, full_scale, color, name)
         if image.format == "TIFF" and tiff.is_negative(image):
             grey = -grey
         return np.repeat(grey[None], channels, axis=0)
-    if has_16_bits:
-        logger.warning("%s: 16-bit colours are rounded to 8 bits", name)
-    pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, name).convert(_MODES[channels]))
+    if has_16_bits or bits > 8:
+        logger.warning("%s: %d-bit colours are rounded to 8 bits", name, 16 if has_16_bits else bits)
+    pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, color, name).convert(_MODES[channels]))
     return np.atleast_3d(pixels).transpose(2, 0, 1)
 
 
@@ -118,6 +121,11 @@ def num_pixels(source: Source) -> int:
     """Return how many pixels a picture has without decoding it; raises as `image_size`."""
     with _opened(source) as image:
         return image.width * image.height
+
+
+def set_max_pixels(count: int) -> None:
+    """Set how many pixels a picture may have that this process reads: it is Pillow's limit, for all uses of it."""
+    Image.MAX_IMAGE_PIXELS = count
 
 
 def write_image(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
@@ -160,14 +168,13 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     with open_source(source) as file:
         try:
             image = _open(file)
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError
+            _check_size(image.width, image.height)
             yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise MediaError(f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from error
+            limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
+            raise MediaError(f"{name}: has more than {limit}; vqtok encode --max-megapixels N allows more") from error
         except UnidentifiedImageError as error:
-            what = "a TIFF of a layout that Pillow cannot read; save it as PNG" if _is_tiff(file) else _UNKNOWN
+            what = tiff.describe(file) if _is_tiff(file) else _UNKNOWN
             raise MediaError(f"{name}: {what}") from error
         except MediaError as error:
             raise MediaError(f"{name}: {error}") if not str(error).startswith(f"{name}:") else error from None
@@ -182,6 +189,9 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         MediaError: it cannot.
     """
     start, image = file.tell(), None
+    jxl = prepare_for(file)
+    if jxl:
+        _check_size(jxl.width, jxl.height)
     with _no_python_warnings():
         try:
             image = Image.open(file)
@@ -197,7 +207,16 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
                 TiffImagePlugin.READ_LIBTIFF = False
     if image.format == "TIFF":
         tiff.put_right(image)
+    if jxl:
+        image.is_animated = jxl.is_animated  # type: ignore[attr-defined]
+        image.info["bit_depth"] = jxl.bits if image.mode not in ("F", "I;16") else 8
     return image
+
+
+def _check_size(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError
 
 
 def _is_tiff(file: BinaryIO) -> bool:
@@ -214,7 +233,9 @@ def _no_python_warnings() -> Iterator[None]:
 
 
 def _orientation(image: Image.Image, name: str) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF data is broken."""
+    """Return the EXIF orientation, 1 to 8; 1 where there is none, or it does not count, or the EXIF data is broken."""
+    if image.format == "JXL" and not getattr(image, "jpeg", False):  # Its own has been applied.
+        return 1
     try:
         with _no_python_warnings():
             orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -235,7 +256,9 @@ def _late_exif(file: IO[bytes]) -> bytes:
     return b""
 
 
-def _deep_pixels(image: Image.Image, stored: NDArray[Any], full_scale: int, name: str) -> NDArray[np.float32]:
+def _deep_pixels(
+    image: Image.Image, stored: NDArray[Any], full_scale: int, color: Told | None, name: str
+) -> NDArray[np.float32]:
     """Scale grey of more than 8 bits to [-1, 1]."""
     values = stored.astype(np.float32)
     if not np.isfinite(values).all():
@@ -245,7 +268,7 @@ def _deep_pixels(image: Image.Image, stored: NDArray[Any], full_scale: int, name
         logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, full_scale)
     if values.min() < 0 or values.max() > full_scale:
         logger.warning("%s: values outside 0 to %d are clipped", name, full_scale)
-    if "icc_profile" in image.info:
+    if color.profile if color else "icc_profile" in image.info:
         logger.warning("%s: colour profile ignored: the picture has more than 8 bits", name)
     data = values.clip(0, full_scale)
     data /= full_scale / 2
@@ -256,7 +279,7 @@ def _deep_pixels(image: Image.Image, stored: NDArray[Any], full_scale: int, name
     return data
 
 
-def _flattened(image: Image.Image, name: str) -> Image.Image:
+def _flattened(image: Image.Image, color: Told | None, name: str) -> Image.Image:
     """Bring a picture to opaque grey or sRGB."""
     alpha = None
     if image.mode == "La":
@@ -268,7 +291,9 @@ def _flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("L")
     elif image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
-    if profile := image.info.get("icc_profile"):
+    if color and color.warning:
+        logger.warning("%s: %s", name, color.warning)
+    if profile := color.profile if color else image.info.get("icc_profile"):
         image = _in_srgb(image, profile, name)
     if image.mode != "L":
         image = image.convert("RGB")

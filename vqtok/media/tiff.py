@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import ImageFile, TiffImagePlugin
 
 from vqtok.errors import MediaError
 
-_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SAMPLE_FORMAT = 258, 262, 277, 284, 339  # tags
 _WHITE_IS_ZERO, _IN_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 
 
@@ -49,6 +49,19 @@ def deep_values(image: ImageFile.ImageFile, values: NDArray[Any]) -> tuple[NDArr
     if bits == 32 and _tag(image, _SAMPLE_FORMAT, 1) == _UNSIGNED and values.dtype == np.int32:
         values = values.view(np.uint32)
     return values, 4095 if bits == 12 else 65535
+
+
+def describe(file: BinaryIO) -> str:
+    """Say of a file that Pillow does not know what it is."""
+    try:
+        file.seek(0)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next)
+        directory.load(file)
+        kind = f"{directory.get(_SAMPLES, 1)} channels of {directory[_BITS][0]} bits"
+    except Exception:  # It is damaged, which makes Pillow raise nearly anything.
+        return "damaged picture"
+    return f"a TIFF of {kind} in a form which Pillow cannot read; save it as PNG"
 
 
 def _tag(image: ImageFile.ImageFile, tag: int, default: int) -> int:
