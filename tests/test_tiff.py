@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -160,7 +161,11 @@ def test_what_pillow_cannot_read_is_refused_as_such(
 
 def test_grey_with_premultiplied_alpha_is_read() -> None:
     values = np.dstack([ramps(1) * 127, np.full((HEIGHT, WIDTH), 127)]).astype(np.uint8)
-    np.testing.assert_allclose(levels(tiff(values, extra=(1,)))[..., :1], ramps(1) / 2 + 0.5, atol=0.02)
+    if int(PIL.__version__.split(".")[0]) < 13:
+        with pytest.raises(MediaError, match="a TIFF of 2 channels of 8 bits in a form which Pillow cannot read"):
+            levels(tiff(values, extra=(1,)))
+    else:
+        np.testing.assert_allclose(levels(tiff(values, extra=(1,)))[..., :1], ramps(1) / 2 + 0.5, atol=0.02)
 
 
 def test_pillow_itself_is_left_as_it_was() -> None:

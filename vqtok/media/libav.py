@@ -103,6 +103,8 @@ class LibavDecoder:
             with av.open(file, "r", format=self._format, metadata_errors="replace") as container:
                 if not container.streams.audio:
                     raise MediaError("has no audio stream")
+                if container.streams.audio[0].codec_context is None:  # Some versions crash on it.
+                    raise MediaError("damaged: of no known codec")
                 yield container
         except (av.FFmpegError, ValueError) as error:
             raise MediaError(f"damaged: {getattr(error, 'strerror', None) or error}") from error
