@@ -211,13 +211,25 @@ def test_a_header_written_to_a_pipe_is_not_taken_for_truncation() -> None:
     assert read_audio(bytes(data)).data.shape == x.shape
 
 
-@pytest.mark.parametrize("total", [0, (1 << 36) - 1])
-def test_a_flac_header_with_a_false_length_is_refused(total: int) -> None:
-    data = bytearray(encoded(chord(1000), "FLAC"))
+def flac(x: NDArray[np.float32], total: int) -> bytes:
+    """A FLAC file whose header says that it has so many samples."""
+    data = bytearray(encoded(x, "FLAC"))
     data[21] = data[21] & 0xF0 | total >> 32
     data[22:26] = struct.pack(">I", total & 0xFFFFFFFF)
-    with pytest.raises(MediaError, match="input: "):
-        read_audio(bytes(data))
+    return bytes(data)
+
+
+def test_a_flac_header_with_a_false_length_is_refused() -> None:
+    with pytest.raises(MediaError, match="input: is truncated: 1000 of"):
+        read_audio(flac(chord(1000), (1 << 36) - 1))
+
+
+def test_flac_of_unknown_length_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    x = chord(100_000)
+    assert audio_info(flac(x, 0)) == (100_000, RATE, 1)
+    assert not caplog.records  # Asking how long it is tells nobody twice.
+    assert np.array_equal(read_audio(flac(x, 0)).data, read_audio(encoded(x, "FLAC")).data)
+    assert caplog.messages == ["input: the header does not say how long it is; all that is there is read"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -246,6 +258,62 @@ def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         write_audio(media, tmp_path / "missing" / "x.wav")
     assert not list(tmp_path.iterdir())
+
+
+LIMITS = [  # suffix, sample rate, channels, and what the error says
+    (".ogg", 200_001, 1, "up to 200000 Hz"),
+    (".ogg", 250_000, 2, "up to 200000 Hz"),
+    (".oga", 2_147_483_647, 1, "up to 200000 Hz"),
+    (".ogg", 48_000, 256, "at most 255 channels"),
+    (".opus", 44_100, 1, "8000, 12000, 16000, 24000, 48000 Hz"),
+    (".opus", 48_000, 256, "at most 255 channels"),
+    (".mp3", 96_000, 1, "44100, 48000 Hz"),
+    (".mp3", 48_000, 3, "at most 2 channels"),
+    (".flac", 655_360, 1, "up to 655350 Hz, in steps of 10 Hz above 65535"),
+    (".flac", 65_536, 1, "in steps of 10 Hz above 65535"),
+    (".flac", 48_000, 9, "at most 8 channels"),
+    (".aiff", 800_000_001, 1, "up to 800000000 Hz"),
+    *[(suffix, 48_000, 1025, "at most 1024 channels") for suffix in (".wav", ".aif", ".au", ".caf", ".w64", ".rf64")],
+]
+
+
+@pytest.mark.parametrize(("suffix", "rate", "channels", "message"), LIMITS)
+def test_the_limits_of_formats_are_known_before_libsndfile_is_called(
+    suffix: str, rate: int, channels: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any, **__: Any) -> None:
+        raise AssertionError("libsndfile was called, and might have crashed")
+
+    monkeypatch.setattr("vqtok.media.audio.soundfile.SoundFile", crash)
+    expected = rf"x\{suffix}: cannot write {channels} channels at {rate} Hz as \{suffix}: it holds .*{message}.*; "
+    with pytest.raises(MediaError, match=expected):
+        write_audio(Media("audio", np.zeros((channels, 10), np.float32), rate), tmp_path / f"x{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "channels"),
+    [
+        *[(".ogg", 200_000, 1), (".ogg", 1, 1), (".ogg", 48_000, 255), (".opus", 48_000, 255), (".opus", 8000, 1)],
+        *[(".mp3", rate, 2) for rate in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)],
+        *[(".flac", rate, 8) for rate in (1, 65535, 65540, 96000, 655_350)],
+        *[(suffix, 2_147_483_647, 1024) for suffix in (".wav", ".au", ".caf", ".w64", ".rf64")],
+        (".aiff", 800_000_000, 1024),
+    ],
+)
+def test_at_the_limits_formats_can_be_written(suffix: str, rate: int, channels: int) -> None:
+    stream = BytesIO()
+    write_audio(Media("audio", np.zeros((channels, 1000), np.float32), rate), stream, suffix)
+    assert audio_info(stream.getvalue()) == (1000, rate, channels)
+
+
+def test_more_than_a_header_of_32_bits_can_say_is_refused_at_once() -> None:
+    for suffix, samples in ((".wav", 1 << 31), (".aiff", 1 << 30), (".au", 1 << 31)):
+        with (
+            pytest.raises(MediaError, match=rf"as \{suffix}: it holds at most 4 GiB; use \.w64 or \.flac"),
+            audio_writer(BytesIO(), "x", suffix, RATE, 2, samples),
+        ):
+            pass
 
 
 class Full(BytesIO):
@@ -279,7 +347,7 @@ def test_blocks_do_not_show() -> None:
     x = chord(1000, channels=2)
     for mono in (False, True):
         with open_audio(encoded(x, "WAV", "FLOAT"), mono) as sound:
-            assert (sound.sample_rate, sound.samples, sound.channels) == (RATE, 1000, 1 if mono else 2)
+            assert (sound.sample_rate, sound.channels) == (RATE, 1 if mono else 2)
             blocks = list(sound.blocks(300))
         assert [block.shape[1] for block in blocks] == [300, 300, 300, 100]
         assert np.array_equal(np.concatenate(blocks, axis=1), read_audio(encoded(x, "WAV", "FLOAT"), mono=mono).data)

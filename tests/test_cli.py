@@ -208,13 +208,13 @@ def test_names_with_a_scheme_are_refused_where_they_do_not_work(run, tmp_path, m
 
 
 def test_ignored_files_are_counted_by_suffix(run, album, tmp_path):
-    for name in ("x.m4a", "y.m4a", "deep/z", ".hidden"):
+    for name in ("x.xyz", "y.xyz", "deep/z", ".hidden"):
         (album / name).touch()
     result = run("encode", album, "-o", tmp_path / "out", "--json")
-    line = "passed over 4 files that are not images or audio files: 2 .m4a, 1 without suffix, 1 .txt\n"
+    line = "passed over 4 files that are not images or audio files: 2 .xyz, 1 without suffix, 1 .txt\n"
     assert line in result.stderr
     summary = json.loads(result.stdout.splitlines()[-1])
-    assert (summary["kind"], summary["ignored"]) == ("summary", {".m4a": 2, ".txt": 1, "": 1})
+    assert (summary["kind"], summary["ignored"]) == ("summary", {".xyz": 2, ".txt": 1, "": 1})
     assert (summary["done"], summary["skipped"], summary["failed"]) == (3, 0, 0)
 
 

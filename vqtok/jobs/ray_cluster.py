@@ -19,6 +19,7 @@ from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
 from vqtok.jobs.shards import encode_shard
+from vqtok.media.image import set_max_pixels
 from vqtok.models.registry import bundled_models
 
 Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]]]]
@@ -31,6 +32,7 @@ def encode_on_ray(
     address: str | None = None,
     device: str = "auto",
     options: CodecOptions = DEFAULT_OPTIONS,
+    max_pixels: int | None = None,
     existing: Existing = REFUSED,
     **how: Any,
 ) -> Generator[Outcome, None, None]:
@@ -44,6 +46,7 @@ def encode_on_ray(
             is started, unless this process has joined one already.
         device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
         options: Of the actors; by default each has one processor core.
+        max_pixels: Largest image to read; by default Pillow's limit.
         how: What else `encode_shard` takes.
 
     Raises:
@@ -65,7 +68,7 @@ def encode_on_ray(
             ray.data.from_items([{"work": _pack(shard)} for shard in shards], override_num_blocks=len(shards))
             .map_batches(
                 _ShardEncoder,
-                fn_constructor_args=((model, device, options), how | {"existing": existing}),
+                fn_constructor_args=((model, device, options), how | {"existing": existing}, max_pixels),
                 batch_size=1,
                 # More actors than there is room for would wait in vain, and fail for it in the end.
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), int(room)))),
@@ -84,7 +87,11 @@ def encode_on_ray(
 class _ShardEncoder:
     """What an actor does."""
 
-    def __init__(self, codecs: tuple[str | None, str, CodecOptions], how: dict[str, Any]) -> None:
+    def __init__(
+        self, codecs: tuple[str | None, str, CodecOptions], how: dict[str, Any], max_pixels: int | None = None
+    ) -> None:
+        if max_pixels:
+            set_max_pixels(max_pixels)
         model, device, options = codecs
         self.codecs = Codecs(model, str(choose_device(device)), options)
         self.how = how

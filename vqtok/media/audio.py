@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from io import SEEK_END, SEEK_SET, BytesIO
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +14,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, UsageError
+from vqtok.media.decoding import Decoder, open_decoder
+from vqtok.media.limits import check_limits
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.resample import resample
+
+logger = logging.getLogger(__name__)
 
 _FORMATS = {  # suffix: libsndfile's format and subtype
     ".wav": ("WAV", "PCM_16"),
@@ -33,9 +37,6 @@ _FORMATS = {  # suffix: libsndfile's format and subtype
 }
 _READ_FRAMES = 1 << 22  # few enough that a false length in the header does no harm
 _WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when given minutes in one call
-_MAX_FRAMES = 1 << 40  # above all that is real: libsndfile's way to say that the length is unknown
-_STREAMED_BYTES = 0x7FFF0000  # programs that write to a pipe put such sizes into the header
-_MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 class Sound:
@@ -45,12 +46,10 @@ class Sound:
         mono: take the mean of the channels.
     """
 
-    def __init__(self, file: soundfile.SoundFile, name: str, mono: bool) -> None:
-        self._file, self._name, self._mono = file, name, mono
-        self.sample_rate: int = file.samplerate
-        self.samples: int = file.frames
-        """As the header says."""
-        self.channels: int = 1 if mono else file.channels
+    def __init__(self, decoder: Decoder, name: str, mono: bool) -> None:
+        self._decoder, self._name, self._mono = decoder, name, mono
+        self.sample_rate: int = decoder.sample_rate
+        self.channels: int = 1 if mono else decoder.channels
 
     def blocks(self, samples: int) -> Iterator[NDArray[np.float32]]:
         """Read to the end in blocks `(channels, samples)`; values beyond full scale in float files are kept.
@@ -58,15 +57,18 @@ class Sound:
         Raises:
             MediaError: truncated or damaged, or with NaN or infinity in it.
         """
-        found = 0
-        while found < self.samples:
-            frames = self._file.read(min(samples, self.samples - found), dtype="float32", always_2d=True)
-            found += len(frames)
-            if not len(frames):
-                raise MediaError(f"{self._name}: is truncated: {found} of {self.samples} samples are there")
+        for warning in self._decoder.warnings:
+            logger.warning("%s: %s", self._name, warning)
+        told, is_empty = len(self._decoder.warnings), True
+        for frames in self._decoder.read(samples):
+            is_empty = False
             if not np.isfinite(frames).all():
                 raise MediaError(f"{self._name}: has samples that are NaN or infinite")
             yield frames.mean(axis=1, dtype=np.float32)[None] if self._mono else np.ascontiguousarray(frames.T)
+        if is_empty:
+            raise MediaError(f"{self._name}: has no samples")
+        for warning in self._decoder.warnings[told:]:
+            logger.warning("%s: %s", self._name, warning)
 
 
 @contextmanager
@@ -80,8 +82,8 @@ def open_audio(source: Source, mono: bool = False) -> Iterator[Sound]:
     Raises:
         MediaError: not a sound, empty, truncated or damaged.
     """
-    with _opened(source) as file:
-        yield Sound(file, source_name(source), mono)
+    with _opened(source) as decoder:
+        yield Sound(decoder, source_name(source), mono)
 
 
 def read_audio(source: Source, sample_rate: int | None = None, mono: bool = False) -> Media:
@@ -107,13 +109,15 @@ def read_audio(source: Source, sample_rate: int | None = None, mono: bool = Fals
 
 
 def audio_info(source: Source) -> tuple[int, int, int]:
-    """Return `(samples, sample_rate, channels)` without decoding.
+    """Return `(samples, sample_rate, channels)`; decode only where the file does not say how many samples it has.
 
     Raises:
-        MediaError: as `read_audio`, as far as the header tells.
+        MediaError: as `read_audio`, as far as the headers show.
     """
-    with _opened(source) as sound:
-        return sound.frames, sound.samplerate, sound.channels
+    with _opened(source) as decoder:
+        if not (samples := decoder.count()):
+            raise MediaError(f"{source_name(source)}: has no samples")
+        return samples, decoder.sample_rate, decoder.channels
 
 
 def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
@@ -129,14 +133,14 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
     """
     assert media.sample_rate
     buffer, suffix = BytesIO(), target_suffix(target, format, default=".wav")
-    with audio_writer(buffer, source_name(target), suffix, media.sample_rate, len(media.data)) as write:
+    with audio_writer(buffer, source_name(target), suffix, media.sample_rate, *media.data.shape) as write:
         write(media.data)
     save_target(buffer.getbuffer(), target)
 
 
 @contextmanager
 def audio_writer(
-    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int
+    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int, samples: int = 0
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """Write a sound block by block `(channels, samples)`, as `write_audio` does.
 
@@ -144,10 +148,19 @@ def audio_writer(
         target: a file that can seek.
         name: what to call it in messages.
         suffix: such as ".flac".
+        samples: how many will come, if that is known.
+
+    Raises:
+        UsageError, MediaError: as `write_audio`.
     """
     if suffix not in _FORMATS:
         raise UsageError(f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
     container, subtype = _FORMATS[suffix]
+    what = f"{name}: cannot write {channels} channels at {sample_rate} Hz as {suffix}"
+    try:
+        check_limits(container, subtype, sample_rate, channels, samples)
+    except MediaError as error:
+        raise MediaError(f"{what}: {error}") from None
 
     def write(block: NDArray[np.float32]) -> None:
         for start in range(0, block.shape[1], _WRITE_FRAMES):
@@ -161,25 +174,11 @@ def audio_writer(
         with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
             yield write
     except soundfile.LibsndfileError as error:
-        what = f"{channels} channels at {sample_rate} Hz"
-        raise sink.failure or MediaError(f"{name}: cannot write {what} as {suffix}: {error.error_string}") from error
+        raise sink.failure or MediaError(f"{what}: {error.error_string}") from error
     except AssertionError as error:  # so soundfile says that less was written
         raise sink.failure or error from None
     if sink.failure:
         raise sink.failure
-
-
-class _Stream:
-    """What libsndfile calls to read a file: in damaged ones it seeks to before the start."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.read, self.tell = file.read, file.tell
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        with suppress(OSError, ValueError):
-            self._file.seek(offset, whence)
-        return self._file.tell()
 
 
 class _Sink:
@@ -199,46 +198,13 @@ class _Sink:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
-    """Open a sound that is whole, as far as the header tells; what libsndfile raises becomes a MediaError."""
+def _opened(source: Source) -> Iterator[Decoder]:
+    """Open a sound for decoding; errors, now or while it is in use, name it."""
     name = source_name(source)
     with open_source(source) as file:
         try:
-            with soundfile.SoundFile(_Stream(file)) as sound:
-                if sound.frames == 0:
-                    raise MediaError(f"{name}: has no samples")
-                if sound.frames > _MAX_FRAMES:
-                    raise MediaError(f"{name}: the header does not tell the length; re-encode the file")
-                if _is_cut_short(sound, file):
-                    raise MediaError(f"{name}: is truncated")
-                yield sound
-        except soundfile.SoundFileRuntimeError as error:
-            reason = getattr(error, "error_string", error)  # str(error) would show the stream's repr
-            raise MediaError(f"{name}: not a readable sound: {reason}") from error
-
-
-def _is_cut_short(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
-    """Tell whether less is there than the header says or, in Ogg, whether the last page is missing.
-
-    libsndfile reads on in both cases, and says what it found only in its log.
-    """
-    if sound.format == "OGG":
-        return not _ends_with_last_page(file)
-    sizes = re.findall(
-        r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)",
-        sound.extra_info,
-        re.MULTILINE,
-    )
-    return any(int(found) < int(declared) < _STREAMED_BYTES for declared, found in sizes)
-
-
-def _ends_with_last_page(file: BinaryIO) -> bool:
-    """Tell whether an Ogg file's last page is whole and marked as the end (RFC 3533, section 6)."""
-    position = file.tell()
-    file.seek(max(0, file.seek(0, SEEK_END) - _MAX_OGG_PAGE_BYTES))
-    tail = file.read()
-    file.seek(position)
-    page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
-    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+            yield open_decoder(file)
+        except MediaError as error:
+            if str(error).startswith(f"{name}:"):
+                raise
+            raise MediaError(f"{name}: {error}") from error

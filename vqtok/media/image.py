@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import SEEK_CUR, BytesIO
 from pathlib import Path
-from typing import IO, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import MediaError, UsageError
+from vqtok.media import tiff
+from vqtok.media.color import Told, bits_per_channel, told_color
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
+from vqtok.media.plugins import prepare_for
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 """0 to 255 as files have it, or [-1, 1]."""
 
 _MODES = {1: "L", 3: "RGB"}
+_UNKNOWN = "not a picture of a known format"
 _FULL_SCALE = 65535  # white in the modes that hold more than 8 bits
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,15 +67,21 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):  # previews, layers
             logger.warning("%s: only the first frame is used", name)
         has_16_bits = any(";16" in str(tile[3]) for tile in image.tile)
+        color, bits = told_color(image), bits_per_channel(image)
         image.load()
         turn = _TURNS.get(_orientation(image, name))
     upright = image if turn is None else image.transpose(turn)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _deep_pixels(upright, name)
+        values, full_scale = np.asarray(upright), _FULL_SCALE
+        if image.format == "TIFF":
+            values, full_scale = tiff.deep_values(image, values)
+        grey = _deep_pixels(upright, values, full_scale, color, name)
+        if image.format == "TIFF" and tiff.is_negative(image):
+            grey = -grey
         return np.repeat(grey[None], channels, axis=0)
-    if has_16_bits:
-        logger.warning("%s: 16-bit colours are rounded to 8 bits", name)
-    pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, name).convert(_MODES[channels]))
+    if has_16_bits or bits > 8:
+        logger.warning("%s: %d-bit colours are rounded to 8 bits", name, 16 if has_16_bits else bits)
+    pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, color, name).convert(_MODES[channels]))
     return np.atleast_3d(pixels).transpose(2, 0, 1)
 
 
@@ -113,6 +123,11 @@ def num_pixels(source: Source) -> int:
         return image.width * image.height
 
 
+def set_max_pixels(count: int) -> None:
+    """Set how many pixels a picture may have that this process reads: it is Pillow's limit, for all uses of it."""
+    Image.MAX_IMAGE_PIXELS = count
+
+
 def write_image(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
     """Write a grey or sRGB picture with 8 bits a channel; values beyond [-1, 1] are clipped.
 
@@ -152,18 +167,61 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     name = source_name(source)
     with open_source(source) as file:
         try:
-            with _no_python_warnings():
-                image = Image.open(file)
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError
+            image = _open(file)
+            _check_size(image.width, image.height)
             yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise MediaError(f"{name}: has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down") from error
+            limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
+            raise MediaError(f"{name}: has more than {limit}; vqtok encode --max-megapixels N allows more") from error
         except UnidentifiedImageError as error:
-            raise MediaError(f"{name}: not a picture of a known format") from error
+            what = tiff.describe(file) if _is_tiff(file) else _UNKNOWN
+            raise MediaError(f"{name}: {what}") from error
+        except MediaError as error:
+            raise MediaError(f"{name}: {error}") if not str(error).startswith(f"{name}:") else error from None
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise MediaError(f"{name}: damaged picture: {error}") from error
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Open a picture so that Pillow reads it rightly.
+
+    Raises:
+        MediaError: it cannot.
+    """
+    start, image = file.tell(), None
+    jxl = prepare_for(file)
+    if jxl:
+        _check_size(jxl.width, jxl.height)
+    with _no_python_warnings():
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            if not _is_tiff(file):
+                raise
+        if image is None or (image.format == "TIFF" and tiff.is_in_planes(image)):
+            file.seek(start)
+            TiffImagePlugin.READ_LIBTIFF = True
+            try:
+                image = Image.open(file)
+            finally:
+                TiffImagePlugin.READ_LIBTIFF = False
+    if image.format == "TIFF":
+        tiff.put_right(image)
+    if jxl:
+        image.is_animated = jxl.is_animated  # type: ignore[attr-defined]
+        image.info["bit_depth"] = jxl.bits if image.mode not in ("F", "I;16") else 8
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError
+
+
+def _is_tiff(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @contextmanager
@@ -175,7 +233,9 @@ def _no_python_warnings() -> Iterator[None]:
 
 
 def _orientation(image: Image.Image, name: str) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or the EXIF data is broken."""
+    """Return the EXIF orientation, 1 to 8; 1 where there is none, or it does not count, or the EXIF data is broken."""
+    if image.format == "JXL" and not getattr(image, "jpeg", False):  # Its own has been applied.
+        return 1
     try:
         with _no_python_warnings():
             orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -196,19 +256,22 @@ def _late_exif(file: IO[bytes]) -> bytes:
     return b""
 
 
-def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.float32]:
+def _deep_pixels(
+    image: Image.Image, stored: NDArray[Any], full_scale: int, color: Told | None, name: str
+) -> NDArray[np.float32]:
     """Scale grey of more than 8 bits to [-1, 1]."""
-    values = np.asarray(image).astype(np.float32)
-    if image.mode == "F":
-        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, _FULL_SCALE)
+    values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise MediaError(f"{name}: has pixels that are NaN or infinite")
-    if values.min() < 0 or values.max() > _FULL_SCALE:
-        logger.warning("%s: values outside 0 to %d are clipped", name, _FULL_SCALE)
-    if "icc_profile" in image.info:
+    if image.mode == "F":
+        full_scale = 1 if values.min() >= 0 and values.max() <= 1 else full_scale
+        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, full_scale)
+    if values.min() < 0 or values.max() > full_scale:
+        logger.warning("%s: values outside 0 to %d are clipped", name, full_scale)
+    if color.profile if color else "icc_profile" in image.info:
         logger.warning("%s: colour profile ignored: the picture has more than 8 bits", name)
-    data = values.clip(0, _FULL_SCALE)
-    data /= _FULL_SCALE / 2
+    data = values.clip(0, full_scale)
+    data /= full_scale / 2
     data -= 1
     if "transparency" in image.info:
         logger.warning("%s: transparent parts are set on white", name)
@@ -216,9 +279,11 @@ def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.float32]:
     return data
 
 
-def _flattened(image: Image.Image, name: str) -> Image.Image:
+def _flattened(image: Image.Image, color: Told | None, name: str) -> Image.Image:
     """Bring a picture to opaque grey or sRGB."""
     alpha = None
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
         alpha = image.getchannel("A")
@@ -226,7 +291,9 @@ def _flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("L")
     elif image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
-    if profile := image.info.get("icc_profile"):
+    if color and color.warning:
+        logger.warning("%s: %s", name, color.warning)
+    if profile := color.profile if color else image.info.get("icc_profile"):
         image = _in_srgb(image, profile, name)
     if image.mode != "L":
         image = image.convert("RGB")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -14,21 +16,28 @@ IMAGE_SUFFIXES = frozenset({
     ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 })
 AUDIO_SUFFIXES = frozenset({
-    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd",
-    ".w64", ".wav", ".wave",
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp1", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".rf64",
+    ".snd", ".w64", ".wav", ".wave",
 })
+PLUGIN_SUFFIXES: dict[str, tuple[frozenset[str], Literal["image", "audio"]]] = {  # by the package that reads them
+    "av": (frozenset({".aac", ".m4a", ".m4b", ".mka", ".weba", ".webm", ".wma"}), "audio"),
+    "pillow_heif": (frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"}), "image"),
+    "pillow_jxl": (frozenset({".jxl"}), "image"),
+}
 # fmt: on
 
 _SIGNATURES = {
     "image": re.compile(
         rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]"
-        rb"|....ftypavi[fs]|\0\0\0\x0cjP  |\xff\x4f\xff\x51|8BPS\0|qoif|P[1-6]\s",
+        rb"|....ftyp(?:avi[fs]|hei[cxms]|hev[cxms]|mif1|msf1)|\xff\x0a|\0\0\0\x0cJXL "
+        rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|8BPS\0|qoif|P[1-6]\s",
         re.DOTALL,
     ),
-    # An MPEG frame: 11 bits of sync, layer II or III (I would take in UTF-16 text), a valid rate.
+    # An MPEG frame: 11 bits of sync, layer II or III (I would take in UTF-16 text), a valid rate; or one of AAC.
     "audio": re.compile(
         rb"(?:RIFF|RIFX|RF64)....WAVE|riff\x2e\x91\xcf\x11|fLaC|OggS|FORM....AIF[FC]|\.snd|caff\0"
-        rb"|ID3[\2-\4]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd][\x10-\xef]",
+        rb"|ID3[\2-\4]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd][\x10-\xef]"
+        rb"|\xff[\xf0\xf1\xf8\xf9][\0-\x33\x40-\x73\x80-\xb3\xc0-\xf3]|....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11",
         re.DOTALL,
     ),
     "tokens": re.compile(rb"\x89VQ\n"),
@@ -38,14 +47,25 @@ _MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit safetensors itself sets
 
 
 def modality_of(path: Path) -> Literal["image", "audio"] | None:
-    """Tell pictures from sounds by the suffix."""
+    """Return what a file is by its suffix; None where it is neither or where the package that reads it is missing."""
     suffix = path.suffix.lower()
+    for module, (suffixes, modality) in PLUGIN_SUFFIXES.items():
+        if suffix in suffixes:
+            return modality if is_installed(module) else None
     return "image" if suffix in IMAGE_SUFFIXES else "audio" if suffix in AUDIO_SUFFIXES else None
+
+
+@cache
+def is_installed(module: str) -> bool:
+    """Return whether an optional package is installed, without importing it."""
+    return find_spec(module) is not None
 
 
 def stem(key: str) -> str:
     """Give the key of an item without the suffix of a picture or a sound."""
-    return key.removesuffix(Path(key).suffix) if modality_of(Path(key)) else key
+    suffix = Path(key).suffix
+    known = IMAGE_SUFFIXES.union(AUDIO_SUFFIXES, *(suffixes for suffixes, _ in PLUGIN_SUFFIXES.values()))
+    return key.removesuffix(suffix) if suffix.lower() in known else key
 
 
 def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] | None:
