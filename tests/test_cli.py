@@ -735,6 +735,6 @@ def encoded_media(path):
 
 def test_defaults_are_those_of_the_library():
     for verb in ("encode", "decode"):
-        defaults = inspect.signature(vqtok.cli.app.VERBS[verb]).parameters
+        defaults = inspect.signature(vqtok.cli.app.VERBS[verb][0]).parameters
         assert defaults["tile"].default == TILE_PIXELS
         assert defaults["chunk_seconds"].default == CHUNK_SECONDS

@@ -7,17 +7,20 @@ from typing import Annotated
 
 import typer
 
+from vqtok.cli.command import PanelCommand
 from vqtok.cli.decode import decode
 from vqtok.cli.encode import encode
+from vqtok.cli.help import show_topic
 from vqtok.cli.inspect import inspect, models
 from vqtok.cli.tokens import convert, export, merge
 from vqtok.cli.train import import_checkpoint, train
 
 app = typer.Typer(
     name="vqtok",
-    help="Train vector-quantised tokenizers on images or sound, and turn media into compact token files and back.",
+    help="Train vector-quantized tokenizers on images or audio, and turn media into compact token files and back.",
+    epilog="vqtok VERB --help describes a verb, vqtok help TOPIC a topic (vqtok help lists them).",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,16 +44,18 @@ def options(
     pass
 
 
-VERBS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "import": import_checkpoint,
-    "encode": encode,
-    "decode": decode,
-    "merge": merge,
-    "export": export,
-    "convert": convert,
-    "inspect": inspect,
-    "models": models,
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "train": (train, "vqtok train photos/ -o mine.safetensors --minutes 60"),
+    "import": (import_checkpoint, "vqtok import last.ckpt --config model.yaml -o imported.safetensors"),
+    "encode": (encode, "vqtok encode photos/ -o tokens/"),
+    "decode": (decode, "vqtok decode tokens/ -o media/"),
+    "merge": (merge, "vqtok merge a.vqts b.vqts -o all.vqts"),
+    "export": (export, "vqtok export tokens/ --to parquet -o train.parquet"),
+    "convert": (convert, "vqtok convert codes.npy --model image --size 640x480 -o photo.vqt"),
+    "inspect": (inspect, "vqtok inspect --usage tokens/"),
+    "models": (models, "vqtok models"),
+    "help": (show_topic, "vqtok help training"),
 }
-for name, verb in VERBS.items():
-    app.command(name)(verb)
+"""Each verb and an example of it."""
+for name, (verb, example) in VERBS.items():
+    app.command(name, cls=PanelCommand, epilog=f"Example: {example}")(verb)

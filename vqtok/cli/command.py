@@ -1,4 +1,4 @@
-"""What every verb has in common: errors become exit codes, the library's log becomes lines on stderr."""
+"""What every verb has in common: help in panels, errors as exit codes, the library's log as lines on stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from vqtok.errors import VqtokError
 
@@ -41,7 +42,41 @@ OPTIONS = {
 }
 """The option that sets a library function's argument, for messages."""
 
+PANELS = (
+    "Arguments",
+    "Input and output",
+    "Training",
+    "Model",
+    "Coding",
+    "Token ids",
+    "Performance",
+    "Large runs",
+    "Messages",
+    "Options",
+)
+"""Groups of options in the help, in order."""
+
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help groups its options by their `rich_help_panel`, as plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {name: [] for name in PANELS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                if is_argument:
+                    record = (parameter.metavar or record[0], record[1])
+                panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
+                panels[panel].append(record)
+        for panel, records in panels.items():
+            if not records:
+                continue
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
 
 def command(function: Command) -> Command:
@@ -59,7 +94,7 @@ def command(function: Command) -> Command:
             print_error("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader of stdout went away; so that Python does not complain at exit, nothing more is flushed.
+            # The reader of stdout is gone. Redirect it, so that Python does not fail again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -71,24 +106,10 @@ def command(function: Command) -> Command:
             if isinstance(error, OSError):
                 print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
             else:
-                print_error(f"unexpected {type(error).__name__}, VQTOK_DEBUG=1 shows where: {error}")
+                print_error(f"unexpected {type(error).__name__} (VQTOK_DEBUG=1 shows the traceback): {error}")
             raise typer.Exit(1) from None
 
     return run  # type: ignore[return-value]
-
-
-class _ConsoleHandler(logging.Handler):
-    """Show the library's warnings as lines on stderr, above any progress display."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from vqtok.cli.console import say
-
-        say(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
-
-
-def _start_logging(quiet: bool, verbose: bool) -> None:
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, handlers=[_ConsoleHandler()], force=True)
 
 
 def print_error(message: str) -> None:
@@ -101,3 +122,17 @@ def print_error(message: str) -> None:
 def with_options(message: str) -> str:
     """Replace the names of Python arguments in a library's message, such as `overwrite`, by those of options."""
     return re.sub(r"`(\w+)`", lambda found: OPTIONS.get(found[1], found[0]), message)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints the library's warnings as lines on stderr, above any progress display."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from vqtok.cli.console import say
+
+        say(f"{record.levelname.lower()}: {with_options(record.getMessage())}", style="yellow")
+
+
+def _start_logging(quiet: bool, verbose: bool) -> None:
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, handlers=[_ConsoleHandler()], force=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from vqtok.cli.command import command
 from vqtok.cli.options import (
     ChunkSeconds,
     Codebooks,
     Device,
     FailureFile,
+    FilesOption,
     Force,
     Inputs,
     Jobs,
@@ -34,14 +33,13 @@ def decode(
     inputs: Inputs,
     output: Output = None,
     keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="KEY", help="Only the item of this key in a shard or export.")
+        list[str] | None,
+        FilesOption("--key", metavar="KEY", help="Decode only this item of a shard or export; repeatable."),
     ] = None,
     model: Model = None,
     revision: Revision = None,
     codebooks: Codebooks = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Decode what is whole of long files that are damaged.")
-    ] = False,
+    salvage: Annotated[bool, FilesOption("--salvage", help="Decode the intact parts of damaged files.")] = False,
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
@@ -54,7 +52,7 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn token files, or the items of shards and of what was exported, back into images and sounds."""
+    """Decode token files, shards and exports to images and audio."""
     from vqtok.jobs.planning import TOKEN_FILES, plan_decoding
 
     work = plan_decoding(inputs, output, keys=keys or (), salvage=salvage)

@@ -6,13 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-
 from vqtok.cli.command import command
 from vqtok.cli.options import (
     INPUTS,
     ChunkSeconds,
     Codebooks,
+    CodingOption,
     Device,
     FailureFile,
     FileList,
@@ -26,6 +25,7 @@ from vqtok.cli.options import (
     Quiet,
     Revision,
     Shard,
+    SharesOption,
     Skip,
     TaskIndex,
     Tile,
@@ -46,20 +46,22 @@ def encode(
     revision: Revision = None,
     codebooks: Codebooks = None,
     shard: Shard = None,
-    mono: Annotated[bool, typer.Option("--mono", help="Mix the channels of sound down to one.")] = False,
-    coder: Annotated[str, typer.Option(metavar="NAME", help="auto (the smallest), prior, static or packed.")] = "auto",
+    mono: Annotated[bool, CodingOption("--mono", help="Mix audio channels down to one.")] = False,
+    coder: Annotated[
+        str, CodingOption(metavar="NAME", help="Entropy coder: auto (the smallest), prior, static or packed.")
+    ] = "auto",
     max_megapixels: Annotated[
         float | None,
-        typer.Option(
+        CodingOption(
             "--max-megapixels", min=0.000001, metavar="N", help="Refuse larger images; default: 89, as Pillow does."
         ),
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option("--engine", help="Work in this process, or on a cluster of Ray.")
+        Literal["local", "ray"], SharesOption("--engine", help="Run in this process, or on a Ray cluster.")
     ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", metavar="ADDRESS", help="auto or that of a cluster; default: a new one."),
+        SharesOption("--ray-address", metavar="ADDRESS", help="A running cluster, or auto; default: start one."),
     ] = None,
     device: Device = "cpu",
     tile: Tile = 1024,
@@ -73,7 +75,7 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn images and sounds into token files."""
+    """Encode images and audio to token files."""
     from vqtok.jobs.planning import MEDIA, plan_encoding
 
     on_cluster = engine == "ray"

@@ -19,18 +19,22 @@ ITEMS_SHOWN = 10
 
 @command
 def inspect(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="What to look at.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="FILE|DIR|MODEL", help="Files, folders of token files, or models.")
+    ],
     model: Model = None,
-    usage: Annotated[bool, typer.Option("--usage", help="Count the codes of all the token files.")] = False,
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Show how the codes of all token files use the codebooks.")
+    ] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", parser=only_local, help="Draw --usage as a picture.")
+        Path | None, typer.Option(metavar="PNG", parser=only_local, help="Draw --usage to this image.")
     ] = None,
     items: Annotated[bool, typer.Option("--items", help="List all items of shards.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what token files, shards, models, images or sounds are."""
+    """Describe token files, shards, models, images and audio."""
     from vqtok.cli.console import print_json, say
     from vqtok.cli.tables import plot_usage, show_facts, show_files, show_usage
     from vqtok.files.walk import describe_ignored
@@ -93,7 +97,7 @@ def _show_items(file: str | Path, facts: dict[str, Any], *, all_of_them: bool, a
 
 @command
 def models(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """List the models that go by name: bundled, in the Hugging Face cache, of packages, on the Hub."""
+    """List available models."""
     from vqtok.cli.console import print_json
     from vqtok.cli.tables import show_models
     from vqtok.models.catalogue import list_models

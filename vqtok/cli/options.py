@@ -1,7 +1,8 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several verbs share, in the panels of the help."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,49 +28,64 @@ def only_local(name: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
+FilesOption = functools.partial(typer.Option, rich_help_panel="Input and output")
+ModelOption = functools.partial(typer.Option, rich_help_panel="Model")
+CodingOption = functools.partial(typer.Option, rich_help_panel="Coding")
+SharesOption = functools.partial(typer.Option, rich_help_panel="Large runs")
+SpeedOption = functools.partial(typer.Option, rich_help_panel="Performance")
+MessagesOption = functools.partial(typer.Option, rich_help_panel="Messages")
+
 INPUTS = typer.Argument(metavar="IN", parser=any_path, help="Files or folders; - is stdin.")
 Inputs = Annotated[list[Path], INPUTS]
-Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
+Output = Annotated[str | None, FilesOption("-o", "--output", metavar="OUT", help="File, folder, or - for stdout.")]
 Shard = Annotated[
     str | None,
-    typer.Option("--shard", metavar="OUT.vqts", help="Write all to one file instead; to DIR/: one a task."),
+    FilesOption("--shard", metavar="OUT.vqts", help="Write one file for all items; into DIR/, one for each task."),
 ]
 FileList = Annotated[
     Path | None,
-    typer.Option(
-        "--filelist", metavar="FILE", help="Files to encode, one a line or ended by NUL; - is stdin. IN: their folder."
+    FilesOption(
+        "--filelist",
+        metavar="FILE",
+        help="Encode the listed files, one per line or NUL-terminated; - is stdin. IN is then their folder.",
     ),
 ]
 NumTasks = Annotated[
     int | None,
-    typer.Option("--num-tasks", min=1, metavar="N", help="Divide the work into N parts; default: Slurm's, torchrun's."),
+    SharesOption("--num-tasks", min=1, metavar="N", help="Split the work into N parts; default: as Slurm or torchrun."),
 ]
-TaskIndex = Annotated[int | None, typer.Option("--task-index", min=0, metavar="I", help="Do part I, from 0.")]
+TaskIndex = Annotated[int | None, SharesOption("--task-index", min=0, metavar="I", help="Do part I, counted from 0.")]
 FailureFile = Annotated[
     str | None,
-    typer.Option("--failures", metavar="FILE", help="Where failures are noted; default: beside several outputs."),
+    SharesOption("--failures", metavar="FILE", help="Write failures to this JSON-lines file; default: in the output."),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="File, folder or name (see vqtok models); else a bundled one."),
+    ModelOption(
+        "-m", "--model", metavar="MODEL", help="Model file, folder or name (see vqtok models); default: bundled."
+    ),
 ]
 Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
+    str | None, ModelOption("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
 NewModel = Annotated[
-    Path, typer.Option("-o", "--output", metavar="MODEL", parser=only_local, help="The model file to write.")
+    Path, FilesOption("-o", "--output", metavar="MODEL", parser=only_local, help="The model file to write.")
 ]
-Codebooks = Annotated[int | None, typer.Option("--codebooks", min=1, metavar="N", help="Only the first N codebooks.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
-Tile = Annotated[int, typer.Option(min=1, metavar="PIXELS", help="Side of the part of an image computed at once.")]
-ChunkSeconds = Annotated[float, typer.Option(min=0.01, metavar="S", help="Seconds of sound held at once.")]
+Codebooks = Annotated[
+    int | None, ModelOption("--codebooks", min=1, metavar="N", help="Use the first N codebooks only.")
+]
+Device = Annotated[str, SpeedOption(metavar="NAME", help="auto, cpu, cuda or mps.")]
+Tile = Annotated[
+    int, SpeedOption(min=1, metavar="PIXELS", help="Side of the image part that the network computes at once.")
+]
+ChunkSeconds = Annotated[float, SpeedOption(min=0.01, metavar="S", help="Seconds of audio held in memory at once.")]
 Precision = Annotated[
     Literal["float32", "tf32", "bfloat16"],
-    typer.Option(help="What the network computes in; tf32 (GPUs) and bfloat16 change some codes."),
+    SpeedOption(help="Precision of the network; tf32 (GPUs) and bfloat16 change some codes."),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, metavar="N", help="Processor cores to use; default: all.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
-Skip = Annotated[bool, typer.Option("--skip-existing", help="Keep whole outputs of the same model.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More of what happens.")]
+Jobs = Annotated[int | None, SpeedOption("--jobs", min=1, metavar="N", help="Processor cores to use; default: all.")]
+Force = Annotated[bool, FilesOption("--force", help="Overwrite existing outputs.")]
+Skip = Annotated[bool, FilesOption("--skip-existing", help="Keep existing outputs that are complete and current.")]
+Json = Annotated[bool, MessagesOption("--json", help="Print JSON lines on stdout.")]
+Quiet = Annotated[bool, MessagesOption("-q", "--quiet", help="Print errors only.")]
+Verbose = Annotated[bool, MessagesOption("-v", "--verbose", help="Print more details.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vqtok.cli.command import command, print_error
-from vqtok.cli.options import Codebooks, Force, Json, Model, Quiet, Verbose, only_local
+from vqtok.cli.options import Codebooks, FilesOption, Force, Json, Model, ModelOption, Quiet, Verbose, only_local
 from vqtok.cli.outcomes import print_outcomes
 from vqtok.errors import UsageError, VqtokError
 from vqtok.files.paths import STDIO, local_path
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
 def merge(
     inputs: Annotated[list[Path], typer.Argument(metavar="IN.vqts", parser=only_local, help="Shards of one model.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT.vqts", parser=only_local, help="The shard to write.")
+        Path, FilesOption("-o", "--output", metavar="OUT.vqts", parser=only_local, help="The shard to write.")
     ],
     salvage: Annotated[
-        bool, typer.Option("--salvage", help="Take what is whole of shards that are damaged or cut off.")
+        bool, FilesOption("--salvage", help="Keep the intact items of shards that are damaged or cut off.")
     ] = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Join shards into one, or salvage a damaged one."""
+    """Merge shards into one, or salvage a damaged one."""
     from vqtok.cli.console import print_json, say
     from vqtok.cli.lines import merged_line
     from vqtok.tokens.shard.writer import merge as merge_shards
@@ -49,7 +50,8 @@ def merge(
         raise typer.Exit(1)
 
 
-SPECIAL = "ID, auto (the next behind the codes) or none"
+SPECIAL = "a number, or auto for the next free one"
+IdsOption = functools.partial(typer.Option, rich_help_panel="Token ids")
 
 
 @command
@@ -58,26 +60,26 @@ def export(
         list[Path], typer.Argument(metavar="IN", parser=only_local, help="Token files, shards or folders; - is stdin.")
     ],
     to: Annotated[
-        Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], typer.Option("--to", help="The kind of file.")
+        Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"], FilesOption("--to", help="The format.")
     ],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="OUT", help="File; - is stdout, for text and jsonl.")
+        str | None, FilesOption("-o", "--output", metavar="OUT", help="File; - is stdout, for text and jsonl.")
     ] = None,
     layout: Annotated[
         Literal["flat", "coarse-first", "delay", "parallel"],
-        typer.Option("--layout", help="By position, by codebook, or a step of all codebooks for each position."),
+        IdsOption("--layout", help="Order of the token ids: by position, by codebook, or one step of all codebooks."),
     ] = "flat",
-    offset: Annotated[int, typer.Option(min=0, metavar="ID", help="Id of the first code.")] = 0,
+    offset: Annotated[int, IdsOption(min=0, metavar="ID", help="Id of the first code.")] = 0,
     shared_vocabulary: Annotated[
-        bool, typer.Option("--shared-vocabulary", help="The codes of all codebooks have the same ids.")
+        bool, IdsOption("--shared-vocabulary", help="Give the codes of all codebooks the same ids.")
     ] = False,
-    begin_token: Annotated[str | None, typer.Option(metavar="ID", help=f"Before each item: {SPECIAL}.")] = None,
-    end_token: Annotated[str | None, typer.Option(metavar="ID", help="After each item.")] = None,
-    row_token: Annotated[str | None, typer.Option(metavar="ID", help="After each row of a grid.")] = None,
-    pad_token: Annotated[str | None, typer.Option(metavar="ID", help="Where a delayed codebook pauses.")] = None,
+    begin_token: Annotated[str | None, IdsOption(metavar="ID", help=f"Id before each item: {SPECIAL}.")] = None,
+    end_token: Annotated[str | None, IdsOption(metavar="ID", help="Id after each item.")] = None,
+    row_token: Annotated[str | None, IdsOption(metavar="ID", help="Id after each row of a grid.")] = None,
+    pad_token: Annotated[str | None, IdsOption(metavar="ID", help="Id where a delayed codebook has no code.")] = None,
     template: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Of a code in text: <|{modality}_{id}|>; also {codebook}, {code}."),
+        IdsOption(metavar="TEXT", help="Text of a code: <|{modality}_{id}|>; also {codebook} and {code}."),
     ] = None,
     model: Model = None,
     codebooks: Codebooks = None,
@@ -86,7 +88,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write token files and shards to one file for a trainer of language models."""
+    """Export token files to train language models on."""
     from vqtok.cli.console import print_json, say
     from vqtok.cli.lines import exported_line
     from vqtok.cli.progress import ItemProgress
@@ -147,19 +149,20 @@ def convert(
             metavar="IN", parser=only_local, help=".ecdc, .dac, .npy or .jsonl to .vqt; .vqt or a shard to .npy."
         ),
     ],
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="File or folder.")] = None,
+    output: Annotated[str | None, FilesOption("-o", "--output", metavar="OUT", help="File or folder.")] = None,
     model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="MODEL", help="The model that made the codes.")
+        str | None, ModelOption("-m", "--model", metavar="MODEL", help="The model that made the codes.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Where codes come without: WIDTHxHEIGHT, or SAMPLES[@HZ].")
+        str | None,
+        ModelOption(metavar="SIZE", help="Size of media whose files lack it: WIDTHxHEIGHT, or SAMPLES[@HZ]."),
     ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn other tools' token files into token files, and token files into arrays."""
+    """Convert other tools' token files, or token files to arrays."""
     from vqtok.cli.lines import converted_line
     from vqtok.cli.progress import ItemProgress
     from vqtok.jobs.convert import convert_files, plan_conversions

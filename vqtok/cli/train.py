@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vqtok.cli.command import IS_SECONDARY_RANK, command, print_error
-from vqtok.cli.options import Device, Force, Json, NewModel, Quiet, Verbose, only_local
+from vqtok.cli.options import Device, FilesOption, Force, Json, MessagesOption, NewModel, Quiet, Verbose, only_local
 from vqtok.errors import UsageError
+
+RunOption = functools.partial(typer.Option, rich_help_panel="Training")
 
 
 @command
 def train(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", parser=only_local, help="Images or sounds, searched recursively.")
+        Path, typer.Argument(metavar="DIR", parser=only_local, help="Folder of images or audio, searched recursively.")
     ],
     output: NewModel,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="image, audio, digits, or a TOML file.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, metavar="N", help="Length of the run.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of the run.")] = None,
+    preset: Annotated[
+        str | None, RunOption(metavar="NAME", help="image, audio, digits, image-gan, audio-gan, or a TOML file.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        RunOption(min=0.01, metavar="N", help="Time for the whole command, instead of the steps of the preset."),
+    ] = None,
+    steps: Annotated[int | None, RunOption(min=1, metavar="N", help="Number of training steps.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change one setting of the preset."),
+        RunOption("--set", metavar="PATH=VALUE", help="Change a setting of the preset; repeatable."),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Start from this model: its architecture, weights, codebooks.")
+        str | None,
+        RunOption(metavar="MODEL", help="Fine-tune this model: start from its architecture, weights and codebooks."),
     ] = None,
     prior_only: Annotated[
-        bool, typer.Option("--prior-only", help="Only fit the prior of --init MODEL anew; its codes stay the same.")
+        bool, RunOption("--prior-only", help="Fit only the prior of --init MODEL; codes stay the same.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, RunOption("--resume", help="Continue from the last checkpoint.")] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard files to the run folder, too.")
+        bool, MessagesOption("--tensorboard", help="Also write TensorBoard files to the run folder.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, crops and prefixes.")] = 0,
+    seed: Annotated[int, RunOption(metavar="N", help="Seed of weights, crops and prefixes.")] = 0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model on a folder of images or sounds."""
+    """Train a model on a folder of images or audio."""
     from vqtok.cli.console import print_json
     from vqtok.cli.progress import TrainingDisplay
     from vqtok.cli.tables import show_facts
@@ -85,7 +94,9 @@ def train(
                     on_prior=display.prior,
                 )
     except KeyboardInterrupt:
-        print_error(f"stopped; go on with the same command and --resume (--force starts over): {folder} -> {output}")
+        print_error(
+            f"stopped; the same command with --resume continues, with --force starts over: {folder} -> {output}"
+        )
         raise
     facts = inspect_model(result.model)
     if json and not IS_SECONDARY_RANK:
@@ -101,17 +112,17 @@ def import_checkpoint(
     ],
     output: NewModel,
     config: Annotated[
-        Path | None, typer.Option(metavar="YAML", parser=only_local, help="The config that belongs to it.")
+        Path | None, FilesOption(metavar="YAML", parser=only_local, help="The config of the checkpoint.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq, if not by itself.")
+        str | None, FilesOption(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq; default: detect it.")
     ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Turn a checkpoint of another project into a model."""
+    """Import a checkpoint of another project as a model."""
     from vqtok.cli.console import print_json
     from vqtok.cli.tables import show_facts
     from vqtok.inspection import inspect as inspect_model
