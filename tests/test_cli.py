@@ -531,7 +531,7 @@ def test_unexpected_errors_are_one_line_unless_debugging(run, photo, monkeypatch
     monkeypatch.setattr("vqtok.codec.codec.Codec.encode_image", fail)
     result = run("encode", photo)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert result.stderr == "error: unexpected ZeroDivisionError, VQTOK_DEBUG=1 shows where: oh\n"
+    assert result.stderr == "error: unexpected ZeroDivisionError (VQTOK_DEBUG=1 shows the traceback): oh\n"
     monkeypatch.setenv("VQTOK_DEBUG", "1")
     assert isinstance(run("encode", photo).exception, ZeroDivisionError)
 

@@ -1,4 +1,4 @@
-"""The fields that token files and shards are made of: varints, text, metadata, checksums; standard library alone.
+"""Fields of token files and shards: varints, text, metadata, checksums. Needs the standard library alone.
 
 A varint is LEB128 of at most 35 bits, in its shortest form. Checksums are CRC-32 (zlib), little-endian.
 """
@@ -29,10 +29,10 @@ def varint(number: int) -> bytes:
 
 
 def pack_metadata(metadata: dict[str, Any]) -> bytes:
-    """Write metadata behind its length; nothing where there is none.
+    """Return metadata after its length, or nothing if it is empty.
 
     Raises:
-        ValueError: metadata that is no JSON or longer than 64 KiB.
+        ValueError: The metadata is not JSON, or longer than 64 KiB.
     """
     if not metadata:
         return b""
@@ -43,7 +43,7 @@ def pack_metadata(metadata: dict[str, Any]) -> bytes:
 
 
 def checksum(data: bytes | memoryview, before: bytes = b"") -> bytes:
-    """Return the CRC-32 of `before` and then `data`."""
+    """Return the CRC-32 of `before` followed by `data`."""
     return zlib.crc32(data, zlib.crc32(before)).to_bytes(CRC_BYTES, "little")
 
 
@@ -52,9 +52,9 @@ def _no_json(constant: str) -> None:
 
 
 class Fields:
-    """Fields one after another, from an offset on and before an end.
+    """Reads consecutive fields between an offset and an end.
 
-    Its methods raise CorruptFileError where a field is malformed or the end is overrun.
+    Methods raise CorruptFileError if a field is malformed or extends past the end.
     """
 
     def __init__(self, data: Buffer, offset: int, end: int) -> None:
@@ -81,7 +81,7 @@ class Fields:
         return tuple(self.number() for _ in range(count))
 
     def text(self, max_length: int, what: str) -> bytes:
-        """Take what stands behind its length."""
+        """Return the bytes of a field that begins with its length."""
         length = self.number()
         if length > max_length:
             raise CorruptFileError(f"damaged token file: it claims {length} bytes of {what}")

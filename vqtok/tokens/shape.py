@@ -26,10 +26,10 @@ def check_layout(
     stride: int,
     model: bytes,
 ) -> None:
-    """Refuse a layout of tokens that no file may have.
+    """Raise if no token file can have this layout.
 
     Raises:
-        ValueError: numbers that do not fit together or exceed the format's limits.
+        ValueError: Numbers that contradict each other or exceed the format's limits.
     """
     if modality not in MODALITIES or len(size) != size_dims(modality):
         raise ValueError(f"size {tuple(size)} does not fit modality {modality!r}")
@@ -48,7 +48,11 @@ def check_layout(
 
 
 def cut(modality: Modality, grid: Sequence[int], steps: int) -> list[tuple[slice, ...]]:
-    """Give the places in a grid of segments of so many rows of a picture or steps of a sound; 0: it is not cut."""
+    """Return the slices of a grid that its segments cover.
+
+    Args:
+        steps: Rows of an image, or time steps of audio, in a segment; 0 for a grid in one piece.
+    """
     axis = _cut_axis(modality) % len(grid)
     steps = steps or grid[axis]
     return [(*[slice(None)] * axis, slice(begin, begin + steps)) for begin in range(0, grid[axis], steps)]
@@ -63,7 +67,7 @@ def _cut_axis(modality: Modality) -> int:
 
 
 def packed_bytes(codebook_size: int, count: int) -> int:
-    """Return how many bytes `count` bit-packed codes take."""
+    """Return the size of `count` bit-packed codes in bytes."""
     return (count * (codebook_size - 1).bit_length() + 7) // 8
 
 

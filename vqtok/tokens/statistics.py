@@ -1,4 +1,4 @@
-"""How well the codes of many files use their codebooks."""
+"""Statistics of codebook usage over many files."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ MAX_COUNTED_SIZE = 2**24
 
 
 class CodeStatistics:
-    """Histograms of the codes of many files of one model; every list has one entry a codebook."""
+    """Histograms of the codes of many files of one model. Every list has one entry per codebook."""
 
     def __init__(self) -> None:
         self.counts: list[NDArray[np.int64]] = []
-        """How often each code of each codebook was seen."""
+        """The number of occurrences of each code of each codebook."""
         self.num_files = 0
         self.num_tokens = 0
         self._model = b""
 
     def add(self, tokens: Tokens) -> None:
-        """Count the codes of one more file.
+        """Count the codes of another file.
 
         Raises:
-            WrongModelError: the tokens were made by another model than those before.
-            UsageError: other codebooks than those before, or codebooks too large to count.
+            WrongModelError: Another model made these tokens than those before.
+            UsageError: The codebooks differ from those before, or are too large to count.
         """
         sizes = list(tokens.codebook_sizes)
         if not self.num_files:
@@ -36,10 +36,10 @@ class CodeStatistics:
             self.counts = [np.zeros(size, np.int64) for size in sizes]
         if tokens.model != self._model:
             models = f"{self._model.hex()} and {tokens.model.hex()}"
-            raise WrongModelError(f"cannot add up tokens of models {models}: give tokens of one model")
+            raise WrongModelError(f"cannot combine tokens of models {models}; give tokens of one model")
         known = [count.size for count in self.counts]
         if sizes != known:
-            raise UsageError(f"cannot add up codebooks of sizes {known} and {sizes}: give tokens alike")
+            raise UsageError(f"cannot combine codebooks of sizes {known} and {sizes}; give tokens with equal codebooks")
         for count, plane in zip(self.counts, tokens.codes, strict=True):
             count += np.bincount(plane.ravel(), minlength=count.size)
         self.num_files += 1
@@ -47,22 +47,22 @@ class CodeStatistics:
 
     @property
     def usage(self) -> list[float]:
-        """Fraction of the entries used at all."""
+        """Fraction of the codes that occur."""
         return [np.count_nonzero(count) / count.size for count in self.counts]
 
     @property
     def dead_codes(self) -> list[int]:
-        """Number of entries never used."""
+        """Number of codes that do not occur."""
         return [count.size - int(np.count_nonzero(count)) for count in self.counts]
 
     @property
     def entropy_bits(self) -> list[float]:
-        """Entropy of the histogram, bits a token."""
+        """Entropy of the histogram in bits per token."""
         return [_entropy_bits(count) for count in self.counts]
 
     @property
     def perplexity(self) -> list[float]:
-        """exp of the entropy in nats: as many equally frequent codes would be as hard to foretell."""
+        """exp of the entropy in nats: the number of equally frequent codes that would be as hard to predict."""
         return [2.0**bits for bits in self.entropy_bits]
 
 

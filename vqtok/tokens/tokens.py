@@ -1,4 +1,4 @@
-"""`Tokens`: a grid of codes and what it takes to turn it back into media."""
+"""`Tokens`: a grid of codes, and what is needed to decode it."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from vqtok.errors import CorruptFileError, MediaError
 from vqtok.tokens.shape import Modality, check_layout
 
 SIDE_DATA = "side_data"
-"""The key of metadata under which side data stand: base64 of little-endian float32."""
+"""The key of side data in the metadata: base64 of little-endian float32 numbers."""
 MAX_SIDE_DATA = 12_000
-"""Numbers, which leave some room in metadata of 64 KiB; of EnCodec at 48 kHz three hours and a quarter."""
+"""The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Codes of one picture or sound, with the sizes that decoding restores.
+    """The codes of one image or audio, with the original size.
 
     Shapes:
-        codes: `(num_codebooks, height, width)` for images, `(num_codebooks, time)` for mono sound and
-        `(num_codebooks, channels, time)` for sound with more channels; int32, coarse codebook first.
+        codes: `(num_codebooks, height, width)` for images, `(num_codebooks, time)` for mono audio and
+        `(num_codebooks, channels, time)` for audio with more channels; int32, coarse codebook first.
 
     Raises:
-        ValueError: codes out of range, or a layout that no token file may have.
+        ValueError: Codes out of range, or a layout that no token file can have.
     """
 
     codes: NDArray[np.int32]
     codebook_sizes: tuple[int, ...]
     modality: Modality
     size: tuple[int, ...]
-    """The original `(width, height)` of an image, or `(samples, sample_rate, channels)` of a sound."""
+    """The original `(width, height)` of an image, or `(samples, sample_rate, channels)` of audio."""
     stride: int
-    """Input steps per grid step (for sound: model samples, the hop length)."""
+    """Input steps per grid step; for audio, samples at the model's rate (the hop length)."""
     model: bytes
     """First 8 bytes of the model's identity."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Optional JSON object that travels with the file."""
+    """A JSON object that is stored in the file."""
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
@@ -70,15 +70,15 @@ class Tokens:
 
     @property
     def raw_bits(self) -> float:
-        """Sum of log2 of the codebook size over all tokens."""
+        """The sum of log2 of the codebook size over all tokens."""
         return sum(math.log2(size) for size in self.codebook_sizes) * math.prod(self.grid)
 
     @property
     def side_data(self) -> NDArray[np.float32]:
-        """Numbers that decoding needs beside the codes, such as the scales of a sound; they travel in the metadata.
+        """Numbers that decoding needs besides the codes, such as scales of audio. They are stored in the metadata.
 
         Raises:
-            CorruptFileError: what stands there are no such numbers.
+            CorruptFileError: The metadata hold something else under their key.
         """
         try:
             return np.frombuffer(b64decode(self.metadata.get(SIDE_DATA, ""), validate=True), "<f4").astype(np.float32)
@@ -86,18 +86,18 @@ class Tokens:
             raise CorruptFileError("damaged side data in the metadata; encode again") from None
 
     def prefix(self, num_codebooks: int) -> Tokens:
-        """Keep the first (coarse) `num_codebooks` codebooks."""
+        """Return the tokens of the first (coarse) `num_codebooks` codebooks."""
         if not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"cannot keep {num_codebooks} of {self.num_codebooks} codebooks")
         return replace(self, codes=self.codes[:num_codebooks], codebook_sizes=self.codebook_sizes[:num_codebooks])
 
 
 def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:
-    """Give the metadata that hold side data; none where there are none.
+    """Return metadata with side data; empty if there are none.
 
     Raises:
-        MediaError: there are more than metadata have room for.
+        MediaError: There are too many for the metadata.
     """
     if values.size > MAX_SIDE_DATA:
-        raise MediaError(f"needs {values.size} numbers of side data, a token file holds {MAX_SIDE_DATA}; cut it up")
+        raise MediaError(f"needs {values.size} numbers of side data, but a token file holds {MAX_SIDE_DATA}; split it")
     return {SIDE_DATA: b64encode(values.astype("<f4").tobytes()).decode()} if values.size else {}

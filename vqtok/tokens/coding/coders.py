@@ -29,10 +29,10 @@ CHOSEN_CODERS: tuple[ChosenCoder, ...] = get_args(ChosenCoder)
 
 @dataclass(frozen=True)
 class EntropyModel:
-    """What a model knows of how often its codes occur."""
+    """A model's probabilities of its codes: static frequencies, and a context prior."""
 
     tables: Sequence[NDArray[np.uint16] | None] = ()
-    """Frequencies, one entry a codebook, coarse first; None for a codebook too large to have any."""
+    """Integer frequencies, one entry per codebook, coarse first; None for a codebook that is too large."""
     prior: Prior | None = None
 
 
@@ -40,10 +40,10 @@ NO_MODEL = EntropyModel()
 
 
 def chosen_coder(name: str) -> ChosenCoder:
-    """Give the coder of this name.
+    """Return the coder with this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     for coder in CHOSEN_CODERS:
         if coder == name:
@@ -54,10 +54,13 @@ def chosen_coder(name: str) -> ChosenCoder:
 def encode(
     tokens: Tokens, parts: Sequence[Codes], model: EntropyModel, coder: ChosenCoder, *, joint: bool = False
 ) -> tuple[Coder, list[list[bytes]]]:
-    """Code the parts of the codes by the coder asked for or the best: each one's streams, or the pieces of a joint one.
+    """Encode parts of a grid with the chosen coder, or with the one whose result is smallest.
 
     Shapes:
-        parts: `(num_codebooks, *grid)` of each.
+        parts: Each `(num_codebooks, *grid)`.
+
+    Returns:
+        The coder, and for each part one stream per codebook; with `joint` the pieces of a single stream.
     """
     sizes = tokens.codebook_sizes
     candidates: dict[Coder, list[list[bytes]]] = {}
@@ -80,9 +83,11 @@ def encode(
             streams = [prior.encode(part) for part in parts]
             candidates["prior"] = list(map(_with_lengths, streams)) if joint else streams
         except CorruptFileError:
-            logger.warning("the prior does not give back the codes on this machine, please report it; left out")
+            logger.warning("the prior does not reproduce the codes on this machine and is not used; please report this")
     if not candidates:
-        raise ModelError("the prior does not give back the codes on this machine, please report it; use another coder")
+        raise ModelError(
+            "the prior does not reproduce the codes on this machine, please report this; choose another `coder`"
+        )
     return min(candidates.items(), key=lambda candidate: sum(len(stream) for part in candidate[1] for stream in part))
 
 
@@ -94,7 +99,7 @@ def _push(planes: Sequence[Codes], tables: Sequence[NDArray[np.uint16]]) -> byte
 
 
 def _with_lengths(streams: Sequence[bytes]) -> list[bytes]:
-    """Put its length before each stream but the last, which ends where all end."""
+    """Prefix each stream but the last with its length."""
     return [*(varint(len(stream)) + stream for stream in streams[:-1]), streams[-1]]
 
 
@@ -131,17 +136,23 @@ def decode(
 
 
 def fitting_tables(model: EntropyModel, sizes: Sequence[int], identity: bytes) -> list[NDArray[np.uint16]]:
-    """Return a table for each codebook, or say which model has them."""
+    """Return the table of each codebook.
+
+    Raises:
+        ModelError: The model lacks one; the message names the right model.
+    """
     fitting = [
         table for table, size in zip(model.tables, sizes, strict=False) if table is not None and len(table) == size
     ]
     if len(fitting) < len(sizes):
-        raise ModelError(f"statically coded tokens need the entropy tables of model {identity.hex()}: give that model")
+        raise ModelError(
+            f"statically coded tokens need the entropy tables of model {identity.hex()}; give it as `model`"
+        )
     return fitting
 
 
 def _fitting_prior(model: EntropyModel, sizes: Sequence[int], identity: bytes) -> Prior:
     prior = model.prior
     if prior is None or prior.codebook_sizes[: len(sizes)] != tuple(sizes):
-        raise ModelError(f"tokens coded with a prior need that of model {identity.hex()}: give that model")
+        raise ModelError(f"tokens coded with a prior need the one of model {identity.hex()}; give it as `model`")
     return prior

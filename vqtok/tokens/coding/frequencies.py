@@ -1,4 +1,4 @@
-"""Integer frequencies for the entropy coder, and bit packing for where there are none."""
+"""Integer frequencies for the entropy coder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from vqtok.tokens.coding.rans import TOTAL
 
 
 def frequencies(counts: NDArray[np.integer]) -> NDArray[np.uint16] | None:
-    """Apportion 2^14 to the codes by how often each was counted, in integers alone.
+    """Distribute 2^14 over the codes in proportion to their counts, in integer arithmetic.
 
-    Each code gets 1. What is left is given away one by one, each to the code with the greatest
+    Each code gets 1. The rest is given out one by one, each to the code with the greatest
     floor(2^32 weight / (2 frequency + 1)), the lowest such code on a tie; the weight of a code is
-    2 count + 1. That is Sainte-Laguë's method, here next to the fewest bits, with half a count added
+    2 count + 1. This is Sainte-Laguë's method, which is close to the optimum in bits, with half a count added
     to each code for what the counts have not seen.
 
     Args:
-        counts: how often each code occurs, one dimension.
+        counts: The number of occurrences of each code, `(codebook_size,)`.
 
     Returns:
-        Integers >= 1 that sum to 2^14, or None for more than 2^14 codes: these are bit-packed.
+        Integers >= 1 that sum to 2^14, or None for more than 2^14 codes, which are bit-packed.
 
     Raises:
-        ValueError: fewer than two codes, or counts that are negative or no integers.
+        ValueError: Fewer than two codes, or counts that are negative or not integers.
     """
     counts = np.asarray(counts)
     if counts.ndim != 1 or counts.size < 2 or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 0:

@@ -10,17 +10,17 @@ from vqtok.tokens.shape import packed_bytes
 
 
 def pack(codes: NDArray[np.int32], codebook_size: int) -> bytes:
-    """Write each code in the fewest bits that hold every code, lowest bit first."""
+    """Write each code with the fewest bits that can hold all codes, lowest bit first."""
     code_bytes = codes.astype("<u4").view(np.uint8).reshape(-1, 4)
     bits = np.unpackbits(code_bytes, axis=1, count=_bits(codebook_size), bitorder="little")
     return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpack(data: bytes, codebook_size: int, count: int) -> NDArray[np.int32]:
-    """Read `count` codes back.
+    """Read `count` codes.
 
     Raises:
-        CorruptFileError: the wrong number of bytes, bits set behind the last code, or a code out of range.
+        CorruptFileError: The number of bytes is wrong, bits after the last code are set, or a code is out of range.
     """
     width = _bits(codebook_size)
     if len(data) != packed_bytes(codebook_size, count):

@@ -1,15 +1,17 @@
-"""The context prior: how probable each code is given its neighbours, the same to the last bit on every machine.
+"""The context prior: the probability of each code given its neighbors, equal to the last bit on every machine.
 
-A small network looks at the codes known so far. Codebooks come coarse first, and the positions of each in three
-stages, each seeing those before: in a picture the even rows of even columns, then the odd of odd, then the rest; in
-sound every fourth position, then every second, then the rest. So large products do most of it, not a step a token.
+A small network reads the codes that are known so far. Codebooks are coded coarse first, and the positions of each in
+three stages that see the stages before: in an image the even rows and columns, then the odd rows and columns, then the
+rest; in audio every fourth position, then every second, then the rest. Thus a few large matrix products replace one
+step per token.
 
-Codes are coded as a group, then a member of it: two small distributions instead of a large one. Like codes stand side
-by side (`rank`), so that a group says much of what its members share.
+A code is coded as a group and then as a member of the group: two small distributions instead of a large one. Similar
+codes are adjacent (`rank`), so that a group says much about what its members share.
 
-All is integers held in floats: weights in 1/128, activations in 1/16 from 0 to 127, logits in 1/16 nat. Every product's
-partial sums stay below 2^24 (checked when a prior is read), where float32 is exact in whatever order it adds; scaling
-is by powers of two. So neither machine nor library nor batch can change a frequency, unlike with networks in floats.
+All numbers are integers in floats: weights in units of 1/128, activations in 1/16 from 0 to 127, logits in 1/16 nat.
+The partial sums of every product stay below 2^24 (checked when a prior is read), where float32 is exact in any order of
+summation, and scaling is by powers of two. Neither machine, library nor batch can therefore change a frequency, as they
+do with networks in floating point.
 
 Source: Mentzer et al. 2019, "Practical Full Resolution Learned Lossless Image Compression" (coarse to fine, in
     parallel); He et al. 2021, "Checkerboard Context Model for Efficient Learned Image Compression", section 3; Ballé et
@@ -35,22 +37,22 @@ STAGES = 3
 MAX_ACTIVATION = 127
 WEIGHT_BITS, ACTIVATION_BITS = 7, 4
 MAX_SUM = 1 << 23
-"""Of a product; half of what float32 holds exactly."""
+"""Bound of a product: half of the integers that float32 represents exactly."""
 SEGMENT_POSITIONS = 1 << 16
-"""Positions that may see each other, at most, but for rows that are longer; larger grids are cut."""
+"""The most positions in a piece of a grid, unless a row is longer. Larger grids are cut into pieces."""
 MAX_POSITIONS = 1 << 14
-"""Positions worked on at once, for the memory's sake."""
+"""Positions that are processed at once, which bounds the memory."""
 MAX_CONTEXTS = 1 << 26
-"""Numbers that each code may contribute to its neighbours, all codes together."""
+"""The most numbers in the table of what each code contributes to its neighbors."""
 
 _HALF = 1 << WEIGHT_BITS - 1
-"""Rounds what is scaled down."""
+"""Added before scaling down, to round."""
 
 Float = NDArray[np.float32]
 
 
 def _exponentials() -> NDArray[np.int64]:
-    """Give 2^18 exp(-d / 16) for d from 0 to 255, by integer arithmetic alone."""
+    """Return 2^18 exp(-d / 16) for d from 0 to 255, computed in integer arithmetic."""
     values, value = [], 1 << 50
     for _ in range(256):
         values.append(value >> 32)
@@ -63,13 +65,13 @@ EXPONENTIALS = _exponentials()
 
 @dataclass(frozen=True)
 class CodebookPrior:
-    """The network of one codebook; whole numbers in float32.
+    """The network of one codebook; integers in float32.
 
     Shapes:
         rank: `(size,)` int64, the place of each code in the order of groups and members.
-        embedding: `(size, dim)`. context: `(kernel * 2 dim, hidden)`, of the codebooks before and of this one.
+        embedding: `(size, dim)`. context: `(kernel * 2 dim, hidden)`, for the codebooks before and this one.
         context_bias: `(3, hidden)`. hidden: `(hidden, hidden)`. group: `(hidden, groups)`.
-        member: `(groups, hidden, members)`; the biases as what they are added to.
+        member: `(groups, hidden, members)`; biases have the shape of the sums that they are added to.
     """
 
     rank: NDArray[np.int64]
@@ -101,9 +103,9 @@ class CodebookPrior:
             raise ValueError("arrays that do not fit together")
         ranks = np.sort(self.rank)
         if ranks[0] < 0 or ranks[-1] >= groups * members or (np.diff(ranks) == 0).any() or max(groups, members) > TOTAL:
-            raise ValueError("ranks that are no places of codes")
+            raise ValueError("ranks that are not positions of codes")
         if self.context.size // (2 * self.embedding.shape[1]) * size > MAX_CONTEXTS:
-            raise ValueError("a neighbourhood beyond bounds")
+            raise ValueError("a neighborhood beyond bounds")
         if np.abs(self.embedding).max() > MAX_ACTIVATION:
             raise ValueError("embeddings beyond bounds")
         for weight, bias in (
@@ -121,12 +123,12 @@ class CodebookPrior:
 
     @cached_property
     def context_of_below(self) -> Float:
-        """The part of `context` for the codebooks before, `(kernel * dim, hidden)`."""
+        """The rows of `context` for the codebooks before, `(kernel * dim, hidden)`."""
         return self._contexts[:, 0].reshape(-1, self.context.shape[1])
 
     @cached_property
     def context_of_codes(self) -> Float:
-        """What the part for this codebook makes of each code at each place about, `(kernel, size, hidden)`."""
+        """The contribution of each code of this codebook at each place, `(kernel, size, hidden)`."""
         return self.embedding @ self._contexts[:, 1]
 
     @property
@@ -139,7 +141,7 @@ class CodebookPrior:
 
     @cached_property
     def code_at(self) -> NDArray[np.int32]:
-        """The code of each rank; -1 where there is none."""
+        """The code of each rank; -1 if there is none."""
         codes = np.full(self.member_bias.size, -1, np.int32)
         codes[self.rank] = np.arange(len(self.rank))
         return codes
@@ -147,7 +149,7 @@ class CodebookPrior:
 
 class _Coder(Protocol):
     def code(self, cumulative: NDArray[np.uint16], symbols: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Code one symbol a row of cumulative frequencies; give the symbols."""
+        """Code one symbol per row of cumulative frequencies, and return the symbols."""
 
 
 class _Encoder:
@@ -163,13 +165,13 @@ class _Encoder:
         return symbols
 
     def finish(self) -> bytes:
-        """Give the stream, which was decoded at once: it may be the only copy of anyone's tokens."""
+        """Return the stream, after decoding it as a check: it may become the only copy of someone's tokens."""
         start, end = np.concatenate(self._starts), np.concatenate(self._ends)
         stream = encode_intervals(end - start, start)
         decoder = IntervalDecoder(stream)
         symbols = decoder.take(np.stack([np.zeros_like(start), start, end, np.full_like(end, TOTAL)], axis=1))
         if (symbols != 1).any():
-            raise CorruptFileError("its codes do not come back")
+            raise CorruptFileError("decoding the stream does not reproduce its codes")
         decoder.finish()
         return stream
 
@@ -183,7 +185,7 @@ class Prior:
     """The priors of all codebooks of a model.
 
     Args:
-        kernel: Height and width of the neighbourhood, odd; of height 1 for sound.
+        kernel: Height and width of the neighborhood, both odd; the height is 1 for audio.
         codebooks: Coarse first.
     """
 
@@ -195,13 +197,13 @@ class Prior:
             codebook.embedding.shape[1] != dim or len(codebook.context) != 2 * dim * kernel[0] * kernel[1]
             for codebook in codebooks
         ):
-            raise ValueError("a neighbourhood that does not fit the weights")
+            raise ValueError("a neighborhood that does not fit the weights")
 
     def encode(self, codes: NDArray[np.integer[Any]]) -> list[bytes]:
-        """Encode `(num_codebooks, *grid)` to a stream a codebook; fewer codebooks than the model's will do.
+        """Encode `(num_codebooks, *grid)`, of all codebooks or the first ones, to one stream per codebook.
 
         Raises:
-            CorruptFileError: a stream does not decode to what it was made of.
+            CorruptFileError: Decoding a stream does not reproduce its codes.
         """
         planes = codes.reshape(len(codes), *_plane(codes.shape[1:]))
         coders = [_Encoder() for _ in planes]
@@ -213,7 +215,7 @@ class Prior:
         """Decode the streams of the first codebooks to codes `(len(streams), *grid)`.
 
         Raises:
-            CorruptFileError: no codes are encoded to them with this prior.
+            CorruptFileError: The streams were not made with this prior.
         """
         planes = np.empty((len(streams), *_plane(grid)), np.int32)
         coders = [_Decoder(stream) for stream in streams]
@@ -226,7 +228,7 @@ class Prior:
         return planes.reshape(len(streams), *grid)
 
     def _segments(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-        """Give rows and columns of parts of bounded size, none of which looks at another."""
+        """Yield the rows and columns of independent pieces of bounded size."""
         if self.kernel[0] > 1:
             step = max(1, SEGMENT_POSITIONS // width)
             yield from ((slice(begin, begin + step), slice(None)) for begin in range(0, height, step))
@@ -235,7 +237,7 @@ class Prior:
             yield from ((slice(None), slice(begin, begin + step)) for begin in range(0, width, step))
 
     def _code_segment(self, coders: Sequence[_Coder], planes: NDArray[np.int32], *, known: bool) -> None:
-        """Code the planes `(num_codebooks, height, width)` where they are known, else fill them in."""
+        """Encode the planes `(num_codebooks, height, width)` of a piece, or decode into them."""
         _, height, width = planes.shape
         stages = stage_of(height, width, self.kernel)
         below = np.zeros((height, width, self.codebooks[0].embedding.shape[1]), np.float32)
@@ -253,10 +255,10 @@ class Prior:
         *,
         known: bool,
     ) -> None:
-        """Code the positions of one codebook, stage by stage, or fill them in.
+        """Encode the positions of one codebook, or decode them, stage by stage.
 
         Args:
-            below: Sum of the embeddings of the codebooks before, `(height, width, dim)`.
+            below: The sum of the embeddings of the codebooks before, `(height, width, dim)`.
         """
         codes = plane.reshape(-1)  # the same memory
         any_below = below.any()
@@ -274,13 +276,13 @@ class Prior:
                 wanted = codebook.rank[codes[part]] if known else None
                 found = codebook.code_at[self._code_ranks(codebook, x, coder, wanted)]
                 if found.min(initial=0) < 0:
-                    raise CorruptFileError("codes beyond the codebook: give the model that made them")
+                    raise CorruptFileError("codes beyond the codebook; give the model that made them")
                 codes[part] = found
 
     def _code_ranks(
         self, codebook: CodebookPrior, x: Float, coder: _Coder, ranks: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
-        """Code ranks at positions whose hidden activations are `x`: their groups, then their members."""
+        """Code the ranks at positions with hidden activations `x`: their groups, then their members."""
         groups, members = (None, None) if ranks is None else np.divmod(ranks, codebook.members)
         group = coder.code(_cumulative(x @ codebook.group + codebook.group_bias), groups)
         logits = _of_group(x, codebook.member_rows, codebook.member_bias, group)
@@ -288,7 +290,7 @@ class Prior:
 
 
 def stage_of(height: int, width: int, kernel: tuple[int, int]) -> NDArray[np.int64]:
-    """Give the stage `(height, width)` that each position of a segment is coded in."""
+    """Return the stage in which each position of a piece is coded, `(height, width)`."""
     rows, columns = np.indices((height, width))
     if kernel[0] > 1:
         return np.where((rows + columns) % 2 == 0, rows % 2, 2)
@@ -296,13 +298,13 @@ def stage_of(height: int, width: int, kernel: tuple[int, int]) -> NDArray[np.int
 
 
 def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
-    """Give the grid as rows and columns; mono sound is one row, and each channel of other sound a row."""
+    """Return a grid as rows and columns; each channel of audio is a row."""
     return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
 
 
 @compiled
 def _surroundings(below: Float, positions: NDArray[np.int64], high: int, wide: int) -> Float:
-    """Give what is about each position, `(n, high * wide, dim)`: within bounds, and zeros beyond the border."""
+    """Return the neighborhood of each position, `(n, high * wide, dim)`, limited, with zeros beyond the border."""
     height, width, dim = below.shape
     around = np.zeros((len(positions), high * wide, dim), np.float32)
     for n in range(len(positions)):
@@ -326,7 +328,7 @@ def _add_known(
     high: int,
     wide: int,
 ) -> None:
-    """Add to the sums `(n, hidden)` what the codes of earlier stages say that are about each position."""
+    """Add to the sums `(n, hidden)` the contributions of the neighbors that were coded in earlier stages."""
     height, width = codes.shape
     for n in range(len(positions)):
         own = x[n]
@@ -341,7 +343,7 @@ def _add_known(
 
 @compiled
 def _requantise(x: Float, bias: Float) -> None:
-    """Turn the sums `(n, hidden)` of a product, and a bias, into activations: in place, scaled down and rounded."""
+    """Turn sums `(n, hidden)` and a bias into activations, in place: scaled down, rounded and limited."""
     for n in range(x.shape[0]):
         for h in range(x.shape[1]):
             scaled = (int(x[n, h] + bias[h]) + _HALF) >> WEIGHT_BITS
@@ -350,7 +352,7 @@ def _requantise(x: Float, bias: Float) -> None:
 
 @compiled
 def _of_group(x: Float, weight: Float, bias: Float, group: NDArray[np.int64]) -> Float:
-    """Give the products `(n, members)` of activations with the weights of each position's group, and the bias."""
+    """Return the products `(n, members)` of activations with the weights of each position's group, plus the bias."""
     logits = np.empty((len(x), weight.shape[1]), np.float32)
     for n in range(len(x)):
         own, of_group = x[n], weight[group[n]]
@@ -365,9 +367,9 @@ def _of_group(x: Float, weight: Float, bias: Float, group: NDArray[np.int64]) ->
 
 @compiled
 def _cumulative(logits: Float) -> NDArray[np.uint16]:
-    """Turn the logits `(n, symbols)` of a product into cumulative frequencies `(n, symbols + 1)` from 0 to 2^14.
+    """Turn logits `(n, symbols)` into cumulative frequencies `(n, symbols + 1)` from 0 to 2^14.
 
-    Every symbol gets 1, and of the rest its share, rounded so that the sum comes out.
+    Every symbol gets 1 and its share of the rest. Rounding the cumulative sums keeps the total exact.
     """
     count, symbols = logits.shape
     cumulative = np.zeros((count, symbols + 1), np.uint16)
@@ -381,21 +383,23 @@ def _cumulative(logits: Float) -> NDArray[np.uint16]:
             total += EXPONENTIALS[min(best - steps[symbol], 255)]
             shares[symbol] = total
         for symbol in range(symbols):
-            # Whole numbers below 2^41 by one below 2^27: no rounding of float64 carries the quotient over an integer.
+            # Integers below 2^41 are divided by one below 2^27: rounding in float64 cannot carry the quotient across an
+            # integer.
+            # an integer.
             share = np.floor(np.float64(shares[symbol] * (TOTAL - symbols)) / np.float64(total))
             cumulative[n, symbol + 1] = np.int64(share) + symbol + 1
     return cumulative
 
 
 PREFIX = "prior."
-"""Of the names of a prior's arrays in a model file."""
+"""Prefix of the names of a prior's arrays in a model file."""
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> Prior | None:
-    """Read the prior among the arrays of a model file; None where there is none.
+    """Return the prior among the arrays of a model file; None if there is none.
 
     Raises:
-        CorruptFileError: incomplete, or arrays that do not fit together.
+        CorruptFileError: It is incomplete, or its arrays contradict each other.
     """
     if f"{PREFIX}kernel" not in arrays:
         return None

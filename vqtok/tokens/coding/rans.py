@@ -1,12 +1,12 @@
-"""rANS, an entropy coder in integers alone, so that every machine reads what another has written.
+"""rANS, an entropy coder in integer arithmetic, so that every machine can read what another has written.
 
-A state takes in one code after another, last code first; the more frequent the code, the less the state
-grows. Frequencies sum to 2^14, the state stays in [2^24, 2^32) and hands over its lowest byte when it
-would grow beyond. Coding starts from state 0, so that nothing is spent on an arbitrary start, and
-decoding must end there, which tells a stream that does not belong to the frequencies.
+A state absorbs one code after another, last code first; the more frequent the code, the less the state
+grows. Frequencies sum to 2^14. The state stays in [2^24, 2^32) and emits its lowest byte before it would
+grow beyond. Encoding starts at state 0, which spends nothing on an arbitrary start, and decoding must end
+there, which detects a stream that was made with other frequencies.
 
-A long stream is cut into rows as long as the square root of its codes, and each column, or lane, has a
-state of its own, so that a processor can work on many at once. The first row takes what fills no whole one.
+A long stream is cut into rows whose length is the square root of the number of codes. Each column, called
+a lane, has its own state, so that a processor can work on many at once. The first row may be shorter.
 
 Source: Duda 2013, "Asymmetric numeral systems", section 3; Giesen 2014, "Interleaved entropy coders".
 """
@@ -25,14 +25,14 @@ from vqtok.tokens.coding.compiled import compiled
 FREQUENCY_BITS = 14
 TOTAL = 1 << FREQUENCY_BITS
 LANES_FROM = 1 << 16
-"""Codes from which on a stream has lanes: these lose 1 to 3 bytes each, here some 0.5 % of 10-bit codes."""
+"""Streams of at least this many codes have lanes, which cost 1 to 3 bytes each: 0.5 % of 10-bit codes here."""
 
 _LOW = 1 << 24
 _STATE_BYTES = 4
 _LIMIT_SHIFT = 32 - FREQUENCY_BITS
 _FOREIGN = "codes were not coded with these frequencies: give the model that made them"
 _UNBOUNDED_ROWS = 2
-"""Rows at the start of coding after which no state of a lane can have outgrown 2^28: they hand no byte over."""
+"""Rows at the start of encoding in which no lane emits a byte: no state can outgrow 2^28 yet."""
 
 Integers = NDArray[np.integer[Any]]
 
@@ -41,8 +41,8 @@ def encode(codes: NDArray[np.int32], frequencies: Integers) -> bytes:
     """Encode codes, each below `len(frequencies)`.
 
     Args:
-        codes: one dimension.
-        frequencies: integers >= 1 that sum to 2^14, one a code.
+        codes: One dimension.
+        frequencies: Integers >= 1 that sum to 2^14, one per code.
     """
     if codes.size < LANES_FROM:
         return push(b"", codes, frequencies)
@@ -56,7 +56,7 @@ def decode(data: bytes, frequencies: Integers, count: int) -> NDArray[np.int32]:
     """Decode the `count` codes of a stream.
 
     Raises:
-        CorruptFileError: no `count` codes are encoded to this stream with these frequencies.
+        CorruptFileError: The stream is not that of `count` codes with these frequencies.
     """
     if count < LANES_FROM:
         codes, left = pop(data, frequencies, count)
@@ -76,9 +76,9 @@ def decode(data: bytes, frequencies: Integers, count: int) -> NDArray[np.int32]:
 
 
 def push(stream: bytes, codes: NDArray[np.int32], frequencies: Integers) -> bytes:
-    """Encode codes on top of a stream without lanes: `pop` gives them, and then what was there before.
+    """Encode codes on top of a stream without lanes; `pop` returns them and the stream before.
 
-    One state goes through all of them, so that nothing is spent on where one ends and the next begins.
+    A single state runs through all of them, so that the boundaries between them cost nothing.
     """
     frequency, start = _intervals(frequencies)
     return encode_intervals(frequency[codes], start[codes], stream)
@@ -88,10 +88,10 @@ def pop(stream: bytes, frequencies: Integers, count: int) -> tuple[NDArray[np.in
     """Decode the `count` codes on top of a stream.
 
     Returns:
-        The codes, and the stream below them: empty after the first that were encoded.
+        The codes, and the stream below them, which is empty after the codes that were encoded first.
 
     Raises:
-        CorruptFileError: no codes are encoded to this stream.
+        CorruptFileError: The stream was not made with these frequencies.
     """
     states = np.zeros(1, np.int64)
     codes, position = _pop(_octets(_checked(stream)), states, *_lookup(frequencies), count, count)
@@ -99,10 +99,10 @@ def pop(stream: bytes, frequencies: Integers, count: int) -> tuple[NDArray[np.in
 
 
 def encode_intervals(frequency: Integers, start: Integers, stream: bytes = b"") -> bytes:
-    """Encode symbols, each by the frequency it has where it stands and the sum of those of the symbols below it.
+    """Encode symbols, each by its own frequency and the sum of the frequencies of the symbols below it.
 
     Args:
-        stream: What they are encoded on top of.
+        stream: The stream to encode them on top of.
     """
     states = np.array([int.from_bytes(stream[:_STATE_BYTES])], np.int64)
     handed_over = _push(frequency.astype(np.int64), start.astype(np.int64), states, len(frequency))
@@ -113,20 +113,20 @@ class IntervalDecoder:
     """Decode symbols whose frequencies change from one to the next.
 
     Raises:
-        CorruptFileError: where the stream proves not to be one of theirs.
+        CorruptFileError: The stream was not made with these frequencies.
     """
 
     def __init__(self, stream: bytes) -> None:
         self._data, self._position, self._state = _octets(_checked(stream)), 0, 0
 
     def take(self, cumulative: NDArray[np.uint16]) -> NDArray[np.int64]:
-        """Decode one symbol a row of cumulative frequencies `(n, symbols + 1)`, each from 0 to 2^14."""
+        """Decode one symbol per row of cumulative frequencies `(n, symbols + 1)`, each from 0 to 2^14."""
         symbols: NDArray[np.int64]
         symbols, self._position, self._state = _take(self._data, self._position, self._state, cumulative)
         return symbols
 
     def finish(self) -> None:
-        """Check that the stream ends here."""
+        """Raise if the stream does not end here."""
         if self._state or self._position < len(self._data):
             raise CorruptFileError(_FOREIGN)
 
@@ -146,7 +146,7 @@ def _minimal(state: int) -> bytes:
 
 
 def _bounded_rows(count: int) -> int:
-    """Return in how many rows of a stream with lanes states hand over bytes."""
+    """Return the number of rows of a stream with lanes in which states may emit bytes."""
     return -(-count // math.isqrt(count)) - _UNBOUNDED_ROWS
 
 
@@ -158,7 +158,7 @@ def _intervals(frequencies: Integers) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def _lookup(frequencies: Integers) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the code that each value of a state's low bits stands for, and the intervals of the codes."""
+    """Return the code of each value of a state's low bits, and the intervals of the codes."""
     frequency, start = _intervals(frequencies)
     return np.repeat(np.arange(frequency.size, dtype=np.int32), frequency), frequency, start
 
@@ -167,11 +167,12 @@ def _lookup(frequencies: Integers) -> tuple[NDArray[np.int32], NDArray[np.int64]
 def _push(
     frequency: NDArray[np.int64], start: NDArray[np.int64], states: NDArray[np.int64], bounded: int
 ) -> NDArray[np.uint8]:
-    """Let the states, one a lane, take in symbols; give the bytes that they hand over, in the order of reading.
+    """Absorb symbols into the states, one per lane; return the bytes that these emit, in the order of reading.
 
     Args:
-        bounded: Rows in which they do. A lane cannot tell its end by that of the bytes, which all lanes share. So once
-            the rows after these have filled the states from 0, all are raised by 2^24 and keep their bounds.
+        bounded: Rows in which states emit bytes. Lanes share the bytes, so that a lane cannot detect its own end by
+            theirs. Therefore the first rows only fill the states from 0, then all states are raised by 2^24 and
+            stay within their bounds.
     """
     count, lanes = len(frequency), len(states)
     rows = -(-count // lanes)
@@ -203,10 +204,10 @@ def _pop(
     count: int,
     bounded: int,
 ) -> tuple[NDArray[np.int32], int]:
-    """Take `count` codes out of the states, which read from the data.
+    """Extract `count` codes from the states, which read from the data.
 
     Returns:
-        The codes, and how many bytes were read; -1 where there were not enough for a lane.
+        The codes, and the number of bytes that were read; -1 if there were not enough for a lane.
     """
     lanes = len(states)
     rows = -(-count // lanes)

@@ -1,17 +1,17 @@
-"""The parts of a `.vqts` shard, many items of one model in a file, in the standard library alone.
+"""The parts of a `.vqts` shard, which holds many items of one model. Needs the standard library alone.
 
     header   4  signature 89 56 53 0A
              1  version, major << 4 | minor
              1  flags: modality (bit 3), ignored (7), the others zero
              8  model identity
-             v  varints: num_codebooks, codebook sizes, stride, usual size but for its first number, model rate
+             v  varints: num_codebooks, codebook sizes, stride, usual size without its first number, model rate
              4  CRC-32 of the header
-    records  one an item
-    header   once more: it ends the records, and lets the shard survive damage to the first
+    records  one per item
+    header   again: it ends the records, and lets the shard survive damage to the first header
     index    3  of each item: the low bytes of the CRC-32 of its key
-             8  of every 16th item, from the first: where its record begins
+             8  of every 16th item, from the first: the offset of its record
              8  number of items
-             8  where the second header begins
+             8  offset of the second header
              4  CRC-32 of the index
              4  signature 89 56 45 0A
 
@@ -19,7 +19,7 @@
              v  key: varint length, UTF-8
              v  varints: first number of the size, or all of it; with bit 4, the grid
              v  optional metadata: varint length, UTF-8 JSON object
-             v  varint: how many bytes the payload is shorter than packed codes are
+             v  varint: the number of bytes that the payload is shorter than packed codes
              n  payload: all codebooks, coarse first, as `vqtok.tokens.shard.payload.dump_joint` joins them
              4  CRC-32 of the record
 
@@ -56,15 +56,15 @@ _FIXED_BYTES = 14
 _LEAD = 0b10 << 6
 _HAS_METADATA, _GRID_STORED, _SIZE_STORED = 1 << 3, 1 << 4, 1 << 5
 LEADS = bytes(lead for lead in range(_LEAD, _LEAD + 64) if lead & 0b111 < len(CODERS))
-"""Bytes that a record may begin with."""
+"""First bytes of records."""
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What all items of a shard have in common; the fields shared with `Tokens` mean the same there.
+    """What all items of a shard have in common. Fields that `Tokens` has too have the same meaning.
 
     Raises:
-        ValueError: numbers that do not fit together or exceed the format's limits.
+        ValueError: Numbers that contradict each other or exceed the format's limits.
     """
 
     modality: Modality
@@ -72,9 +72,9 @@ class ShardHeader:
     codebook_sizes: tuple[int, ...]
     stride: int
     usual_size: tuple[int, ...]
-    """The size of most items but for its first number: `(height,)`, or `(sample_rate, channels)`."""
+    """The size of most items without its first number: `(height,)`, or `(sample_rate, channels)`."""
     model_rate: int = 0
-    """Sample rate of the model, of sound; 0 where it is not known, and each item has to tell its grid."""
+    """Sample rate of an audio model; 0 if it is not known, in which case each item states its grid."""
     version: str = f"{_MAJOR}.{_MINOR}"
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class ShardHeader:
         )
 
     def expected_grid(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the grid that tokens of this size have but for odd models; None where there is no telling."""
+        """Return the grid that tokens of this size usually have; None if it is not known."""
         if self.modality == "image":
             return -(-size[1] // self.stride), -(-size[0] // self.stride)
         samples, sample_rate, channels = size
@@ -94,7 +94,7 @@ class ShardHeader:
         return None if not time else (time,) if channels == 1 else (channels, time)
 
     def packed_bytes(self, grid: tuple[int, ...]) -> int:
-        """Return how many bytes all codes of a grid take when bit-packed."""
+        """Return the size of all bit-packed codes of a grid in bytes."""
         count = math.prod(grid)
         return sum(packed_bytes(size, count) for size in self.codebook_sizes)
 
@@ -106,7 +106,7 @@ class ShardHeader:
 
 
 class Record(NamedTuple):
-    """An item of a shard, and where in the file it stands."""
+    """An item of a shard, and its place in the file."""
 
     key: str
     coder: Coder
@@ -115,7 +115,7 @@ class Record(NamedTuple):
     metadata: dict[str, Any]
     start: int
     payload: int
-    """Where the payload begins."""
+    """Offset of the payload."""
     end: int
 
     @property
@@ -126,7 +126,7 @@ class Record(NamedTuple):
         return data[self.payload : self.end - CRC_BYTES]
 
     def header(self, shard: ShardHeader) -> Header:
-        """Return what a token file of this item alone would say."""
+        """Return the header that a token file of this item would have."""
         return Header(
             coder=self.coder,
             modality=shard.modality,
@@ -145,11 +145,11 @@ def parse_shard_header(data: Buffer, start: int = 0) -> tuple[ShardHeader, int]:
     """Read the header that begins at `start`.
 
     Returns:
-        The header, and where it ends.
+        The header, and the offset of its end.
 
     Raises:
-        CorruptFileError: there is no header, or a damaged one.
-        UnsupportedVersionError: a shard of a newer version of the format.
+        CorruptFileError: There is no header, or a damaged one.
+        UnsupportedVersionError: The shard has a newer version of the format.
     """
     fixed = data[start : start + _FIXED_BYTES]
     if not fixed.startswith(SHARD_SIGNATURE):
@@ -173,7 +173,9 @@ def parse_shard_header(data: Buffer, start: int = 0) -> tuple[ShardHeader, int]:
     except (CorruptFileError, ValueError, IndexError):
         raise CorruptFileError("damaged shard: its header is truncated or altered") from None
     if fixed[5] & _FLAGS_MUST_BE_ZERO:
-        raise UnsupportedVersionError(f"shard uses features unknown here (flags {fixed[5]:#04x}): upgrade vqtok")
+        raise UnsupportedVersionError(
+            f"shard uses features that this vqtok does not know (flags {fixed[5]:#04x}): upgrade vqtok"
+        )
     return header, fields.offset
 
 
@@ -186,10 +188,10 @@ def pack_record(
     metadata: dict[str, Any],
     payload: bytes,
 ) -> bytes:
-    """Write an item.
+    """Return the record of an item.
 
     Raises:
-        ValueError: a key that is empty, too long or has a NUL, or metadata that is no JSON or longer than 64 KiB.
+        ValueError: The key is empty, too long or contains NUL, or the metadata are not JSON or longer than 64 KiB.
     """
     lead, key_bytes = _LEAD | CODERS.index(coder), pack_key(key)
     if not 0 < len(key_bytes) <= MAX_KEY_BYTES or "\0" in key:
@@ -209,13 +211,13 @@ def pack_record(
 
 
 def parse_record(shard: ShardHeader, data: Buffer, start: int, end: int, *, check: bool = True) -> Record:
-    """Read the record that begins at `start`, in data whose records end at `end` at the latest.
+    """Read the record that begins at `start`; records end at `end` at the latest.
 
     Args:
-        check: Compare the checksum; without it only the fields before the payload are read.
+        check: Compare the checksum. Without it only the fields before the payload are read.
 
     Raises:
-        CorruptFileError: there is no whole record, or one of a coder unknown here.
+        CorruptFileError: There is no intact record, or its coder is not known.
     """
     fields = Fields(data, start, end)
     lead = fields.take(1)[0]
@@ -229,7 +231,7 @@ def parse_record(shard: ShardHeader, data: Buffer, start: int, end: int, *, chec
         stored = lead & _GRID_STORED
         grid = fields.numbers(grid_dims(shard.modality, size)) if stored else shard.expected_grid(size)
     if not key or b"\0" in key or not grid or not 0 < math.prod(grid) * len(shard.codebook_sizes) <= MAX_TOKENS:
-        raise CorruptFileError("its numbers make no sense")
+        raise CorruptFileError("its numbers are not valid")
     metadata = fields.metadata() if lead & _HAS_METADATA else {}
     length = shard.packed_bytes(grid) - fields.number()
     payload = fields.offset
@@ -238,13 +240,13 @@ def parse_record(shard: ShardHeader, data: Buffer, start: int, end: int, *, chec
     try:
         name = key.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise CorruptFileError("its key is no text") from None
+        raise CorruptFileError("its key is not text") from None
     crc = payload + length
     if check and checksum(memoryview(data)[start:crc]) != data[crc : crc + CRC_BYTES]:
-        raise CorruptFileError("its checksum does not fit")
+        raise CorruptFileError("its checksum does not match")
     return Record(name, CODERS[lead & 0b111], size, grid, metadata, start, payload, crc + CRC_BYTES)
 
 
 def pack_key(key: str) -> bytes:
-    """Write a key in UTF-8; what stands for bytes of file names that are no text is kept."""
+    """Return a key in UTF-8, including the surrogates that stand for bytes of file names that are not text."""
     return key.encode("utf-8", "surrogatepass")

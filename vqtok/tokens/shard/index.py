@@ -1,4 +1,4 @@
-"""Where the records of a shard stand: by its index, or by trying every byte."""
+"""Find the records of a shard, by its index or by trying every byte."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from vqtok.tokens.shard.format import (
 HASH_BYTES = 3
 OFFSET_BYTES = 8
 GROUP = 16
-"""Items from one offset in the index to the next; those between are found by the lengths of those before."""
+"""Items between two offsets in the index; their places follow from the lengths of the items before."""
 
-SALVAGE = "vqtok merge --salvage keeps the whole items"
-"""What to do with a damaged shard."""
+SALVAGE = "vqtok merge --salvage keeps the intact items"
+"""Advice for a damaged shard."""
 
 _END_SIGNATURE = b"\x89VE\n"
 _TRAILER_BYTES = 24
@@ -35,7 +35,7 @@ _LEAD = re.compile(b"[" + re.escape(LEADS) + b"]")
 
 
 class Index(NamedTuple):
-    """The index as it stands in the file."""
+    """The index of a shard, not yet parsed into items."""
 
     num_items: int
     records_end: int
@@ -43,23 +43,23 @@ class Index(NamedTuple):
     offsets: bytes
 
     def fits(self, number: int, key: str) -> bool:
-        """Tell whether the item of this number can have this key."""
+        """Return whether the item with this number can have this key."""
         at = HASH_BYTES * number
         return self.hashes[at : at + HASH_BYTES] == key_hash(key).to_bytes(HASH_BYTES, "little")
 
 
 class Gap(NamedTuple):
-    """A stretch of a shard in which no record is whole; at the end of one that is cut off, maybe of no length."""
+    """A part of a shard without an intact record. At the end of a shard that is cut off it may be empty."""
 
     start: int
     end: int
 
 
 def map_file(path: Path) -> Buffer:
-    """Give the contents of a file, which are read when they are looked at.
+    """Return the content of a file, mapped into memory.
 
     Raises:
-        MediaError: the file cannot be read.
+        MediaError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -75,17 +75,17 @@ def key_hash(key: str) -> int:
 
 
 def pack_index(header: ShardHeader, hashes: bytes, offsets: bytes, records_end: int) -> bytes:
-    """Write all that follows the records."""
+    """Return the bytes that follow the records."""
     numbers = (len(hashes) // HASH_BYTES).to_bytes(8, "little") + records_end.to_bytes(8, "little")
     index = hashes + offsets + numbers
     return header.pack() + index + checksum(index) + _END_SIGNATURE
 
 
 def parse_index(data: Buffer, header_end: int) -> Index:
-    """Read the index of a whole shard.
+    """Read the index of an intact shard.
 
     Raises:
-        CorruptFileError: there is none, or a damaged one.
+        CorruptFileError: There is no index, or a damaged one.
     """
     end = len(data) - _TRAILER_BYTES
     trailer = data[max(end, 0) :]
@@ -103,13 +103,13 @@ def parse_index(data: Buffer, header_end: int) -> Index:
 
 
 def walk(shard: ShardHeader, data: Buffer, start: int, index: Index, *, check: bool = True) -> Iterator[Record]:
-    """Give all records of a whole shard, which begin at `start`.
+    """Yield all records of an intact shard, which begin at `start`.
 
     Args:
-        check: Compare the checksum of each; without it only the keys are sure.
+        check: Compare the checksum of each. Without it only the keys are verified.
 
     Raises:
-        CorruptFileError: a record is damaged.
+        CorruptFileError: A record is damaged.
     """
     for number in range(index.num_items):
         try:
@@ -123,7 +123,7 @@ def walk(shard: ShardHeader, data: Buffer, start: int, index: Index, *, check: b
 
 
 def scan(shard: ShardHeader, data: Buffer, start: int) -> Iterator[Record | Gap]:
-    """Give every whole record from `start` to the second header, and the gaps."""
+    """Yield every intact record between `start` and the second header, and the gaps between them."""
     gap, position, end = start, start, len(data)
     while position < end:
         try:
@@ -143,7 +143,7 @@ def scan(shard: ShardHeader, data: Buffer, start: int) -> Iterator[Record | Gap]
 
 
 def find_header(data: Buffer) -> tuple[ShardHeader, int] | None:
-    """Find a header that is whole, the first or the second, and tell where the records can begin."""
+    """Find an intact header, the first or the second; return it and the offset at which records can begin."""
     position = data.find(SHARD_SIGNATURE)
     while position >= 0:
         found = _header_at(data, position)

@@ -17,16 +17,16 @@ from vqtok.tokens.vqt.header import Header
 
 
 def dump_joint(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "auto") -> tuple[Coder, bytes]:
-    """Code tokens as shards do, which have no room for the lengths of codebooks; `load_joint` reads it.
+    """Encode tokens for a shard, which does not store the lengths of codebooks; `load_joint` reads the result.
 
-    Packed codes stand one codebook after the other, statically coded ones in one stream of all. With a prior each
-    codebook has a stream, and all but the last its length before it, as a varint.
+    Packed codes follow one another by codebook; statically coded ones share a single stream. With a prior each
+    codebook has its own stream, and each but the last is prefixed by its length as a varint.
 
     Args:
-        model, coder: as `dump` takes them, but never more bytes than packed codes take: rather these.
+        model, coder: As for `dump`, except that packed codes replace a result that is longer than they are.
 
     Raises:
-        ModelError: a coder was asked for and the model lacks what it needs.
+        ModelError: The model lacks what the chosen coder needs.
     """
     chosen, [pieces] = encode(tokens, [tokens.codes], model, coder, joint=True)
     return chosen, b"".join(pieces)
@@ -35,10 +35,10 @@ def dump_joint(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCode
 def load_joint(
     header: Header, stream: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None = None
 ) -> Tokens:
-    """Read what `dump_joint` has written.
+    """Decode the result of `dump_joint`.
 
     Args:
-        model, num_codebooks: as `load` takes them.
+        model, num_codebooks: As for `load`.
 
     Raises:
         As `load` does.
@@ -50,7 +50,7 @@ def load_joint(
             plane, stream = rans.pop(stream, table, count)
             planes.append(plane)
         if stream and wanted == header.num_codebooks:
-            raise CorruptFileError("codes were not coded with these frequencies: give the model that made them")
+            raise CorruptFileError("the codes were not coded with these frequencies; give the model that made them")
         return with_codes(header, np.stack(planes))
     fields, streams = Fields(stream, 0, len(stream)), []
     for index in range(wanted):

@@ -1,4 +1,4 @@
-"""Read `.vqts` shards, any item at a time; `vqtok.tokens.shard.format` tells the format."""
+"""Read `.vqts` shards with random access; `vqtok.tokens.shard.format` describes the format."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from vqtok.tokens.tokens import Tokens
 
 
 class Shard(Mapping[str, Tokens]):
-    """The items of a shard, each read when it is asked for.
+    """The items of a shard, each read on access.
 
-    `shard["a/b.png"]`, `shard[0]` and `shard[-1]` are `Tokens`, `shard[:10]` is a list of them. Iteration gives the
+    `shard["a/b.png"]`, `shard[0]` and `shard[-1]` are `Tokens`, `shard[:10]` is a list of them. Iteration yields the
     keys in the order of the file.
 
     Args:
-        model_of: Gives the entropy model of the model with an identity; without it only bit-packed items are read.
+        model_of: Returns the entropy model for the identity of a model. Without it only bit-packed items can be read.
 
     Raises:
-        CorruptFileError: no shard, or one that is cut off or whose index is damaged; later, an item that is damaged.
-        UnsupportedVersionError: a shard of a newer version of the format.
-        MediaError: the file cannot be read.
+        CorruptFileError: The file is not a shard, is cut off, or has a damaged index; later, an item is damaged.
+        UnsupportedVersionError: The shard has a newer version of the format.
+        MediaError: The file cannot be read.
     """
 
     def __init__(self, path: str | Path, model_of: Callable[[bytes], EntropyModel] | None = None) -> None:
@@ -73,10 +73,11 @@ class Shard(Mapping[str, Tokens]):
         return self.load(self.find(key))
 
     def find(self, key: str | SupportsIndex) -> Record:
-        """Find an item by its key or its number, and check that it is whole.
+        """Find an item by its key or its number, and check that it is intact.
 
         Raises:
-            KeyError, IndexError: there is no such item. CorruptFileError: it is damaged.
+            KeyError, IndexError: There is no such item.
+            CorruptFileError: It is damaged.
         """
         if isinstance(key, str):
             return self._find_key(key)
@@ -86,18 +87,18 @@ class Shard(Mapping[str, Tokens]):
         return self._find_index(index % len(self))
 
     def load(self, record: Record, num_codebooks: int | None = None) -> Tokens:
-        """Read the tokens of an item, of all codebooks or the first `num_codebooks`.
+        """Read the tokens of an item, of all codebooks or of the first `num_codebooks`.
 
         Raises:
-            ModelError: the entropy model is needed and missing, or is that of another model.
-            UsageError: the shard has fewer codebooks than asked for.
+            ModelError: The entropy model is needed and missing, or that of another model.
+            UsageError: The shard has fewer codebooks.
         """
         with error_context(f"{self.path}: {record.key}"):
             model = self._entropy_model if record.coder != "packed" else NO_MODEL
             return load_joint(record.header(self.header), record.payload_of(self._data), model, num_codebooks)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if isinstance(self._data, mmap.mmap):
             self._data.close()
 
@@ -108,7 +109,7 @@ class Shard(Mapping[str, Tokens]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shard, (self.path, self._model_of)  # What workers of a data loader get opens the file anew.
+        return Shard, (self.path, self._model_of)  # Copies in the workers of a data loader open the file again.
 
     @cached_property
     def _entropy_model(self) -> EntropyModel:
@@ -120,7 +121,7 @@ class Shard(Mapping[str, Tokens]):
 
     @cached_property
     def _by_hash(self) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-        """Hashes of the keys in ascending order, and whose they are."""
+        """The hashes of the keys in ascending order, and the numbers of their items."""
         padded = np.zeros((len(self), 4), np.uint8)
         padded[:, :HASH_BYTES] = np.frombuffer(self._index.hashes, np.uint8).reshape(-1, HASH_BYTES)
         hashes = padded.view("<u4")[:, 0]

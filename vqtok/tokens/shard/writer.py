@@ -1,4 +1,4 @@
-"""Write `.vqts` shards, join them, and salvage what is whole of damaged ones."""
+"""Write and merge `.vqts` shards, and salvage the intact items of damaged ones."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from vqtok.tokens.vqt.header import Header
 
 
 class ShardWriter:
-    """Write items to a file, which is a shard once `finish` has been called.
+    """Writes items to a file, which becomes a shard when `finish` is called.
 
     Args:
         file: Open for writing, at its start.
-        model_rate: Sample rate that the model of sounds works at; known, it spares items from telling their grid.
+        model_rate: Sample rate of an audio model. If it is known, items need not store their grid.
     """
 
     def __init__(self, file: BinaryIO, model_rate: int = 0) -> None:
@@ -52,10 +52,10 @@ class ShardWriter:
 
     @classmethod
     def resume(cls, file: BinaryIO) -> ShardWriter:
-        """Go on behind the last item in a row of whole ones; the file is open for reading and writing.
+        """Continue after the last of the consecutive intact items of a file that is open for reading and writing.
 
         Raises:
-            CorruptFileError: the file does not begin with the header of a shard.
+            CorruptFileError: The file does not begin with the header of a shard.
         """
         writer = cls(file)
         with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
@@ -74,21 +74,21 @@ class ShardWriter:
         """Write tokens under a key.
 
         Args:
-            entropy_model, coder: As `dump_joint` takes them.
+            entropy_model, coder: As for `dump_joint`.
 
         Returns:
-            What a token file of this item alone would say.
+            The header that a token file of this item would have.
 
         Raises:
-            UsageError: a key that is there already, or tokens unlike those before.
-            WrongModelError: tokens of another model than those before.
-            ModelError: the entropy model lacks what the coder needs.
-            ValueError: a key that is empty or too long, or metadata that is no JSON or longer than 64 KiB.
+            UsageError: The key exists, or the tokens have other codebooks than those before.
+            WrongModelError: Another model made the tokens than those before.
+            ModelError: The entropy model lacks what the coder needs.
+            ValueError: The key is empty or too long, or the metadata are not JSON or longer than 64 KiB.
         """
         return self.add_coded(key, tokens, *dump_joint(tokens, entropy_model, coder))
 
     def add_coded(self, key: str, tokens: Tokens, coder: Coder, payload: bytes) -> Header:
-        """Write tokens as `add` does, which `dump_joint` has coded already."""
+        """Write tokens that `dump_joint` has encoded already, as `add` does."""
         model_rate = self._model_rate if tokens.modality == "audio" else 0
         like = ShardHeader(
             tokens.modality, tokens.model, tokens.codebook_sizes, tokens.stride, tokens.size[1:], model_rate
@@ -99,20 +99,20 @@ class ShardWriter:
         return parse_record(header, record, 0, len(record), check=False).header(header)
 
     def copy(self, record: Record, shard: ShardHeader, data: Buffer) -> None:
-        """Write an item of another shard, as it is coded there.
+        """Copy an item of another shard without decoding it.
 
         Raises:
-            UsageError, WrongModelError: as `add`.
+            UsageError, WrongModelError: As `add` does.
         """
         header = self._fitting(record.key, shard)
         fields = record.key, record.coder, record.size, record.grid, record.metadata
         self._write(header, record.key, pack_record(header, *fields, record.payload_of(data)))
 
     def copy_all(self, path: Path, *, skip_existing: bool = False) -> None:
-        """Write the items of another shard, or those whose keys are not there yet.
+        """Copy the items of another shard, all of them or those with new keys.
 
         Raises:
-            VqtokError: the shard is damaged, or unlike this one.
+            VqtokError: The shard is damaged, or its items are unlike those of this one.
         """
         with error_context(path):
             data = map_file(path)
@@ -125,23 +125,23 @@ class ShardWriter:
         """Write the index.
 
         Raises:
-            UsageError: there are no items.
+            UsageError: There are not an items.
         """
         if self.header is None:
             raise UsageError("a shard needs at least one item")
         self._file.write(pack_index(self.header, bytes(self._hashes), bytes(self._offsets), self._end))
 
     def _fitting(self, key: str, like: ShardHeader) -> ShardHeader:
-        """Return the header for one more item, which must be like those before."""
+        """Return the header for another item, after checking that it is like those before."""
         if key in self.keys:
-            raise UsageError(f"there are two items with the key {key}; a key must be that of one")
+            raise UsageError(f"there are two items with the key {key}; keys must be unique")
         header = self.header or like
         if header.model != like.model:
             raise WrongModelError(
-                f"made by model {like.model.hex()}, items before it by {header.model.hex()}; a shard is of one model"
+                f"made by model {like.model.hex()}, items before it by {header.model.hex()}; a shard has one model"
             )
         if (header.modality, header.codebook_sizes, header.stride) != (like.modality, like.codebook_sizes, like.stride):
-            raise UsageError("has other codebooks than items before it; a shard has items alike")
+            raise UsageError("has other codebooks than the items before it; all items of a shard have the same")
         return header
 
     def _write(self, header: ShardHeader, key: str, record: bytes) -> None:
@@ -149,7 +149,7 @@ class ShardWriter:
             self.header = header
             self._end = self._file.write(header.pack())
         self._note(key, self._file.write(record))
-        self._file.flush()  # What is written stays, also if the process is killed.
+        self._file.flush()  # Written items survive if the process is killed.
 
     def _note(self, key: str, length: int) -> None:
         if len(self.keys) % GROUP == 0:
@@ -170,12 +170,12 @@ def write_shard(
     """Write tokens and their keys to a shard.
 
     Args:
-        entropy_model: Of the model that made the tokens: `entropy_model` of what `load_model` gives.
-        model_rate: As `ShardWriter` takes it.
+        entropy_model: The `entropy_model` of the model that made the tokens, which `load_model` returns.
+        model_rate: As for `ShardWriter`.
 
     Raises:
-        OutputError: the file exists, or cannot be written.
-        VqtokError, ValueError: as `ShardWriter.add`.
+        OutputError: The file exists, or cannot be written.
+        VqtokError, ValueError: As `ShardWriter.add` does.
     """
     with _new_file(Path(path), overwrite) as file:
         writer = ShardWriter(file, model_rate)
@@ -185,41 +185,42 @@ def write_shard(
 
 
 class Loss(NamedTuple):
-    """A stretch of a shard in which no item is whole, and what stands around it."""
+    """A part of a shard without an intact item."""
 
     file: str
     start: int
     end: int
     after: str | None
-    """Key of the last whole item before; None for none."""
+    """The key of the last intact item before; None if there is none."""
     cut_off: bool
-    """The shard ends here, and nobody knows how many items it had."""
+    """Whether the shard ends here; then the number of lost items is not known."""
 
     def __str__(self) -> str:
         where = f"after item {self.after}" if self.after is not None else "before the first whole item"
         if self.cut_off:
-            return f"{self.file}: cut off {where}: the last {self.end - self.start} bytes are no item"
-        return f"{self.file}: damaged {where}: bytes {self.start} to {self.end} are no item"
+            return f"{self.file}: cut off {where}: the last {self.end - self.start} bytes are not an item"
+        return f"{self.file}: damaged {where}: bytes {self.start} to {self.end} are not an item"
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of a merge."""
+    """The result of a merge."""
 
     num_items: int
     losses: list[Loss]
-    """Only where salvage was asked for: without it, damage is an error."""
+    """Empty without `salvage`, where damage is an error."""
 
 
 def merge(paths: Sequence[str | Path], output: str | Path, *, salvage: bool = False, overwrite: bool = False) -> Merged:
-    """Join shards of one model into one, item by item as they are coded.
+    """Merge shards of one model, copying items without decoding them.
 
     Args:
-        salvage: Take every item that is whole of shards that are damaged or cut off; of items with one key the first.
+        salvage: Copy the intact items of shards that are damaged or cut off, and the first of items with equal keys.
 
     Raises:
-        CorruptFileError: a shard is damaged, or nothing is left of it. OutputError: the output exists, or cannot be
-            written. UsageError, WrongModelError: the shards are not alike, or share a key.
+        CorruptFileError: A shard is damaged, or nothing of it is intact.
+        OutputError: The output exists, or cannot be written.
+        UsageError, WrongModelError: The shards have different models or codebooks, or share a key.
     """
     losses: list[Loss] = []
     with _new_file(Path(output), overwrite) as file:
@@ -237,7 +238,7 @@ def _salvage(path: Path, writer: ShardWriter) -> Iterator[Loss]:
     data = map_file(path)
     header = find_header(data)
     if header is None:
-        raise CorruptFileError(f"{path}: holds no whole header of a shard: nothing can be salvaged")
+        raise CorruptFileError(f"{path}: contains no intact header of a shard; nothing can be salvaged")
     shard, start = header
     after = None
     for found in scan(shard, data, start):

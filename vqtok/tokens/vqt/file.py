@@ -16,19 +16,19 @@ from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.header import Header, Parts, pack_header, parse_whole, seal
 
 SEGMENT_POSITIONS: dict[Modality, int] = {"image": 1 << 14, "audio": 1 << 12}
-"""Of a segment, at most, but for rows that are longer: a picture of 1024 x 1024 at stride 8, a minute at 75 Hz."""
+"""The most positions in a segment, unless a row is longer: 1024 x 1024 pixels at stride 8, 55 seconds at 75 Hz."""
 
 
 def dump(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "auto") -> bytes:
-    """Write tokens as a token file.
+    """Return the token file of tokens.
 
     Args:
-        model: of the model that made the tokens; what it has beyond the tokens' codebooks is not used.
-        coder: "auto" takes the smallest of prior, static (where the model has all they need) and packed.
+        model: The entropy model of the model that made the tokens. It may have more codebooks.
+        coder: "auto" takes the smallest of prior and static (if the model has them) and packed.
 
     Raises:
-        ModelError: a coder was asked for and the model lacks what it needs.
-        ValueError: metadata that is no JSON or longer than 64 KiB.
+        ModelError: The model lacks what the chosen coder needs.
+        ValueError: The metadata are not JSON, or longer than 64 KiB.
     """
     steps = _segment_steps(tokens)
     parts = [tokens.codes[:, *part] for part in cut(tokens.modality, tokens.grid, steps)]
@@ -49,7 +49,7 @@ def dump(tokens: Tokens, model: EntropyModel = NO_MODEL, coder: ChosenCoder = "a
 
 
 def _segment_steps(tokens: Tokens) -> int:
-    """Return how many rows of a picture or steps of a sound to put into a segment; 0 for all."""
+    """Return the number of rows of an image or time steps of audio in a segment; 0 for a file in one piece."""
     along = tokens.grid[0 if tokens.modality == "image" else -1]
     across = math.prod(tokens.grid) // along
     steps = max(1, SEGMENT_POSITIONS[tokens.modality] // across)
@@ -60,14 +60,14 @@ def load(data: bytes, model: EntropyModel = NO_MODEL, num_codebooks: int | None 
     """Read a token file.
 
     Args:
-        model: of the model that made the tokens; bit-packed files do not need it.
-        num_codebooks: decode only the first so many; None for all.
+        model: The entropy model of the model that made the tokens; bit-packed files do not need it.
+        num_codebooks: Decode only the first codebooks; None for all.
 
     Raises:
-        CorruptFileError: not a token file, or a damaged one.
-        UnsupportedVersionError: a token file of a newer version of the format.
-        ModelError: the entropy model is needed and missing, or is that of another model.
-        UsageError: the file has fewer codebooks than asked for.
+        CorruptFileError: The data is not a token file, or damaged.
+        UnsupportedVersionError: It has a newer version of the format.
+        ModelError: The entropy model is needed and missing, or that of another model.
+        UsageError: The file has fewer codebooks.
     """
     return load_parts(data, parse_whole(data), model, num_codebooks)
 
@@ -79,12 +79,12 @@ def load_parts(
     num_codebooks: int | None = None,
     blank: Sequence[int] = (),
 ) -> Tokens:
-    """Read what is whole of a token file.
+    """Read the intact segments of a token file.
 
     Args:
-        parts: as `vqtok.tokens.vqt.header.parse_parts` gives them.
-        model, num_codebooks: as `load` takes them.
-        blank: the codes, one a codebook, that take the place of what is damaged.
+        parts: The result of `vqtok.tokens.vqt.header.parse_parts`.
+        model, num_codebooks: As for `load`.
+        blank: The codes, one per codebook, that replace damaged segments.
 
     Raises:
         As `load` does.
@@ -111,7 +111,11 @@ def load_parts(
 
 
 def num_wanted(header: Header, num_codebooks: int | None) -> int:
-    """Return how many codebooks to decode."""
+    """Return the number of codebooks to decode.
+
+    Raises:
+        UsageError: The file has fewer.
+    """
     if num_codebooks is None:
         return header.num_codebooks
     if not 1 <= num_codebooks <= header.num_codebooks:

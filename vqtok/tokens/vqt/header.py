@@ -1,4 +1,4 @@
-"""The header of a `.vqt` token file, in the standard library alone: `vqtok inspect` starts at once.
+"""The header of a `.vqt` token file, in the standard library alone, so that `vqtok inspect` starts quickly.
 
     0   4  signature 89 56 51 0A
     4   1  version, major << 4 | minor
@@ -6,20 +6,20 @@
     6   8  model identity
     14  v  varints: num_codebooks, codebook sizes, stride, size, grid, payload length of each codebook
         v  optional metadata: varint length, UTF-8 JSON object
-        n  payload: one stream a codebook, coarse first
+        n  payload: one stream per codebook, coarse first
     -4  4  CRC-32 of all before it
 
-`size` is `(width, height)` for images and `(samples, sample_rate, channels)` for sound; `grid` has one dimension for
-mono sound and two otherwise.
+`size` is `(width, height)` for images and `(samples, sample_rate, channels)` for audio; `grid` has one dimension for
+mono audio and two otherwise.
 
-A long medium is cut into segments that stand by themselves: so many rows of a picture, so many steps of a sound.
+Large media are cut into independent segments, of rows of an image or time steps of audio.
 
     14  v  varints: num_codebooks, codebook sizes, stride, size, grid, rows or steps of a segment (the last may have
            fewer), payload length of each codebook of the first segment, of the second, ...
         v  optional metadata
         4  CRC-32 of the header
-        n  segments: one stream a codebook; CRC-32 of the header's CRC-32, the segment's number (4 bytes) and these
-        v  the header and its CRC-32 once more, then how many bytes they take (4)
+        n  segments: one stream per codebook; CRC-32 of the header's CRC-32, the segment's number (4 bytes) and these
+        v  the header and its CRC-32 again, then their size in bytes (4)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from vqtok.tokens.shape import (
 )
 
 MAX_STREAMS = 2**20
-"""Of a file in segments."""
+"""The flag of a file in segments."""
 
 _SIGNATURE = b"\x89VQ\n"
 _MAJOR, _MINOR = 1, 0
@@ -60,10 +60,10 @@ _LOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class Header:
-    """What a token file says of itself; the fields shared with `Tokens` mean the same there.
+    """The header of a token file. Fields that `Tokens` has too have the same meaning.
 
     Raises:
-        ValueError: numbers that do not fit together or exceed the format's limits.
+        ValueError: Numbers that contradict each other or exceed the format's limits.
     """
 
     coder: Coder
@@ -74,13 +74,13 @@ class Header:
     stride: int
     size: tuple[int, ...]
     payload_lengths: tuple[int, ...]
-    """Bytes of each codebook's stream, segment by segment; of an item of a shard, of the one stream of all."""
+    """Bytes of each codebook's stream, segment by segment; for an item of a shard, those of its single stream."""
     segment_steps: int = 0
-    """Rows of a picture's grid, or steps of a sound's, in a segment; 0 for a file that is not cut."""
+    """Rows of the grid of an image, or time steps of audio, in a segment; 0 for a file in one piece."""
     metadata: dict[str, Any] = field(default_factory=dict)
     version: str = f"{_MAJOR}.{_MINOR}"
     file_bytes: int = 0
-    """Size of the whole file; 0 where there is none yet."""
+    """Size of the whole file; 0 if there is none yet."""
 
     def __post_init__(self) -> None:
         check_layout(self.modality, self.codebook_sizes, self.grid, self.size, self.stride, self.model)
@@ -103,12 +103,12 @@ class Header:
 
     @property
     def raw_bits(self) -> float:
-        """Sum of log2 of the codebook size over all tokens."""
+        """The sum of log2 of the codebook size over all tokens."""
         return sum(map(math.log2, self.codebook_sizes)) * math.prod(self.grid)
 
     @property
     def coded_bits(self) -> int:
-        """Bits of the payload."""
+        """Size of the payload in bits."""
         return 8 * sum(self.payload_lengths)
 
     def bytes_of(self, num_codebooks: int | None) -> int:
@@ -124,7 +124,7 @@ class Header:
 
     @property
     def bpp(self) -> float | None:
-        """File bits per pixel of the original; None for sound."""
+        """File bits per pixel of the original; None for audio."""
         return 8 * self.file_bytes / math.prod(self.size) if self.modality == "image" else None
 
     @property
@@ -134,20 +134,20 @@ class Header:
 
 
 class Parts(NamedTuple):
-    """What is whole of a token file."""
+    """The intact parts of a token file."""
 
     header: Header
     starts: list[int | None]
-    """Where the streams of each segment begin; None for one that is damaged."""
+    """The offset of the streams of each segment; None for a damaged one."""
     damage: str = ""
-    """What is damaged, in words; empty for a whole file."""
+    """Describes the damage; empty for an intact file."""
 
 
 def pack_header(header: Header) -> bytes:
-    """Write the header: all of the file before its payload.
+    """Return the bytes of a header, which precede the payload.
 
     Raises:
-        ValueError: metadata that is no JSON or longer than 64 KiB.
+        ValueError: The metadata are not JSON, or longer than 64 KiB.
     """
     flags = CODERS.index(header.coder) | MODALITIES.index(header.modality) << 3
     numbers = [header.num_codebooks, *header.codebook_sizes, header.stride, *header.size, *header.grid]
@@ -163,7 +163,7 @@ def pack_header(header: Header) -> bytes:
 
 
 def seal(packed: bytes, segments: Sequence[bytes]) -> bytes:
-    """Join a packed header and the payload of each segment to a file, with its checksums."""
+    """Join a packed header and the payload of each segment to a file, and add the checksums."""
     if not packed[5] & _IN_SEGMENTS:
         body = packed + segments[0]
         return body + checksum(body)
@@ -172,14 +172,14 @@ def seal(packed: bytes, segments: Sequence[bytes]) -> bytes:
 
 
 def parse_header(data: Buffer) -> tuple[Header, int]:
-    """Read the header of a whole token file, having checked that the file is whole.
+    """Check that a token file is intact, and read its header.
 
     Returns:
         The header and the offset of the payload.
 
     Raises:
-        CorruptFileError: not a token file, or a damaged one.
-        UnsupportedVersionError: a token file of a newer version of the format.
+        CorruptFileError: The data is not a token file, or damaged.
+        UnsupportedVersionError: It has a newer version of the format.
     """
     parts = parse_whole(data)
     assert parts.starts[0]
@@ -187,23 +187,23 @@ def parse_header(data: Buffer) -> tuple[Header, int]:
 
 
 def parse_whole(data: Buffer) -> Parts:
-    """Find the segments of a token file, having checked that it is whole; raises as `parse_header`."""
+    """Check that a token file is intact, and find its segments. Raises as `parse_header` does."""
     if data[:4] != _SIGNATURE:
         raise CorruptFileError("not a token file: it does not begin with the .vqt signature")
     if len(data) > 4:
         _check_version(data[4])
     parts = parse_parts(data)
     if parts.damage:
-        raise CorruptFileError(f"damaged token file: {parts.damage}; vqtok decode --salvage gives the rest")
+        raise CorruptFileError(f"damaged token file: {parts.damage}; vqtok decode --salvage decodes the rest")
     return parts
 
 
 def parse_parts(data: Buffer) -> Parts:
-    """Find what is whole of a token file; only one in segments can be whole in part.
+    """Find the intact parts of a token file; only a file in segments can be intact in part.
 
     Raises:
-        CorruptFileError: nothing is whole.
-        UnsupportedVersionError: a token file of a newer version of the format.
+        CorruptFileError: Nothing is intact.
+        UnsupportedVersionError: The file has a newer version of the format.
     """
     if len(data) >= _FIXED_BYTES + CRC_BYTES and checksum(memoryview(data)[:-CRC_BYTES]) == data[-CRC_BYTES:]:
         header, start = _parse_fields(data, 0, len(data) - CRC_BYTES)
@@ -220,7 +220,7 @@ def parse_parts(data: Buffer) -> Parts:
 
 
 def _sealed_header(data: Buffer, position: int) -> tuple[Header, bytes] | None:
-    """Read the header of a file in segments that stands here, if it is whole; give it also as it stands."""
+    """Read the header of a file in segments at this offset, if it is intact; return it parsed and as bytes."""
     fixed = data[position : position + 6] if position >= 0 else b""
     if not fixed.startswith(_SIGNATURE) or not fixed[-1] & _IN_SEGMENTS:
         return None
@@ -232,7 +232,7 @@ def _sealed_header(data: Buffer, position: int) -> tuple[Header, bytes] | None:
 
 
 def _find_segments(data: Buffer, header: Header, packed: bytes) -> Parts:
-    """Look for each segment where it belongs, and where it is if bytes before it are missing or too many."""
+    """Look for each segment at its place, and at other places in case bytes were inserted or lost before it."""
     count = header.num_codebooks
     lengths = [sum(header.payload_lengths[i : i + count]) for i in range(0, len(header.payload_lengths), count)]
     tail = packed + len(packed).to_bytes(_LENGTH_BYTES, "little")
@@ -258,15 +258,16 @@ def _find_segments(data: Buffer, header: Header, packed: bytes) -> Parts:
 
 
 def _segment_checksum(packed: bytes, number: int, payload: bytes | memoryview) -> bytes:
-    """Return the CRC-32 of a segment, which tells it from any other, of this file or another."""
+    """Return the CRC-32 of a segment, which distinguishes it from any other of this file or another."""
     return checksum(payload, packed[-CRC_BYTES:] + number.to_bytes(4, "little"))
 
 
 def _parse_fields(data: Buffer, start: int, end: int) -> tuple[Header, int]:
-    """Read the fields of a header and, in a file in segments, its checksum; tell where they end.
+    """Read the fields of a header and, in a file in segments, its checksum; return them and the offset of their end.
 
     Raises:
-        CorruptFileError: they make no sense. UnsupportedVersionError: they have features unknown here.
+        CorruptFileError: The fields are not valid.
+        UnsupportedVersionError: They use features that are not known here.
     """
     fields = Fields(data, start + 4, end)
     version, flags = fields.take(2)
@@ -290,7 +291,9 @@ def _parse_fields(data: Buffer, start: int, end: int) -> tuple[Header, int]:
     coder = flags & 0b111
     _check_version(version)
     if coder >= len(CODERS) or flags & _MUST_BE_ZERO:
-        raise UnsupportedVersionError(f"token file uses features unknown here (flags {flags:#04x}): upgrade vqtok")
+        raise UnsupportedVersionError(
+            f"token file uses features that this vqtok does not know (flags {flags:#04x}): upgrade vqtok"
+        )
     try:
         header = Header(
             coder=CODERS[coder],
@@ -312,12 +315,12 @@ def _parse_fields(data: Buffer, start: int, end: int) -> tuple[Header, int]:
 
 
 def read_header(path: str | Path, salvage: bool = False) -> Header:
-    """Read the header of the token file at `path`, having checked that the file, or to salvage a part, is whole.
+    """Check that a token file is intact, at least in part with `salvage`, and read its header.
 
     Raises:
-        CorruptFileError: not a token file, or a damaged one.
-        UnsupportedVersionError: a token file of a newer version of the format.
-        OSError: the file cannot be read.
+        CorruptFileError: The file is not a token file, or damaged.
+        UnsupportedVersionError: It has a newer version of the format.
+        OSError: It cannot be read.
     """
     try:
         data = as_path(path).read_bytes()
