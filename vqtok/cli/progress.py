@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class TrainingDisplay:
-    """Show training as it goes: a live panel on a terminal, a line at each validation elsewhere."""
+    """Shows the progress of training: a live panel on a terminal, elsewhere a line at each validation."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -104,7 +104,7 @@ def _clock(seconds: float) -> str:
 
 
 class ItemProgress:
-    """A progress bar on a terminal for work on several items, counted as they finish, in whatever order.
+    """A progress bar on a terminal for work on several items, counted as they finish, in any order.
 
     Items that are skipped are taken off the total, so that they do not distort the time left.
     """
