@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:
-    """Return the line for an encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
+    """Return a line such as `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
     if facts["modality"] == "image":
         raw_bytes = facts["width"] * facts["height"] * 3
         rate = f"{facts['bpp']:.3f} bpp"

@@ -124,11 +124,11 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.template is not None and self.to != "text":
-            raise UsageError("--template is only for --to text")
+            raise UsageError("`template` is only for `to` text")
         if self.pad_token is not None and self.layout != "delay":
-            raise UsageError("--pad-token is only for --layout delay")
+            raise UsageError("`pad_token` is only for `layout` delay")
         if self.pad_token == "none":
-            raise UsageError("--pad-token none: --layout delay needs a pad token")
+            raise UsageError("`pad_token` none: `layout` delay needs a pad token")
         self._specials()
 
     def form(self, tokens: Tokens) -> ExportSpec:
@@ -162,5 +162,5 @@ class ExportOptions:
             try:
                 ids[name] = None if choice == "auto" or self.to == "text" else int(choice)
             except ValueError:
-                raise UsageError(f"--{name}-token {choice}: must be an id, auto or none") from None
+                raise UsageError(f"`{name}_token` {choice}: must be an id, auto or none") from None
         return ids, texts
