@@ -300,7 +300,7 @@ def test_text(tmp_path):
     ("choices", "message"),
     [
         ({"to": "npy", "template": "<{id}>"}, "`template` is only for `to` text"),
-        ({"to": "npy", "pad_token": "auto"}, "only --layout delay pads"),
+        ({"to": "npy", "pad_token": "auto"}, "`pad_token` is only for `layout` delay"),
         ({"to": "npy", "begin_token": "<s>"}, "`begin_token` <s>: must be an id, auto or none"),
         ({"to": "npy", "row_token": 3}, "row token 3: is the id of a code"),
         ({"to": "npy", "row_token": "-3"}, "ids must lie in"),
