@@ -4,7 +4,8 @@ python tests/benchmarks/bench_pictures.py IMAGES [--model MODEL] [--figure OUT.p
 
 IMAGES are files or folders. JPEG, WebP and AVIF get the smallest file that is at least as large as the token file, so
 that they never have fewer bytes. The table shows means over the images. The packages `ssimulacra2` and
-`flip-evaluator` compute SSIMULACRA2 and FLIP (0: no visible difference). The figure shows the center of the first image.
+`flip-evaluator` compute SSIMULACRA2 and FLIP (0: no visible difference). The figure shows the center of the first
+image.
 """
 
 from __future__ import annotations
