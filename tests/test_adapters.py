@@ -315,7 +315,7 @@ def test_a_mono_sound_for_a_stereo_model(saved):
     tokens, both = vqtok.encode(media, folder), vqtok.encode(stereo, folder)
     assert tokens.codes.tolist() == both.codes[:, 0].tolist()
     np.testing.assert_allclose(vqtok.decode(tokens, folder).data[0], vqtok.decode(both, folder).data.mean(axis=0))
-    with pytest.raises(ModelError, match="codes 2 channels together, this sound has 3"):
+    with pytest.raises(ModelError, match="encodes 2 channels together, this audio has 3"):
         vqtok.encode(sound(100, channels=3), folder)
 
 

@@ -79,8 +79,8 @@ def test_out_of_memory_halves_the_batch_for_good(caplog):
     assert seen[:2] == [8, 4]
     assert set(seen[2:]) == {2}
     assert [record.message for record in caplog.records] == [
-        "not enough memory for batches of 8; going on with 4",
-        "not enough memory for batches of 4; going on with 2",
+        "not enough memory for batches of 8; continuing with 4",
+        "not enough memory for batches of 4; continuing with 2",
     ]
 
     def never(batch):

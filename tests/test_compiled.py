@@ -112,8 +112,8 @@ if sys.argv[2] == "without":
     sys.modules["numba"] = None
 logging.basicConfig(format="%(message)s")
 import numpy as np
-from vqtok.tokens import rans
-from vqtok.tokens.prior import from_arrays
+from vqtok.tokens.coding import rans
+from vqtok.tokens.coding.prior import from_arrays
 sys.path.insert(0, sys.argv[3])
 from test_golden import GOLDEN, codes_of
 from safetensors.numpy import load_file

@@ -374,8 +374,8 @@ def test_rows_and_columns_alone_are_of_one_codebook(image_model: Path, tmp_path:
             "29x20",
             r"codes of shape \(4, 5, 7\) are not what this model makes of .* 29x20 pixels",
         ),
-        (np.zeros((4, 5, 7)), None, r"holds float64 of shape \(4, 5, 7\), not codes"),
-        (np.zeros((4, 0), int), None, r"holds int64 of shape \(4, 0\), not codes"),
+        (np.zeros((4, 5, 7)), None, r"contains float64 of shape \(4, 5, 7\) instead of codes"),
+        (np.zeros((4, 0), int), None, r"contains int64 of shape \(4, 0\) instead of codes"),
     ],
 )
 def test_arrays_that_are_not_this_models(
@@ -412,14 +412,14 @@ def test_lines_become_files(run: RUN, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a [[1]]\na [[2]]", "line 2: there is another item 'a'"),
-        ("", "holds no lines"),
+        ("a [[1]]\na [[2]]", "line 2: another item has the key 'a'"),
+        ("", "contains no lines"),
         (
             '{"key": "a", "grid": [2], "input_ids": [1, 2]}',
             "line 1: token ids need the JSON file that vqtok export wrote",
         ),
         ("a [[1, 2], [3]]", "line 1: is neither KEY"),
-        ("a [[1.5]]", "holds float64"),
+        ("a [[1.5]]", "contains float64"),
         ('{"codes": [[1]], "size": ["x"]}', "line 1: is neither KEY"),
     ],
 )

@@ -254,17 +254,17 @@ def test_templates(template, expected):
     assert text.render(np.array([26, 10, 25, 27])) == expected
     assert text.parse(expected).tolist() == [26, 10, 25, 27]
     for wrong in (expected[1:], expected[:-1], expected + "?", expected.replace("5", "999").replace("@1", "@2")):
-        with pytest.raises(ValueError, match="is no token"):
+        with pytest.raises(ValueError, match="is not a token"):
             text.parse(wrong)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{id}", "cannot be told apart"),
-        ("<{code}>", "cannot be told apart"),
-        ("<{id:x}>", "cannot be told apart"),
-        ("<|image|>{id}", "cannot be told apart"),
+        ("{id}", "cannot be separated"),
+        ("<{code}>", "cannot be separated"),
+        ("<{id:x}>", "cannot be separated"),
+        ("<|image|>{id}", "cannot be separated"),
         ("word", "it needs {id} or {code}"),
         ("{id.real}>", "it needs {id} or {code}"),
         ("{}>", "it needs {id} or {code}"),
@@ -277,7 +277,7 @@ def test_templates(template, expected):
 def test_templates_that_cannot_be(template, message):
     with pytest.raises(UsageError, match=message.replace("{", r"\{")):
         TokenText(DEFAULT_TEXTS | {"code": template}, WORDS, "image").render(np.array([26, 20, 11, 25, 27]))
-    with pytest.raises(UsageError, match="does not tell codebooks apart"):
+    with pytest.raises(UsageError, match="does not distinguish codebooks"):
         TokenText(DEFAULT_TEXTS | {"code": "<{codebook}:{code}>"}, replace(WORDS, shared=True), "image")
 
 
@@ -306,7 +306,7 @@ def test_text(tmp_path):
         ({"to": "npy", "row_token": "-3"}, "ids must lie in"),
         ({"to": "npy", "offset": 2**31}, "ids must lie in"),
         ({"to": "npy", "layout": "delay", "pad_token": "none"}, "`pad_token` none: `layout` delay needs a pad token"),
-        ({"to": "text", "template": "{id}"}, "cannot be told apart"),
+        ({"to": "text", "template": "{id}"}, "cannot be separated"),
     ],
 )
 def test_choices_that_do_not_go_together(tmp_path, choices, message):
@@ -319,8 +319,8 @@ def test_choices_that_do_not_go_together(tmp_path, choices, message):
     ("changes", "error", "message"),
     [
         ({"model": bytes(8)}, WrongModelError, f"second: made by model {'00' * 8}, those before by {MODEL.hex()}"),
-        ({"codebook_sizes": (9, 9)}, UsageError, "second: not the modality, codebook sizes and stride"),
-        ({"stride": 2}, UsageError, "second: not the modality, codebook sizes and stride"),
+        ({"codebook_sizes": (9, 9)}, UsageError, "second: another modality, codebook size or stride"),
+        ({"stride": 2}, UsageError, "second: another modality, codebook size or stride"),
     ],
 )
 @pytest.mark.parametrize("to", TARGETS)
@@ -487,7 +487,7 @@ def test_a_damaged_item_among_good_ones(tmp_path):
     (tmp_path / "x").write_text("\n".join(lines))
     read = read_export(tmp_path / "x")
     assert equal(read["a"], ITEMS["a"])
-    with pytest.raises(CorruptFileError, match=r"x: b/c: token id 16 cannot stand at place 0; export again$"):
+    with pytest.raises(CorruptFileError, match=r"x: b/c: token id 16 is not possible at place 0; export again$"):
         read["b/c"]
 
 
@@ -636,7 +636,7 @@ def test_bad_files_are_left_out(run, tokens_dir, tmp_path):
     assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
     result = run("export", tokens_dir / "bad.vqt", tokens_dir / "worse.vqt", "--to", "npy", "-o", tmp_path / "y")
     assert result.exit_code == 1
-    assert result.stderr.endswith(f"error: {tmp_path}/y: not written, there is nothing to export\n")
+    assert result.stderr.endswith(f"error: {tmp_path}/y: not written, because there is nothing to export\n")
     assert not (tmp_path / "y").exists()
 
 
@@ -722,7 +722,7 @@ def test_inspect_of_damaged_exports(run, tmp_path):
     sidecar = tmp_path / "x.npy.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"codebook_sizes": None}))
     result = run("inspect", tmp_path / "x.npy")
-    assert (result.exit_code, "has no codebook_sizes" in result.stderr) == (4, True)
+    assert (result.exit_code, "has no valid codebook_sizes" in result.stderr) == (4, True)
     write_export(ITEMS.items(), tmp_path / "y.npy", ExportOptions("npy"))
     (tmp_path / "y.npy").unlink()
     assert run("inspect", tmp_path / "y.npy.json").exit_code == 1

@@ -111,7 +111,7 @@ def test_picture_and_what_it_would_become(bundled, tmp_path):
     assert facts["would_become"]["grid"] == [5, 9]
     assert facts["would_become"]["num_tokens"] == 4 * 45
     assert facts["would_become"]["raw_bits"] == 4 * 45 * 4
-    with pytest.raises(ModelError, match=r"p\.webp: is image, but model audio codes audio"):
+    with pytest.raises(ModelError, match=r"p\.webp: is image, but model audio encodes audio"):
         inspect(path, "audio")
 
 
@@ -187,7 +187,7 @@ def test_usage_refusals(tokens, tmp_path):
         ([tmp_path / "empty"], MediaError, "empty: no .vqt or .vqts files in this folder"),
         ([tmp_path / "none.vqt"], MediaError, "none.vqt: cannot be read"),
         ([tokens[0], tmp_path / "cut.vqt"], CorruptFileError, "cut.vqt: damaged"),
-        (list(tokens), WrongModelError, "sound.vqt: cannot add up tokens of models"),
+        (list(tokens), WrongModelError, "sound.vqt: cannot combine tokens of models"),
     ]:
         with pytest.raises(error, match=message):
             usage(paths)

@@ -10,7 +10,7 @@ import soundfile
 from conftest import RUN, wave
 from PIL import Image
 from test_decoding import chord, mp3, with_av
-from vqtok.tokens.header import read_header
+from vqtok.tokens.vqt.header import read_header
 
 
 def test_joined_mp3_files_become_tokens_of_all_of_them_without_a_word(run: RUN, tmp_path: Path) -> None:

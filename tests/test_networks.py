@@ -120,7 +120,7 @@ def test_context_is_what_a_poke_moves(axes: Axes, strides: tuple[int, ...], chan
 def test_context_of_an_unknown_layer() -> None:
     encoder = Encoder(network((2,)), 2, 3, DIM)
     encoder.layers.append(nn.Flatten())
-    with pytest.raises(TypeError, match="how far a Flatten looks"):
+    with pytest.raises(TypeError, match="receptive field of Flatten"):
         network_context(encoder)
 
 

@@ -209,7 +209,7 @@ def damaged(run, tmp_path):
 def test_decode_salvages(run, damaged):
     result = run("decode", damaged / "s.vqt", damaged / "p.vqt", "-o", damaged / "refused")
     assert result.exit_code == 1
-    assert "segment 2 of 25; vqtok decode --salvage gives the rest" in result.stderr
+    assert "segment 2 of 25; vqtok decode --salvage decodes the rest" in result.stderr
     assert run("inspect", damaged / "s.vqt").exit_code == 4
     result = run("decode", "--salvage", damaged / "s.vqt")
     assert result.exit_code == 1

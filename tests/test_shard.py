@@ -185,7 +185,7 @@ def test_static_items_need_their_model(path):
 
 def test_an_entropy_model_of_another_model_is_refused(path):
     shard = Shard(path, lambda _: EntropyModel([frequencies(np.arange(10)), TABLES[1]]))
-    with pytest.raises(CorruptFileError, match=r"x\.vqts: d\.png: codes were not coded"):
+    with pytest.raises(CorruptFileError, match=r"x\.vqts: d\.png: the codes were not coded"):
         shard["d.png"]
 
 
@@ -272,7 +272,7 @@ def test_every_flipped_byte(tmp_path):
             shard = Shard(path, model_of)
             with pytest.raises(CorruptFileError) as caught:
                 shard[hit[0]]
-            assert str(caught.value) == f"{path}: {hit[0]}: damaged; vqtok merge --salvage keeps the whole items"
+            assert str(caught.value) == f"{path}: {hit[0]}: damaged; vqtok merge --salvage keeps the intact items"
             for number, (key, tokens) in enumerate(ITEMS.items()):
                 for way in (key, number):
                     with contextlib.suppress(CorruptFileError):
@@ -327,7 +327,7 @@ HUGE = b"\xff\xff\xff\xff\x7f"  # 2^35 - 1
         b"\x87\x01a\x30\x00",  # an unknown coder
         b"\x80\x00\x30\x00",  # no key
         b"\x80\x01\x00\x30\x00",
-        b"\x80\x01\xff\x30\x00",  # a key that is no text
+        b"\x80\x01\xff\x30\x00",  # a key that is not text
         b"\x80" + HUGE + b"a\x30\x00",
         b"\x80\x81\x20" + b"a" * 4097 + b"\x30\x00",
         b"\x80\x01a\x00\x00",  # no width
@@ -369,7 +369,7 @@ def test_not_shards(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CorruptFileError, match=r"x\.vqts: not a shard"):
             Shard(path)
-        with pytest.raises(CorruptFileError, match=r"x\.vqts: holds no whole header"):
+        with pytest.raises(CorruptFileError, match=r"x\.vqts: contains no intact header"):
             merge([path], tmp_path / "out.vqts", salvage=True)
     with pytest.raises(MediaError, match="none: cannot be read: No such file"):
         Shard(tmp_path / "none")
@@ -708,7 +708,7 @@ def test_damaged_shards(run, shard, tmp_path):
     shard.write_bytes(data[: record.end - 5] + b"\xaa" + data[record.end - 4 :])
     result = run("decode", shard, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert f"error: {shard}: deep/b.PNG: damaged; vqtok merge --salvage keeps the whole items\n" in result.stderr
+    assert f"error: {shard}: deep/b.PNG: damaged; vqtok merge --salvage keeps the intact items\n" in result.stderr
     assert result.stderr.endswith("3 done, 0 skipped, 1 failed\n")
     for command in (["inspect", shard], ["inspect", "--usage", shard], ["merge", shard, "-o", tmp_path / "y.vqts"]):
         result = run(*command)
@@ -716,7 +716,7 @@ def test_damaged_shards(run, shard, tmp_path):
         assert f"error: {shard}: " in result.stderr
     result = run("merge", "--salvage", shard, "-o", tmp_path / "y.vqts", "--json")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"damaged after item a.png: bytes {record.start} to {record.end} are no item" in result.stderr
+    assert f"damaged after item a.png: bytes {record.start} to {record.end} are not an item" in result.stderr
     (facts,) = lines(result)
     assert (facts["num_items"], facts["losses"][0]["after"]) == (3, "a.png")
     assert list(vqtok.open_shard(tmp_path / "y.vqts")) == ["a.png", "deep/c.v1.webp", "z.png"]
@@ -731,7 +731,7 @@ def test_damaged_shards(run, shard, tmp_path):
         assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
         assert f"{shard}: cut off, or writing it was interrupted" in result.stderr
     result = run("merge", "--salvage", shard, "-o", tmp_path / "y.vqts", "--force")
-    assert "cut off after item deep/b.PNG: the last 9 bytes are no item" in result.stderr
+    assert "cut off after item deep/b.PNG: the last 9 bytes are not an item" in result.stderr
     assert result.stderr.endswith("y.vqts: 2 items, " + f"{(tmp_path / 'y.vqts').stat().st_size} bytes\n")
 
 

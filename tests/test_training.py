@@ -433,9 +433,9 @@ def test_a_run_ended_by_sigkill_goes_on_as_if_undisturbed(pictures: Path, tmp_pa
     """Between checkpoints, by a real kill -9 in a process of its own."""
     script = """
 import json, os, signal, sys, torch
-from vqtok.training import start
-from vqtok.training.run import train, train_prior
-from vqtok.training.start import start_codebooks
+from vqtok.training import initialise as start
+from vqtok.training.train import train, train_prior
+from vqtok.training.initialise import start_codebooks
 torch.set_num_threads(1)
 start.KMEANS_VECTORS = 256
 def kill(progress):
@@ -656,7 +656,7 @@ def test_train_writes_a_model_that_codes(pictures: Path, tmp_path: Path) -> None
     assert evaluation["prefixes"] == [1, 2]
     assert evaluation["psnr"][0] < evaluation["psnr"][1]
     assert set(evaluation) >= {"protocol", "ssim", "usage", "perplexity", "entropy_bits", "dead_codes"}
-    with pytest.raises(OutputError, match="holds a run; go on with --resume, or start anew with --force"):
+    with pytest.raises(OutputError, match="contains a run; `resume` continues it"):
         run_train(pictures, output, steps=20)
 
 
