@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,16 @@ def test_encoder_in_a_pipeline(cluster, photo, tmp_path):
     (row,) = read_table(tmp_path / "tokens").to_pylist()
     model = load_model(find_model("image")).entropy_model
     assert (row["error"], row["tokens"]) == ("", dump(vqtok.encode(photo), model))
+
+
+@pytest.mark.slow
+def test_ray_writes_nothing_by_itself(album, image_model, tmp_path):
+    """On a machine of its own, not in a cluster that is there."""
+    command = ["encode", album, "--engine", "ray", "--shard", f"{tmp_path}/out/", "--num-tasks", "2"]
+    command = [sys.executable, "-m", "vqtok", *map(str, command), "--model", str(image_model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    *lines, last = done.stderr.splitlines()
+    assert len(lines) == 40
+    assert all(" -> " in line for line in lines)
+    assert last.endswith("40 done, 0 skipped, 0 failed")

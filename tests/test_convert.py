@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_ecdc_is_what_encodec_itself_codes(name: str, tmp_path: Path) -> None:
     path.write_bytes(ecdc(payload, name, 60_000, found.audio_codes.shape[2]))
     convert(path, model=str(tmp_path / name))
     media = vqtok.decode(path.with_suffix(".vqt"), str(tmp_path / name))
-    np.testing.assert_allclose(media.data, expected[0, :, :60_000], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(media.data, expected[0, :, :60_000], rtol=0, atol=1e-4)
 
 
 WHOLE = ecdc(pack(np.ones((2, 4), int)))
@@ -217,7 +218,7 @@ def test_dac_codes_are_exact(channels: int, dac: str, run: RUN, tmp_path: Path) 
 def test_dac_files_of_older_numpy(tmp_path: Path) -> None:
     path = dac_file(tmp_path / "x.dac", np.ones((1, 2, 3), int))
     data = path.read_bytes()
-    assert b"numpy._core.multiarray" in data
+    assert re.search(rb"numpy\._?core\.multiarray", data)  # _core from numpy 2 on
     # Protocol 3, in which modules have their old names.
     artifacts = np.load(path, allow_pickle=True)
     old = pickle.dumps(artifacts, 3, fix_imports=True).replace(b"numpy._core", b"numpy.core")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rounding import bfloat16_bound
 from torch import Tensor, nn
 
 from vqtok.config import load_preset
@@ -48,9 +49,9 @@ def test_a_patch_is_70_pixels_wide() -> None:
 def test_an_item_is_judged_by_itself(kind: str) -> None:
     discriminator, x = made(kind, 3)
     together, alone = discriminator(x), discriminator(x[1:2])
-    torch.testing.assert_close(alone.logits, together.logits[1:2], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alone.logits, together.logits[1:2], rtol=1e-3, atol=1e-4)
     for one, all_of_them in zip(alone.features, together.features, strict=True):
-        torch.testing.assert_close(one, all_of_them[1:2], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one, all_of_them[1:2], rtol=1e-3, atol=1e-4)
 
 
 def test_each_phase_of_a_period_is_judged_by_itself() -> None:
@@ -95,7 +96,8 @@ def test_bfloat16_comes_close_and_has_finite_gradients(kind: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = discriminator(x).logits
     assert logits.dtype == torch.bfloat16
-    assert (logits.float() - exact).norm() < 0.05 * exact.norm()
+    layers = nn.ModuleList([discriminator.bands[0], discriminator.head]) if kind == "band" else discriminator
+    assert (logits.float() - exact).norm() < bfloat16_bound(layers) * exact.norm()
     logits.float().square().mean().backward()
     for tensor in (x, *discriminator.parameters()):
         assert tensor.grad is not None

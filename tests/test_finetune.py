@@ -114,7 +114,7 @@ def test_tuning_the_decoder_keeps_the_codes(
     # What it started from is measured first, and is the parent on the same held-out pictures.
     first, *_, last = [row["validation"] for row in metrics(tmp_path / "child.run") if "validation" in row]
     before = [row["validation"] for row in metrics(parent.model.with_suffix(".run")) if "validation" in row][-1]
-    assert first["quality"] == pytest.approx(before["quality"], abs=0.05)
+    assert first["quality"] == pytest.approx(before["quality"], abs=0.3)  # weights rounded to float16
     assert last["quality"] != first["quality"]
     assert child.training["parent"] == parent.identity != child.identity
     show_facts(inspect(output))

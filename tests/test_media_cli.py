@@ -10,6 +10,7 @@ import soundfile
 from conftest import RUN, wave
 from PIL import Image
 from test_decoding import chord, mp3, with_av
+
 from vqtok.tokens.vqt.header import read_header
 
 

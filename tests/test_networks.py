@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import bfloat16_bound
 from torch import Tensor, nn
 
 from vqtok.config import ModelConfig, NetworkConfig, QuantizerConfig
@@ -130,7 +131,8 @@ def test_a_part_of_a_picture_codes_alike_away_from_its_borders() -> None:
     encoder = randomised(Encoder(network((2, 2)), 2, 3, DIM))
     x = torch.randn(1, 3, 128, 128)
     whole, part = encoder(x), encoder(x[:, :, 32:, 32:])
-    rounding = torch.finfo(torch.float32).eps * float(whole.abs().max())
+    # Of sums of 8 channels x 3 x 3 products, through a few layers.
+    rounding = 100 * torch.finfo(torch.float32).eps * float(whole.abs().max())
     torch.testing.assert_close(part[:, :, 8:, 8:], whole[:, :, 16:, 16:], rtol=1e-4, atol=rounding)
 
 
@@ -224,8 +226,8 @@ def test_scaling_to_data_gives_each_stage_unit_deviation_and_changes_no_result(
     x = 0.1 * torch.randn(4, 1, *size)
     z, x_hat = encoder(x), decoder(encoder(x))
     scale_to_data(encoder, decoder, x)
-    torch.testing.assert_close(encoder(x), z, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(decoder(encoder(x)), x_hat, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(encoder(x), z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decoder(encoder(x)), x_hat, rtol=1e-4, atol=1e-5)
     y = x if axes == 2 else x.unsqueeze(2)
     for layer in encoder.layers[:-1]:
         y = layer(y)
@@ -272,7 +274,7 @@ def test_bfloat16_autocast_comes_close(axes: Axes, norm: str) -> None:
     z.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
     exact = encoder(x)
-    assert (z.float() - exact).norm() < 0.02 * exact.norm()
+    assert (z.float() - exact).norm() < bfloat16_bound(encoder) * exact.norm()
 
 
 @pytest.mark.parametrize("modality", ["image", "audio"])

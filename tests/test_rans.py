@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 
-import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,6 +110,7 @@ def test_lanes_lose_little(codebook_size, count):
 @pytest.mark.parametrize("count", [1, 50, 5000])
 def test_no_longer_than_constriction(count):
     table, codes = table_and_codes(1024, count)
+    constriction = pytest.importorskip("constriction")  # There are no wheels for Linux on Arm.
     model = constriction.stream.model.Categorical(table / TOTAL, perfect=False)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(codes, model)
