@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.compute.distributed import add_up, from_first
+from vqtok.compute.distributed import all_reduce, broadcast
 from vqtok.quantizers.base import Losses, Quantizer
 from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
 
@@ -106,7 +106,7 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:
-        counts, sums = map(add_up, cluster_sums(vectors, codes, *self.codebook_sizes))
+        counts, sums = map(all_reduce, cluster_sums(vectors, codes, *self.codebook_sizes))
         if not sums.sum().isfinite():
             return  # One bad batch must not spoil the running means for good.
         # In units of uniform use, so that counts, restarts and decay do not depend on the batch.
@@ -117,7 +117,7 @@ class VQ(Quantizer):
             self.codebook.copy_(self._normalise(self.sums / self.counts.clamp(min=1e-6)[:, None]))
         dead = self.counts < self.restart_below
         if dead.any():
-            self._set(dead, from_first(pick(vectors, int(dead.sum()))), torch.ones(()))
+            self._set(dead, broadcast(pick(vectors, int(dead.sum()))), torch.ones(()))
 
     def reset_statistics(self) -> None:
         """Take the codebook as trained, and all its codes as equally used."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast
-from vqtok.compute.distributed import gather, rank, synchronise
+from vqtok.compute.distributed import broadcast_module, gather, rank
 from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
 from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel
@@ -114,4 +114,4 @@ def start_codebooks(model: VQModel, batch: Callable[[int], Tensor], precision: t
         count += latents[-1].shape[1]
     if rank() == 0:
         model.quantizer.prepare(torch.cat(latents, dim=1))
-    synchronise(model.quantizer)
+    broadcast_module(model.quantizer)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vqtok.compute.device import autocast_dtype, channels_last
 from vqtok.compute.distributed import (
+    all_reduce_max,
     average_gradients,
-    decided_by_first,
+    broadcast_module,
     gather,
-    largest,
+    on_first_process,
     rank,
-    synchronise,
     world_size,
 )
 from vqtok.config import Config, from_dict
@@ -190,7 +190,9 @@ class Trainer:
             losses = self._train_step(x, fraction)
             self.step += 1
             now = time.monotonic()
-            self.seconds, share, asked = largest(before + now - started, validating / (now - started), interrupt.asked)
+            self.seconds, share, asked = all_reduce_max(
+                before + now - started, validating / (now - started), interrupt.asked
+            )
             self._means.add(losses)
             if self.step % LOG_STEPS == 0:
                 self._restart_collapsed()
@@ -219,13 +221,13 @@ class Trainer:
     def _start(self) -> None:
         self._started = True
         if self.adversary:
-            synchronise(self.adversary)
+            broadcast_module(self.adversary)
         encoder, decoder = self.model.encoder, self.model.decoder
         if self.initial is None:
             if isinstance(encoder, Encoder) and isinstance(decoder, Decoder):
                 x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
                 scale_to_data(encoder, decoder, x)
-            synchronise(self.model)
+            broadcast_module(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
             # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
@@ -294,7 +296,7 @@ class Trainer:
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
     def _restart_collapsed(self) -> None:
-        found = decided_by_first(lambda: collapsed_codebooks(self.window))
+        found = on_first_process(lambda: collapsed_codebooks(self.window))
         if not found:
             return
         done = mark_for_restart(self.model.quantizer, found)
@@ -302,7 +304,7 @@ class Trainer:
         self.window.clear()
 
     def _run_validation(self) -> Validation:
-        return decided_by_first(
+        return on_first_process(
             lambda: validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
         )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vqtok.codec.codec import Codec
 from vqtok.compute.device import choose_device
-from vqtok.compute.distributed import decided_by_first, joined, rank, world_size
+from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.kinds import modality_of
@@ -102,7 +102,7 @@ def train(
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
     config, preset, initial = _set_up(folder, preset, settings, init)
-    with joined(choose_device(device)) as training_device:
+    with process_group(choose_device(device)) as training_device:
         if not resume:
             _refuse_existing(output, run_folder, force)
         items = find_items(folder, config.model.modality)
@@ -125,11 +125,11 @@ def train(
         if resume:
             trainer.resume()
         else:
-            decided_by_first(lambda: _start_folder(run_folder))
+            on_first_process(lambda: _start_folder(run_folder))
         on_start(config, len(training), len(held_out), run_folder)
         model = trainer.run()
         facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
-        return decided_by_first(
+        return on_first_process(
             lambda: finish(model, config, training, held_out, cache, output, facts, on_evaluate, on_prior)
         )
 
