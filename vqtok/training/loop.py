@@ -311,7 +311,7 @@ class Trainer:
     def _validate(self, fraction: float) -> Validation:
         validation = self._run_validation()
         worse = self.regression.check(validation)
-        heard = self.adversary if self.adversary and self.adversary.is_heard(fraction) else None
+        heard = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
         # The score cannot see what discriminators ask for: while they are heard, the latest model that is not clearly
         # worse is the one.
         is_latest = heard is not None and math.isfinite(validation.score) and not self.regression.is_worse
