@@ -173,7 +173,7 @@ def test_usage_needs_the_model_of_statically_coded_files_alone(tokens, image_mod
     with pytest.raises(WrongModelError, match=r"photo\.vqt: made by model .*, not by"):
         usage([path], "audio")
     monkeypatch.setattr("vqtok.models.registry.BUNDLED", tmp_path)
-    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is not a bundled model; give it as"):
+    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is not a bundled model; set `model`"):
         usage([path])
     packed = tmp_path / "packed.vqt"
     packed.write_bytes(dump(load(path.read_bytes(), vqtok.load_model(image_model).entropy_model)))
@@ -187,7 +187,7 @@ def test_usage_refusals(tokens, tmp_path):
         ([tmp_path / "empty"], MediaError, "empty: no .vqt or .vqts files in this folder"),
         ([tmp_path / "none.vqt"], MediaError, "none.vqt: cannot be read"),
         ([tokens[0], tmp_path / "cut.vqt"], CorruptFileError, "cut.vqt: damaged"),
-        (list(tokens), WrongModelError, "sound.vqt: cannot add up tokens of models"),
+        (list(tokens), WrongModelError, "sound.vqt: cannot combine tokens of models"),
     ]:
         with pytest.raises(error, match=message):
             usage(paths)
