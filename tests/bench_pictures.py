@@ -1,10 +1,11 @@
-"""Print how good pictures are at the sizes of their token files, and what JPEG and WebP make of as many bytes.
+"""Compare the quality of images at the sizes of their token files with JPEG, WebP and AVIF of as many bytes.
 
-python tests/bench_pictures.py PICTURES [--model MODEL] [--figure OUT.png]
+python tests/benchmarks/bench_pictures.py IMAGES [--model MODEL] [--figure OUT.png]
 
-PICTURES are files or folders. JPEG and WebP get the smallest file that is at least as large as the token file, so they
-never have fewer bytes. Means over the pictures. SSIMULACRA2 and FLIP (0: no difference seen) are computed by the
-packages `ssimulacra2` and `flip-evaluator`. The figure shows the middle of the first picture.
+IMAGES are files or folders. JPEG, WebP and AVIF get the smallest file that is at least as large as the token file, so
+that they never have fewer bytes. The table shows means over the images. The packages `ssimulacra2` and
+`flip-evaluator` compute SSIMULACRA2 and FLIP (0: no visible difference). The figure shows the center of the first
+image.
 """
 
 from __future__ import annotations
@@ -31,20 +32,22 @@ from vqtok.metrics import ms_ssim, psnr
 from vqtok.tokens.vqt.file import dump
 
 CODEBOOKS = 1, 2, 4, 8
+CLASSICAL = {"JPEG": {"optimize": True}, "WebP": {"method": 6}, "AVIF": {"speed": 4}}
+"""Formats of Pillow, and settings for its smallest files."""
 SIDE, CAPTION = 256, 14
-"""Of the figure's pictures and the lines above them."""
+"""Size of the images in the figure and height of the lines above them."""
 Pixels = NDArray[np.uint8]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     codec = Codecs(options.model).get("image")
-    files = plan_items(options.pictures, accepts=lambda path: modality_of(path) == "image", what="pictures")
+    files = plan_items(options.images, accepts=lambda path: modality_of(path) == "image", what="images")
     sums: dict[tuple[int, str], NDArray[np.float64]] = defaultdict(lambda: np.zeros(6))
     for index, (_, path) in enumerate(files):
         original = read_pixels(path, codec.tokenizer.channels)
@@ -55,7 +58,7 @@ def main() -> None:
             shown[num_codebooks, name] = decoded, num_bytes
         if options.figure and index == 0:
             draw(original, shown).save(options.figure, quality=95)
-    print(f"{len(files)} pictures\n\n| codebooks | | bytes | bpp | PSNR dB | MS-SSIM | SSIMULACRA2 | FLIP |")
+    print(f"{len(files)} images\n\n| codebooks | | bytes | bpp | PSNR dB | MS-SSIM | SSIMULACRA2 | FLIP |")
     print("|---|---|---|---|---|---|---|---|")
     for (num_codebooks, name), total in sums.items():
         num_bytes, bpp, *qualities = total / len(files)
@@ -67,18 +70,18 @@ def main() -> None:
 
 
 def coded(original: Pixels, codec: Codec) -> Iterator[tuple[int, str, Pixels, int]]:
-    """Give what each codec makes of a picture at each rate, and its bytes."""
+    """Yield the reconstruction of each codec at each rate, and its bytes."""
     tokens = codec.encode_image(original)
     for num_codebooks in CODEBOOKS:
         prefix = tokens.prefix(num_codebooks)
         num_bytes = len(dump(prefix, codec.tokenizer.entropy_model))
         yield num_codebooks, "vqtok", codec.decode_pixels(prefix), num_bytes
-        for kind, settings in (("JPEG", {"optimize": True}), ("WebP", {"method": 6})):
+        for kind, settings in CLASSICAL.items():
             yield num_codebooks, kind, *classical(original, kind, num_bytes, settings)
 
 
 def classical(original: Pixels, kind: str, num_bytes: int, settings: dict[str, object]) -> tuple[Pixels, int]:
-    """Code a picture with Pillow, in at least so many bytes."""
+    """Encode an image with Pillow in the fewest bytes that are at least `num_bytes`."""
     image = as_image(original)
     low, high = 0, 100
     while True:
@@ -102,7 +105,7 @@ def quality(original: Pixels, decoded: Pixels) -> tuple[float, float, float, flo
 
 
 def draw(original: Pixels, shown: dict[tuple[int, str], tuple[Pixels, int]]) -> Image.Image:
-    """Set the middles of what the codecs made of a picture side by side: a row a codec, a column a rate."""
+    """Draw the centers of the reconstructions: one row per codec, one column per rate."""
     names = list(dict.fromkeys(name for _, name in shown))
     sheet = Image.new("RGB", (SIDE * (1 + len(CODEBOOKS)), (SIDE + CAPTION) * len(names)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -5,6 +5,7 @@ Each model is created and saved by the real library, and run by the library and 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import sys
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,7 +322,7 @@ def test_mono_audio_for_a_stereo_model(saved):
 @pytest.mark.parametrize("name", ["dac", "dac44"])
 @pytest.mark.parametrize("samples", SAMPLES)
 def test_dac(saved, name, samples):
-    """The end, which the library drops, is encoded, and all samples are decoded, although the library returns 8 fewer."""
+    """The end, which the library drops, is encoded, and all samples are decoded; the library returns 8 fewer."""
     model, folder = saved(name)
     media, hop = sound(samples), model.config.hop_length
     filled = torch.nn.functional.pad(tensor(media), (0, -samples % hop))
@@ -410,6 +412,26 @@ def test_windows_over_long_audio_change_nothing(saved, name, monkeypatch):
     np.testing.assert_allclose(codec.decode(tokens).data, whole.decode(tokens).data, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_mimi_passes_its_cache_by_the_name_that_transformers_has(saved, name, monkeypatch):
+    tokenizer = open_tokenizer(saved("mimi")[1])
+    tokenizer.core = 5
+    seen = []
+
+    def renamed(part, cache=None, use_cache=None):
+        seen.append(cache)
+        return SimpleNamespace(last_hidden_state=part + 1, **{name: len(seen)})
+
+    def old(part, past_key_values=None, use_cache=None):
+        return renamed(part, past_key_values)
+
+    transformer = nn.Identity()
+    monkeypatch.setattr(transformer, "forward", renamed if name == "cache" else old)
+    x = torch.randn(1, 2, 12)
+    assert torch.equal(tokenizer._attend(transformer, x), x + 1)
+    assert seen == [None, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "part"), [("encodec", "front"), ("mimi", "network.encoder.encoder_seanet"), ("dac", "")]
 )
@@ -472,6 +494,29 @@ def test_identity_follows_weights_and_settings(saved, tmp_path):
         assert open_tokenizer(other).identity != identity
         with pytest.raises(WrongModelError, match=f"made by model {identity.hex()[:16]}, not by"):
             vqtok.decode(tokens, other)
+
+
+@pytest.mark.parametrize("name", ["movq", "dac"])
+@pytest.mark.parametrize("kind", ["one file", "shards", "pickle"])
+def test_a_folder_with_half_precision_alone(saved, name, kind, tmp_path):
+    """As `save_pretrained(variant="fp16")` leaves it; a full one beside it goes first."""
+    model, folder = saved(name)
+    half, expected = copy.deepcopy(model).half(), copy.deepcopy(model).half().float()
+    options = {"one file": {}, "shards": {"max_shard_size": "20KB"}, "pickle": {"safe_serialization": False}}[kind]
+    if kind == "pickle" and name == "dac":
+        torch.save(half.state_dict(), tmp_path / "pytorch_model.fp16.bin")  # transformers writes none any more
+        half.config.save_pretrained(tmp_path)
+    else:
+        half.save_pretrained(tmp_path, variant="fp16", **options)
+    assert all("fp16" in path.name for path in tmp_path.iterdir() if path.name != "config.json")
+    tokenizer = open_tokenizer(str(tmp_path))
+    for (key, wanted), found in zip(
+        expected.state_dict().items(), tokenizer.network.state_dict().values(), strict=True
+    ):
+        assert found.dtype == torch.float32 or not wanted.is_floating_point(), key
+        assert torch.equal(found, wanted), key
+    model.save_pretrained(tmp_path)
+    assert open_tokenizer(str(tmp_path)).identity == open_tokenizer(folder).identity != tokenizer.identity
 
 
 def test_hashes_of_weights_are_remembered_by_file(saved, tmp_path, monkeypatch):
@@ -541,15 +586,18 @@ def test_folders_that_cannot_be_used(saved, tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(saved, tmp_path, monkeypatch):
-    """Create a Hugging Face cache with two models, without network access."""
+    """Create a Hugging Face cache with some models, without network access."""
     from huggingface_hub import constants
 
-    for name, below, revision in (("dac", "", "main"), ("dac", "", "v2"), ("movq", "movq", "main")):
+    models = (("dac", "", "main"), ("dac", "", "v2"), ("movq", "movq", "main"), ("half", "", "main"))
+    for name, below, revision in models:
         repo = tmp_path / "hub" / f"models--me--{name}"
         commit = hashlib.sha1(revision.encode()).hexdigest()
         (repo / "refs").mkdir(parents=True, exist_ok=True)
         (repo / "refs" / revision).write_text(commit)
-        shutil.copytree(saved(name)[1], repo / "snapshots" / commit / below)
+        shutil.copytree(saved("dac" if name == "half" else name)[1], repo / "snapshots" / commit / below)
+    (folder,) = (tmp_path / "hub" / "models--me--half" / "snapshots").iterdir()
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
@@ -557,7 +605,7 @@ def hub(saved, tmp_path, monkeypatch):
 def test_models_of_the_hub_come_from_its_cache(saved, hub, run, tmp_path):
     media = sound(500)
     tokens = vqtok.encode(media, "hf:me/dac")
-    for name in ("hf:me/dac@v2", saved("dac")[1]):
+    for name in ("hf:me/dac@v2", "hf:me/half", saved("dac")[1]):
         assert vqtok.encode(media, name).model == tokens.model
     assert vqtok.encode(picture(8, 8), "hf:me/movq/movq").codebook_sizes == (32,)
     with pytest.raises(ModelError, match="hf:me/else: is not in the Hugging Face cache, and the Hub cannot be reached"):

@@ -104,7 +104,7 @@ def test_two_processes_equal_one_with_the_double_batch(pictures: Path, tmp_path:
     assert_alike(whole, tmp_path / "two.run", half)
     # Only the first process wrote, and both know the result.
     rows = metrics(tmp_path / "two.run")
-    assert [row["step"] for row in rows] == [row["step"] for row in metrics(whole)] == [10, 14]
+    assert [row["step"] for row in rows] == [row["step"] for row in metrics(whole)] == [5, 10, 14]
     facts = inspect(tmp_path / "two.safetensors")
     assert identities == [facts["identity"]] * 2
     assert (facts["training"]["processes"], facts["training"]["items_seen"]) == (2, 8 * STEPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,3 +53,58 @@ def test_what_is_no_fault_of_a_medium_is_raised(encoder, photo, sound, image_mod
         vqtok.Encoder("none", device="cpu")({"path": [str(photo)]})
     with pytest.raises(ModelError, match=r"sound.wav: this model encodes image"):
         vqtok.Encoder(str(image_model), device="cpu")({"path": [str(sound)]})
+
+
+def test_values_of_many_types(encoder, photo, sound, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    data, expected = photo.read_bytes(), encoder({"path": [str(photo)]})["tokens"][0]
+    assert expected
+    contents = [
+        data,
+        bytearray(data),
+        memoryview(data),
+        np.bytes_(data),
+        np.frombuffer(data, np.uint8),
+        pa.scalar(data),
+        pa.scalar(data, pa.large_binary()),
+    ]
+    found = encoder({"bytes": contents})
+    assert found["error"].tolist() == [""] * len(contents)
+    assert found["tokens"].tolist() == [expected] * len(contents)
+    names = [str(photo), photo, os.fsencode(photo), np.str_(photo), pa.scalar(str(photo)), f"file://{photo}"]
+    found = encoder({"path": names})
+    assert found["error"].tolist() == [""] * len(names)
+    assert found["tokens"].tolist() == [expected] * len(names)
+    table = pa.table({"bytes": [data, None], "path": ["a.png", str(sound)]})
+    found = encoder({name: table[name] for name in table.column_names})
+    assert found["error"].tolist() == ["", ""]
+    assert found["tokens"].tolist() == [expected, encoder({"path": [sound]})["tokens"][0]]
+
+
+def test_what_is_no_medium_is_an_error_of_its_row(encoder, photo):
+    pa = pytest.importorskip("pyarrow")
+    data = photo.read_bytes()
+    wrong = [
+        None,
+        pa.scalar(None, pa.binary()),
+        float("nan"),
+        "text",
+        5,
+        [1, 2],
+        {"bytes": data},
+        object(),
+        b"",
+        Path("."),
+    ]
+    found = encoder({"bytes": [data, *wrong, data]})
+    assert [bool(tokens) for tokens in found["tokens"]] == [True, *[False] * len(wrong), True]
+    assert found["error"][1:4].tolist() == ["input: neither bytes nor a path"] * 3
+    assert found["error"][4] == "input: bytes must be those of a file, not str"
+    assert all(found["error"][1:-1])
+    names = [None, 7, "", "a\0b.png", ".", "s3:///x.png", "nosuch://bucket/x.png", str(photo / "x"), "x" * 5000]
+    found = encoder({"path": [*names, photo]})
+    assert [bool(tokens) for tokens in found["tokens"]] == [*[False] * len(names), True]
+    assert all(found["error"][:-1])
+    assert all("\n" not in error for error in found["error"])
+    with pytest.raises(UsageError, match="codebooks"):
+        vqtok.Encoder(num_codebooks=99, device="cpu")({"path": [photo]})

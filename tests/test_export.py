@@ -299,13 +299,13 @@ def test_text(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"to": "npy", "template": "<{id}>"}, "--template: is for --to text"),
-        ({"to": "npy", "pad_token": "auto"}, "only --layout delay pads"),
-        ({"to": "npy", "begin_token": "<s>"}, "--begin-token <s>: must be an id, auto or none"),
+        ({"to": "npy", "template": "<{id}>"}, "`template` is only for `to` text"),
+        ({"to": "npy", "pad_token": "auto"}, "`pad_token` is only for `layout` delay"),
+        ({"to": "npy", "begin_token": "<s>"}, "`begin_token` <s>: must be an id, auto or none"),
         ({"to": "npy", "row_token": 3}, "row token 3: is the id of a code"),
         ({"to": "npy", "row_token": "-3"}, "ids must lie in"),
         ({"to": "npy", "offset": 2**31}, "ids must lie in"),
-        ({"to": "npy", "layout": "delay", "pad_token": "none"}, "--pad-token none: --layout delay pads"),
+        ({"to": "npy", "layout": "delay", "pad_token": "none"}, "`pad_token` none: `layout` delay needs a pad token"),
         ({"to": "text", "template": "{id}"}, "cannot be told apart"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from vqtok.inspection import inspect
 from vqtok.models.model_file import load_model
 from vqtok.training import initialise as start
 from vqtok.training.initialise import tuning_config
-from vqtok.training.train import TrainingResult, train
+from vqtok.training.prior import fit_prior
+from vqtok.training.train import TrainingResult, train, train_prior
 
 pytestmark = pytest.mark.usefixtures("quick_kmeans")
 
@@ -143,3 +145,60 @@ def test_what_cannot_start_is_said(pictures: Path, tmp_path: Path, parent: Train
     with pytest.raises(UsageError, match="other settings"):
         train(pictures, output, init=str(output), settings=QUICK, steps=8, device="cpu", resume=True)
     assert tune(pictures, output, parent, resume=True).training["parent"] == parent.identity
+
+
+# The prior.
+
+
+@pytest.fixture(scope="module")
+def with_prior(pictures: Path, parent: TrainingResult, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    output = tmp_path_factory.mktemp("prior") / "parent.safetensors"
+    return train_prior(pictures, output, str(parent.model), settings=["prior.fit_steps=60"])
+
+
+def prior_of(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_file(result.model).items() if name.startswith("prior.")}
+
+
+def test_a_short_tuning_keeps_the_prior_and_says_so(
+    pictures: Path, tmp_path: Path, with_prior: TrainingResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = tune(pictures, tmp_path / "child.safetensors", with_prior)
+    before, after = prior_of(with_prior), prior_of(child)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before["prior.0.rank"].dtype == after["prior.0.rank"].dtype
+    assert "the prior is that of the model it started from: the run is too short to fit one" in caplog.text
+    restarted = tune(pictures, tmp_path / "restarted.safetensors", with_prior, "train.restart_codebook=true")
+    assert not prior_of(restarted)
+
+
+def test_tuning_by_the_clock_fits_the_prior_further(
+    pictures: Path, tmp_path: Path, with_prior: TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    def fit(*others: Any) -> dict[str, Any]:
+        started.append(others[-1])
+        return fit_prior(*others)
+
+    monkeypatch.setattr("vqtok.training.prior.fit_prior", fit)
+    output = tmp_path / "child.safetensors"
+    child = train(pictures, output, init=str(with_prior.model), settings=QUICK, minutes=0.1, device="cpu")
+    before, after = prior_of(with_prior), prior_of(child)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [type(prior).__name__ for prior in started] == ["Prior"]
+
+
+def test_a_prior_is_taken_over_exactly(with_prior: TrainingResult) -> None:
+    model = load_model(with_prior.model)
+    prior = model.entropy_model.prior
+    assert prior is not None
+    codes = [np.zeros((2, 4, 4), np.int32)]
+    config = load_preset("digits").prior
+    found = fit_prior(codes, model.quantizer.codebooks(), "image", config, 0, start=prior)
+    assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in prior_of(with_prior).items())
+    # Of other sizes: a new one.
+    found = fit_prior(codes, model.quantizer.codebooks(), "image", replace(config, dim=8), 0, start=prior)
+    assert found["prior.0.embedding"].shape == (16, 8)

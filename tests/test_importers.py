@@ -214,6 +214,79 @@ def test_llamagen_files_of_training(made: Any, averaged: bool, tmp_path: Path) -
     assert result.facts["averaged"] is averaged
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "model.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "model._orig_mod.module.{}",
+        "module.model.{}",
+        "generator.{}",
+        "model.generator.{}",
+    ],
+)
+def test_what_wraps_a_model_is_no_part_of_its_names(wrap: str, made: Any, tmp_path: Path) -> None:
+    tensors = made("llamagen").state_dict()
+    plain = import_checkpoint(save(tmp_path / "plain.ckpt", tensors), tmp_path / "plain.safetensors")
+    wrapped = {wrap.format(name): tensor for name, tensor in tensors.items()}
+    others = {"discriminator.0.weight": torch.ones(1)} if "generator" in wrap else {}
+    torch.save({"model": wrapped | others}, tmp_path / "wrapped.pt")
+    save_file(wrapped | others, tmp_path / "wrapped.bin")
+    for name in ("wrapped.pt", "wrapped.bin"):
+        found = import_checkpoint(tmp_path / name, tmp_path / f"{name}.safetensors")
+        assert found.identity == plain.identity
+        assert found.facts["dropped"].get("discriminator and perceptual loss", 0) == len(others)
+
+
+def test_parts_of_a_model_may_be_wrapped(made: Any, tmp_path: Path) -> None:
+    """By torch.compile or DistributedDataParallel, the encoder alone."""
+    tensors = made("llamagen").state_dict()
+    plain = import_checkpoint(save(tmp_path / "plain.ckpt", tensors), tmp_path / "plain.safetensors")
+    wrapped = {name.replace("encoder.", "encoder._orig_mod.module.", 1): tensor for name, tensor in tensors.items()}
+    assert wrapped.keys() != tensors.keys()
+    found = import_checkpoint(save(tmp_path / "wrapped.ckpt", wrapped), tmp_path / "wrapped.safetensors")
+    assert found.identity == plain.identity
+    with pytest.raises(ModelError, match="holds several weights that are encoder.conv_in.weight in the model"):
+        import_checkpoint(save(tmp_path / "both.ckpt", tensors | wrapped), tmp_path / "both.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("path", "averaged"),
+    [
+        (["model_state_dict"], False),
+        (["generator"], False),
+        (["model", "generator"], False),
+        (["state_dict", "model"], False),
+        (["module"], False),
+        (["ema_state_dict"], True),
+    ],
+)
+def test_sections_of_a_checkpoint(path: list[str], averaged: bool, made: Any, tmp_path: Path) -> None:
+    tensors = made("llamagen").state_dict()
+    content: dict[str, Any] = dict(tensors)
+    for name in reversed(path):
+        content = {name: content, "discriminator": {"0.weight": torch.ones(1)}, "step": 5}
+    if averaged:
+        content["model"] = randomised(llamagen(), seed=9).state_dict()
+    torch.save(content, tmp_path / "a.pt")
+    found = import_checkpoint(tmp_path / "a.pt", tmp_path / "m.safetensors")
+    check_same(made("llamagen"), found.model)
+    assert found.facts["averaged"] is averaged
+    assert found.facts["dropped"]["state of the training run"] == 2 * len(path)
+
+
+def test_safetensors_and_pickles_go_by_their_content(made: Any, tmp_path: Path) -> None:
+    tensors = made("magvit2").state_dict()
+    save_file(tensors, tmp_path / "a.ckpt")
+    torch.save(tensors, tmp_path / "b.safetensors")
+    names = ("a.ckpt", "b.safetensors")
+    one, other = (import_checkpoint(tmp_path / name, tmp_path / f"{name}.model") for name in names)
+    assert one.identity == other.identity
+
+
 def test_weights_alone_in_safetensors_or_a_plain_file(made: Any, tmp_path: Path) -> None:
     original = made("magvit2")
     save_file(original.state_dict(), tmp_path / "m2.safetensors")

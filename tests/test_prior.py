@@ -17,7 +17,8 @@ from vqtok.config import PriorConfig
 from vqtok.errors import CorruptFileError, ModelError
 from vqtok.tokens.coding import prior as prior_module
 from vqtok.tokens.coding.coders import EntropyModel
-from vqtok.tokens.coding.prior import EXPONENTIALS, PREFIX, Prior, from_arrays
+from vqtok.tokens.coding.fixed_point import EXPONENTIALS
+from vqtok.tokens.coding.prior import PREFIX, Prior, from_arrays
 from vqtok.tokens.coding.rans import TOTAL, IntervalDecoder, encode_intervals
 from vqtok.tokens.shard.payload import dump_joint
 from vqtok.tokens.shard.reader import Shard

@@ -1,4 +1,4 @@
-"""What the README tells people to type works."""
+"""The commands and examples of the README and of the documents beside the code work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,28 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vqtok.cli.app import app
+from vqtok.cli.help import TOPICS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "vqtok").rglob("*.md")), ROOT / "tests/benchmarks/README.md"]
+}
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+SHELL = [line for text in blocks("sh", README) for line in text.splitlines()]
+COMMANDS = sorted({line for text in DOCUMENTS.values() for block in blocks("sh", text) for line in block.splitlines()})
+PYTHON = [block for text in DOCUMENTS.values() for block in blocks("python", text)]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the repository's samples, and what the examples call photo.jpg."""
+    """A folder with the samples of the repository, and photo.jpg, which examples use."""
     shutil.copytree(ROOT / "tests" / "samples", tmp_path / "tests" / "samples")
     shutil.copy(ROOT / "tests" / "samples" / "photo.jpg", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -32,7 +44,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_first_command_line(workplace: Path) -> None:
-    """All of it but the installation: encode, inspect, decode the samples with the bundled models."""
+    """All of it except the installation: encode, inspect and decode the samples with the bundled models."""
     steps = [step.strip() for step in SHELL[0].split("&&")]
     commands = [shlex.split(step) for step in steps if step.startswith("vqtok ")]
     assert [command[1] for command in commands] == ["encode", "inspect", "decode"]
@@ -50,7 +62,7 @@ def test_the_second_command_line_is_what_ci_runs() -> None:
     assert "pip install .*pytest" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("vqtok ")])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("vqtok ")])
 def test_options_shown_exist(line: str) -> None:
     words = shlex.split(line, comments=True)
     shown = CliRunner().invoke(app, [words[1], "--help"]).output
@@ -65,13 +77,39 @@ def test_python_examples_run(code: str, workplace: Path) -> None:
 
 
 def test_numbers_shown_are_those_of_the_bundled_models() -> None:
-    """The tables of metrics are printed by `vqtok inspect`, line by line."""
+    """The model cards are what `vqtok inspect` prints, line by line."""
+    cards = DOCUMENTS["vqtok/bundled/README.md"]
     for name in ("image", "audio"):
         printed = CliRunner().invoke(app, ["inspect", name], env={"COLUMNS": "120"}).output
         identity = re.search(r"identity +(\w+)", printed)
         assert identity
-        assert identity[1] in README
+        assert identity[1] in cards
         table = [line.rstrip() for line in printed.splitlines() if re.match(r"(.* \(\d+\))? +[1248] +-?\d", line)]
         assert len(table) >= 4
         for line in table:
-            assert line in README, line
+            assert line in cards, line
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[name]):
+        assert link.startswith("https://") or (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_every_document_is_a_topic_of_help() -> None:
+    listed = CliRunner().invoke(app, ["help"]).output
+    shipped = {name.removeprefix("vqtok/") for name in DOCUMENTS if name.startswith("vqtok/")}
+    assert shipped == {path for path, _ in TOPICS.values()}
+    for topic, (path, summary) in TOPICS.items():
+        assert f"{topic:12}{summary}" in listed
+        assert CliRunner().invoke(app, ["help", topic]).output == DOCUMENTS[f"vqtok/{path}"]
+    assert CliRunner().invoke(app, ["help", "nonsense"]).exit_code == 2
+
+
+def test_documents_are_in_the_package_data() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "**/*.md" in settings["tool"]["setuptools"]["package-data"]["vqtok"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 import os
@@ -35,6 +34,7 @@ from vqtok.quantizers import VQ
 from vqtok.tokens.vqt.file import dump, load
 from vqtok.training import loop
 from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items, validation_crops
+from vqtok.training.initialise import start_codebooks
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import CodebookWindow, RunningMeans
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
@@ -147,7 +147,11 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert found == pytest.approx([0.025, 0.05, 0.1, 0.1])
     found = [learning_rate(config, 9, progress) for progress in (1 / 3, 0.5, 2 / 3, 1)]
     assert found == pytest.approx([0.075, 0.05, 0.025, 0])
-    assert learning_rate(config, 1, 0.5) == pytest.approx(0.025)
+    # A tenth of a short run is enough.
+    config = TrainConfig(learning_rate=0.1, warmup_steps=1000)
+    assert learning_rate(config, 0, 0) == pytest.approx(1e-4)
+    assert learning_rate(config, 1, 0.05) == pytest.approx(0.05, rel=0.01)
+    assert learning_rate(config, 1, 0.5) == pytest.approx(0.05)
     assert learning_rate(TrainConfig(learning_rate=0.1, warmup_steps=0), 0, 0) == pytest.approx(0.1)
 
 
@@ -157,6 +161,8 @@ def test_the_budget_that_ends_first_counts() -> None:
     assert Budget(steps=10, minutes=2).progress(2, 60) == 0.5
     assert Budget(steps=10, minutes=2).progress(8, 60) == 0.8
     assert Budget(steps=10).progress(11, 0) == 1
+    assert Budget(minutes=1, begin=10, reserve=10).progress(0, 30) == 0.5
+    assert Budget(minutes=1, begin=50, reserve=10).progress(0, 50) == 1
 
 
 def test_averaged_weights_by_hand() -> None:
@@ -264,23 +270,27 @@ def test_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
 
 
 def test_codebooks_start_from_latents_after_the_continuous_steps(pictures: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(pictures, tmp_path, Budget(steps=CONTINUOUS_STEPS))
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=30), on_progress=kill_at(CONTINUOUS_STEPS + 1))
+    trainer.config.train.__dict__["validations"] = 30
     losses = watched(trainer)
-    with pytest.raises(TrainingError, match=r"ended before .* more than 6 steps"):
+    with pytest.raises(Killed):
         trainer.run()
-    assert read_checkpoint(tmp_path)[1]["step"] == CONTINUOUS_STEPS  # More steps can go on from there.
-    assert not trainer.model.quantizer.ready
-    assert all("commitment" not in loss for _, loss in losses)
-    trainer.budget = Budget(steps=CONTINUOUS_STEPS + 1)
-    trainer.run()
+    assert ["commitment" in loss for _, loss in losses] == [False] * CONTINUOUS_STEPS + [True]
     assert trainer.model.quantizer.ready
     assert trainer.average.quantizer.ready
-    assert "commitment" in losses[-1][1]
     z = trainer.model.encoder(torch.from_numpy(trainer.loader.batch(0)))
     codes = trainer.model.quantizer.encode(z)
     assert len(codes[:, 0].unique()) > 8
     error = (trainer.model.quantizer.decode(codes) - z).square().mean()
     assert error < 0.2 * z.var()
+
+
+@pytest.mark.parametrize(("steps", "continuous"), [(1, 0), (2, 0), (5, 1), (20, 4), (100, CONTINUOUS_STEPS)])
+def test_a_short_run_warms_up_for_a_fifth_of_it(steps: int, continuous: int, pictures: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=steps))
+    losses = watched(trainer)
+    trainer.run()
+    assert ["commitment" in loss for _, loss in losses] == [False] * continuous + [True] * (steps - continuous)
 
 
 def test_the_result_is_the_best_by_validation(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,37 +309,86 @@ def test_the_result_is_the_best_by_validation(pictures: Path, tmp_path: Path, mo
     assert [equal_state(best, average) for average in averages] == [False, True, False, False]
 
 
+class SlowMachine:
+    """A clock on which training steps and validations take as long as one says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float, item: float = 0.0) -> None:
+        self.now, self.step, self.item = 0.0, step, item
+        self.validated: list[tuple[float, float]] = []
+        """When each validation began, and what it took."""
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(loop, "validate", self._validate)
+
+    def _validate(self, model: Any, loss: Any, config: Any, crops: list[Any], *others: Any) -> Validation:
+        self.validated.append((self.now, self.item * len(crops)))
+        self.now += self.item * len(crops)
+        return Validation(1.0, [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+
+    def run(self, trainer: Trainer) -> None:
+        step = trainer._train_step
+
+        def slow(x: torch.Tensor, fraction: float) -> dict[str, float]:
+            self.now += self.step
+            return step(x, fraction)
+
+        trainer._train_step = slow  # type: ignore[method-assign]
+        trainer.run()
+
+
 def test_a_run_by_the_clock_ends_on_time(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
-    trainer = make_trainer(pictures, tmp_path, Budget(minutes=5), "train.validations=50")
-    trainer.run()
-    steps = metrics(tmp_path)[-1]["step"]
-    assert 300 <= trainer.seconds < 320
-    assert steps > 2 * CONTINUOUS_STEPS
+    machine = SlowMachine(monkeypatch, step=0.5)
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=2, reserve=20), "train.validations=50")
+    machine.run(trainer)
+    assert 100 <= machine.now <= 101
+    assert trainer.step == pytest.approx(200, abs=2)
     assert trainer.optimizer.param_groups[0]["lr"] < 0.02 * trainer.config.train.learning_rate
 
 
-def test_slow_validations_leave_time_to_train(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
+@pytest.mark.parametrize("step", [1.0, 5.0])
+def test_a_minute_on_a_slow_machine_gives_a_model(
+    step: float, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = SlowMachine(monkeypatch, step, item=0.2)
+    settings = ["train.continuous_steps=250", "train.warmup_steps=500"]
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=1, reserve=12), *settings)
+    losses = watched(trainer)
+    machine.run(trainer)
+    assert machine.now <= 48 + step
+    assert "commitment" in losses[-1][1]
+    quantized = sum("commitment" in loss for _, loss in losses)
+    assert quantized >= 0.75 * len(losses)
+    assert trainer.best.quantizer.ready
+    assert "training steps fit into --minutes 1 here: expect a rough model" in caplog.text
 
-    def clock() -> float:
-        nonlocal now
-        now += 0.1
-        return now
 
-    def validate(*others: Any) -> Validation:
-        nonlocal now
-        now += 50
-        return Validation(1.0, [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+def test_what_does_not_fit_into_the_minutes_is_said_at_once(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = SlowMachine(monkeypatch, step=30.0)
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=1))
+    with pytest.raises(TrainingError, match=r"step takes 30\.0 s here, .* --minutes 1 ends .* at least --minutes 9"):
+        machine.run(trainer)
+    assert trainer.step <= 2
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=1, reserve=61))
+    with pytest.raises(TrainingError, match="leaves no time to train"):
+        machine.run(trainer)
+    assert trainer.step == 0
 
-    monkeypatch.setattr(loop.time, "monotonic", clock)
-    monkeypatch.setattr(loop, "validate", validate)
-    trainer = make_trainer(pictures, tmp_path, Budget(minutes=2), "train.validations=15")
-    trainer.run()
-    rows = metrics(tmp_path)
-    assert sum("validation" in row for row in rows) == 2
-    assert "validation" in rows[-1]
+
+def test_a_validation_takes_a_tenth_of_the_time_since_the_last(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = SlowMachine(monkeypatch, step=1.0, item=1.0)
+    trainer = make_trainer(pictures, tmp_path, Budget(minutes=5), "train.validations=60")
+    machine.run(trainer)
+    assert len(trainer.held_out) == trainer._validation_items == 7  # of 8: 7.5 s, a fortieth of the run
+    measured, found = machine.validated[:2], machine.validated[2:]
+    assert [cost for _, cost in measured] == [1, 1]
+    before = [sum(part) for part in [measured[-1], *found[:-1]]]
+    shares = [cost / (began - last) for (began, cost), last in zip(found, before, strict=True)]
+    assert len(found) == 3
+    assert max(shares) <= 0.1
+    assert machine.now <= 301
 
 
 # Interruption and resumption.
@@ -376,6 +435,7 @@ def test_a_run_ended_by_sigkill_goes_on_as_if_undisturbed(pictures: Path, tmp_pa
 import json, os, signal, sys, torch
 from vqtok.training import start
 from vqtok.training.run import train, train_prior
+from vqtok.training.start import start_codebooks
 torch.set_num_threads(1)
 start.KMEANS_VECTORS = 256
 def kill(progress):
@@ -405,8 +465,7 @@ train(*sys.argv[1:3], preset="digits", settings=json.loads(sys.argv[3]), steps=1
 
 def test_checkpoints_name_the_state_of_each_parameter(pictures: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pictures, tmp_path, Budget(steps=3))
-    with pytest.raises(TrainingError):
-        trainer.run()
+    trainer.run()
     tensors, _ = read_checkpoint(tmp_path)
     name = "model.encoder.layers.0.conv.weight"
     assert tensors[f"optimizer.exp_avg.{name}"].shape == tensors[name].shape
@@ -423,7 +482,7 @@ def test_a_finished_run_can_be_extended(pictures: Path, tmp_path: Path) -> None:
     longer = make_trainer(pictures, tmp_path, Budget(steps=30))
     longer.resume()
     longer.run()
-    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [8, 12, 20, 30]
+    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [4, 8, 12, 20, 30]
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000])
@@ -551,6 +610,24 @@ def test_a_regression_is_said(pictures: Path, tmp_path: Path, monkeypatch: pytes
     assert trainer.alarms.lines() == [f"step 20: {message}"]
 
 
+def test_k_means_looks_at_fewer_latents_where_it_takes_long(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqtok.training.initialise.KMEANS_VECTORS", 5 * 128)
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=9))
+    for seconds, expected in ((math.inf, 5), (1e6, 5), (0.0, 1)):
+        trainer.model.quantizer.parts[0].initialised.fill_(False)
+        asked: list[int] = []
+
+        def batch(index: int, asked: list[int] = asked) -> torch.Tensor:
+            asked.append(index)
+            return torch.from_numpy(trainer.loader.batch(index))
+
+        start_codebooks(trainer.model, batch, torch.float32, seconds)
+        assert asked == list(range(expected))
+        assert trainer.model.quantizer.ready
+
+
 # From a folder to a model file.
 
 
@@ -600,7 +677,7 @@ def test_force_starts_anew_but_leaves_what_is_not_its_own(pictures: Path, tmp_pa
         run_train(tmp_path / "empty", output, steps=8, force=True)
     assert (tmp_path / "model.run" / CHECKPOINT_NAME).exists()
     run_train(pictures, output, steps=10, force=True)
-    assert [row["step"] for row in metrics(tmp_path / "model.run")] == [7, 10]
+    assert [row["step"] for row in metrics(tmp_path / "model.run")] == [4, 7, 10]
     assert (tmp_path / "model.run" / "notes.txt").exists()
     assert not (tmp_path / "model.run" / "step-0000008.png").exists()
 
@@ -673,7 +750,33 @@ def test_a_prior_is_fitted_to_a_model_that_exists(pictures: Path, tmp_path: Path
         train_prior(pictures, tmp_path / "x.safetensors", str(first), settings=["train.seed=1"])
 
 
+def test_the_minutes_are_those_of_the_whole_command(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqtok.training.prior._is_useful", lambda *others: True)
+    since = time.monotonic()
+    stages: list[str] = []
+    result = run_train(
+        pictures, tmp_path / "model.safetensors", "prior.fit_steps=2", minutes=0.1, on_stage=stages.append
+    )
+    assert time.monotonic() - since < 12  # A machine that is busy may be late.
+    assert read_card(result.model).has_prior
+    assert 1 <= result.training["evaluation"]["files"] <= 8
+    assert stages[0] == "looking for files"
+    assert "starting the codebooks by k-means" in stages
+
+
+def test_minutes_too_few_for_a_prior_leave_it_out_and_say_so(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vqtok.training.prior.step_seconds", lambda *others: 0.5)
+    result = run_train(pictures, tmp_path / "model.safetensors", minutes=0.06)
+    assert not read_card(result.model).has_prior
+    # 50 steps of 0.5 s in 0.6 of 0.12 of the time
+    assert "no prior, which would make token files smaller: fitting one takes --minutes 6 or more" in caplog.text
+
+
 def test_a_long_enough_run_ends_with_a_prior(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtok.training.train.MIN_PRIOR_STEPS", 1)
+    monkeypatch.setattr("vqtok.training.prior.MIN_PRIOR_STEPS", 1)
     model = run_train(pictures, tmp_path / "model.safetensors", steps=8).model
     assert read_card(model).has_prior

@@ -1,4 +1,4 @@
-"""What a token file, a shard, a model or a medium is; but for media without torch or numpy."""
+"""Describe token files, shards, exports, models and media; all but media without torch or numpy."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ EXPORT_ENTRIES: dict[str, type] = {
     "num_items": int,
     "num_ids": int,
 }
-"""What the JSON file of every export tells."""
+"""Entries of the JSON file of every export, and their types."""
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
-    """Describe a token file, a shard, an export, a model (by path or name), a picture or a sound.
+    """Describe a token file, a shard, an export, a model (by path or name), an image or audio.
 
     Args:
-        model: What a medium would be coded with; by default the bundled model of its modality.
+        model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
         A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "image" or "audio").
 
     Raises:
-        VqtokError: the file cannot be read, is damaged, or is none of these.
+        VqtokError: The file cannot be read, is damaged, or is none of these.
     """
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
@@ -68,7 +68,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if kind == "model":
         return model_facts(path, read_card(path))
     if kind is None:
-        raise MediaError(f"{path}: neither a token file, a shard, an export, a model, a picture nor a sound")
+        raise MediaError(f"{path}: not a token file, shard, export, model, image or audio file")
     return media_facts(path, kind, model)
 
 
@@ -92,7 +92,7 @@ def token_facts(path: Path, header: Header) -> Facts:
 
 
 def grid_facts(tokens: Header | Tokens) -> Facts:
-    """Describe tokens, wherever they come from."""
+    """Describe the tokens of a file, a shard or an export."""
     facts: Facts = {
         "modality": tokens.modality,
         "model": tokens.model.hex(),
@@ -110,7 +110,7 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
 
 
 def losses(header: Header, starts: Sequence[int | None]) -> Facts:
-    """Describe what is lost of a token file: stretches of a picture's rows or of a sound's seconds, and how much."""
+    """Describe the lost parts of a token file: rows of an image or seconds of audio, and their fraction."""
     end, unit = (header.size[1], "rows") if header.modality == "image" else (header.duration_seconds or 0, "seconds")
     steps = header.grid[0 if header.modality == "image" else -1]
     scale = header.stride if header.modality == "image" else end / steps
@@ -127,7 +127,7 @@ def losses(header: Header, starts: Sequence[int | None]) -> Facts:
 
 
 def shard_facts(path: Path) -> Facts:
-    """Describe a shard, having read all of it and checked that each item is whole."""
+    """Read a shard, check that each item is intact, and describe it."""
     coders: Counter[str] = Counter()
     num_tokens = payload_bytes = 0
     extent = 0.0  # pixels, or seconds
@@ -175,12 +175,12 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
 
 
 def export_facts(path: Path) -> Facts:
-    """Describe an export by the JSON file beside it, which may be given itself."""
+    """Describe an export, given by its data or by its JSON file."""
     data = path.with_suffix("") if _is_sidecar(path) else path
     facts = read_facts(json_file(data))
     for name, kind in EXPORT_ENTRIES.items():
         if not isinstance(facts.get(name), kind):
-            raise CorruptFileError(f"{json_file(data)}: has no {name}, or one that makes no sense; export again")
+            raise CorruptFileError(f"{json_file(data)}: has no valid {name}; export again")
     told = {name: value for name, value in facts.items() if name not in ("format", "version", "items", "texts")}
     try:
         file_bytes = data.stat().st_size
@@ -213,7 +213,7 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
 
 
 def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
-    """Describe another library's or package's model."""
+    """Describe a model of another library or package."""
     return {
         "file": name,
         "kind": "model",
@@ -237,7 +237,7 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
 
 
 def media_facts(path: Path, modality: str, model: str | None) -> Facts:
-    """Describe a medium and what it would become, before entropy coding."""
+    """Describe an image or audio, and the tokens it would become, before entropy coding."""
     size = _image_facts(path) if modality == "image" else _audio_facts(path)
     facts: Facts = {"file": str(path), "kind": modality, "file_bytes": path.stat().st_size, **size}
     tokenizer = open_tokenizer(model) if model is not None and is_adapted(model) else None
@@ -248,7 +248,7 @@ def media_facts(path: Path, modality: str, model: str | None) -> Facts:
             raise
         return facts
     if coded["modalities"] != [modality]:
-        raise ModelError(f"{path}: is {modality}, but model {model} codes {coded['modalities'][0]}")
+        raise ModelError(f"{path}: is {modality}, but model {model} encodes {coded['modalities'][0]}")
     if modality == "image":
         grid = [math.ceil(size[axis] / coded["stride"]) for axis in ("height", "width")]
     else:
@@ -285,13 +285,13 @@ def _audio_facts(path: Path) -> Facts:
 
 
 def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
-    """Count the codes of token files, shards, and those in folders, added up over all.
+    """Count the codes of token files and shards, and of those in folders, over all of them.
 
     Args:
         model: The model that made them; by default a bundled one. Bit-packed files need none.
 
     Returns:
-        `usage, perplexity, entropy_bits, dead_codes`, each with one entry a codebook, `num_files` (items of shards
+        `usage`, `perplexity`, `entropy_bits` and `dead_codes` with one entry per codebook, `num_files` (items of shards
         count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
     """
     from vqtok.models.token_reader import TokenReader

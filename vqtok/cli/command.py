@@ -20,10 +20,15 @@ INTERRUPTED = 130
 
 OPTIONS = {
     "address": "--ray-address",
+    "begin_token": "--begin-token",
     "chunk_seconds": "--chunk-seconds",
     "coder": "--coder",
+    "config": "--config",
     "device": "--device",
+    "end_token": "--end-token",
+    "family": "--family",
     "init": "--init",
+    "layout": "--layout",
     "max_megapixels": "--max-megapixels",
     "minutes": "--minutes",
     "model": "--model",
@@ -31,13 +36,21 @@ OPTIONS = {
     "num_codebooks": "--codebooks",
     "output": "-o",
     "overwrite": "--force",
+    "pad_token": "--pad-token",
     "precision": "--precision",
     "preset": "--preset",
     "resume": "--resume",
+    "revision": "--revision",
+    "row_token": "--row-token",
     "salvage": "--salvage",
+    "seed": "--seed",
+    "settings": "--set",
     "size": "--size",
     "skip_existing": "--skip-existing",
     "steps": "--steps",
+    "template": "--template",
+    "tensorboard": "--tensorboard",
+    "to": "--to",
 }
 """The option that sets a library function's argument, for messages."""
 

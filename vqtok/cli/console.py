@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.text import Text
 
 out = Console(soft_wrap=False, highlight=False)
-"""Results that were asked for: tables of `inspect`."""
+"""For results: the tables of `inspect`."""
 err = Console(stderr=True, soft_wrap=True, highlight=False)
-"""Everything said along the way."""
+"""For everything else."""
 
 
 def say(message: str, style: str = "") -> None:
-    """Print one line on stderr; file names in it are never read as markup."""
+    """Print one line on stderr, without interpreting it as markup."""
     err.print(one_line(message, style=style))
 
 
 def one_line(text: str, style: str = "") -> Text:
-    """Make one line, with escapes for what would break it or steer the terminal: file names may hold any bytes."""
+    """Return one line of text. Characters that would break the line or control the terminal are escaped."""
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style=style)
 
 
@@ -32,7 +32,7 @@ _kept_stdout: list[TextIO] = []
 
 @contextmanager
 def stdout_for_json() -> Iterator[None]:
-    """Send to stderr what libraries print, for they will: Ray what the log of a node says that died."""
+    """Send what libraries print to stderr, as Ray does with the log of a dead node."""
     _kept_stdout.append(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -43,6 +43,6 @@ def stdout_for_json() -> Iterator[None]:
 
 def print_json(facts: Mapping[str, Any]) -> None:
     stdout = _kept_stdout[-1] if _kept_stdout else sys.stdout
-    # In ASCII, which every stdout can hold and which keeps names that are no UTF-8.
+    # ASCII works on every stdout and preserves names that are not UTF-8.
     stdout.write(json.dumps(facts) + "\n")
     stdout.flush()

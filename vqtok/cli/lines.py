@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one encoded file: `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
+    """Return a line such as `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
     if facts["modality"] == "image":
         raw_bytes = facts["width"] * facts["height"] * 3
         rate = f"{facts['bpp']:.3f} bpp"
@@ -27,7 +27,7 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
 
 
 def decoded_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one decoded file."""
+    """Return the line for one decoded file."""
     used, there = facts["decoded_codebooks"], facts["num_codebooks"]
     source = f"{facts['file']}: {facts['key']}" if "key" in facts else facts["file"]
     return f"{source} -> {facts['output']} {media_size(facts)} ({used} of {there} codebooks)"
@@ -79,7 +79,7 @@ class Tally:
 
 
 def converted_line(facts: Mapping[str, Any]) -> str:
-    """Sum up one converted item."""
+    """Return the line for one converted item."""
     if facts["kind"] == "array":
         return f"{facts['file']} -> {facts['output']} (shape {times(facts['shape'])})"
     return (
@@ -89,7 +89,7 @@ def converted_line(facts: Mapping[str, Any]) -> str:
 
 
 def exported_line(facts: Mapping[str, Any]) -> str:
-    """Sum up an export."""
+    """Return the line for an export."""
     items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
     failed = f", {facts['failed']} left out" if facts["failed"] else ""
     return (
@@ -113,7 +113,7 @@ def file_size(num_bytes: float) -> str:
 
 
 def merged_line(output: Path, merged: Merged) -> str:
-    """Sum up what became one shard."""
+    """Return the line for a merged shard."""
     return f"{output}: {merged.num_items} items, {file_size(output.stat().st_size)}"
 
 

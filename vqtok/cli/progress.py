@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.table import Table
-from rich.text import Text
 
 from vqtok.cli.console import err, out, say
 
@@ -22,16 +22,20 @@ T = TypeVar("T")
 
 
 class TrainingDisplay:
-    """Show training as it goes: a live panel on a terminal, a line at each validation elsewhere."""
+    """Shows the progress of training: a live panel on a terminal, elsewhere a line at each validation."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.live: Live | None = None
         self.quality = ""
+        self._stage = ""
+        self._latest: TrainingProgress | None = None
+        self._codebooks: dict[str, list[float]] = {}
+        self._since = time.monotonic()
         if err.is_terminal and not quiet:
             from rich.live import Live
 
-            self.live = Live(console=err, refresh_per_second=4, transient=True)
+            self.live = Live(console=err, refresh_per_second=4, transient=True, get_renderable=self._panel)
 
     def __enter__(self) -> TrainingDisplay:
         if self.live:
@@ -41,6 +45,15 @@ class TrainingDisplay:
     def __exit__(self, *exception: object) -> None:
         if self.live:
             self.live.stop()
+
+    def stage(self, stage: str) -> None:
+        """Show what is done before, between and after training steps."""
+        self._stage = stage
+
+    def step(self, progress: TrainingProgress) -> None:
+        """Show how far training is."""
+        self._stage, self._latest, self._since = "", progress, time.monotonic()
+        self._codebooks |= progress.codebooks
 
     def start(self, config: Config, training: int, held_out: int, run_folder: Path) -> None:
         if not self.quiet:
@@ -59,38 +72,38 @@ class TrainingDisplay:
                     f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
                     f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
                 )
-        if self.live:
-            self.live.update(self._panel(progress))
+        self.step(progress)
 
-    def _panel(self, progress: TrainingProgress) -> Table:
-        left = progress.seconds * (1 / max(progress.fraction, 1e-9) - 1)
-        done = round(progress.fraction * 30)
+    def _panel(self) -> Table:
+        """Draw the panel as of now: its clock goes on while a step or a stage takes its time."""
         panel = Table.grid(padding=(0, 2))
         panel.add_column(style="cyan")
         panel.add_column()
-        panel.add_row(
-            "progress",
-            f"{'━' * done}{'╌' * (30 - done)} {progress.fraction:.1%}, step {progress.step}, {_clock(left)} left",
-        )
+        progress, passed = self._latest, time.monotonic() - self._since
+        if progress is None:
+            panel.add_row("progress", f"{bar(0.0)} {_clock(passed)}, {self._stage}")
+            return panel
+        left = max(0.0, progress.left - passed)
+        fraction = 1 - left / max(progress.seconds + progress.left, 1e-9)
+        doing = self._stage or f"step {progress.step}"
+        panel.add_row("progress", f"{bar(fraction)} {fraction:.1%}, {_clock(left)} left, {doing}")
         panel.add_row(
             "speed",
             f"{progress.items_per_second:.1f} items/s, {progress.waiting:.1%} of the time waiting for data",
         )
         panel.add_row("losses", "  ".join(f"{name} {value:.4g}" for name, value in progress.losses.items()))
-        for name, values in progress.codebooks.items():
+        for name, values in self._codebooks.items():
             panel.add_row(name, _each(values, ".0%" if name == "usage" else ".0f"))
         if self.quality:
             panel.add_row("validation", self.quality)
         return panel
 
     def evaluate(self, done: int, total: int) -> None:
-        if self.live:
-            self.live.update(Text(f"evaluating the best model on held-out files: {done} of {total}"))
+        self.stage(f"evaluating: file {done + 1} of {total}")
 
     def prior(self, steps: int, step: int, bits: float) -> None:
-        if self.live:
-            now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
-            self.live.update(Text(f"fitting the prior that makes token files smaller: {now}"))
+        now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
+        self.stage(f"fitting the prior: {now}")
 
 
 def _each(values: Sequence[float], style: str) -> str:
@@ -104,7 +117,7 @@ def _clock(seconds: float) -> str:
 
 
 class ItemProgress:
-    """A progress bar on a terminal for work on several items, counted as they finish, in whatever order.
+    """A progress bar on a terminal for work on several items, counted as they finish, in any order.
 
     Items that are skipped are taken off the total, so that they do not distort the time left.
     """
@@ -148,3 +161,8 @@ class ItemProgress:
         for result in results:
             self.finish(result)
             yield result
+
+
+def bar(fraction: float) -> str:
+    done = round(min(1.0, fraction) * 30)
+    return f"{'━' * done}{'╌' * (30 - done)}"

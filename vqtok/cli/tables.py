@@ -17,11 +17,11 @@ from vqtok.cli.lines import file_size, media_size, times
 
 BARS = " ▁▂▃▄▅▆▇█"
 HISTOGRAM_COLUMNS = 20, 64
-"""Narrowest and widest histogram; between them it takes what the terminal has."""
+"""Smallest and largest width of a histogram, within the width of the terminal."""
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """Print what `inspect` found, as a table."""
+    """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
     shown.get(facts["kind"], _show_media)(facts)
 
@@ -117,7 +117,7 @@ def _rate(facts: Mapping[str, Any]) -> str:
 
 
 def show_item(facts: Mapping[str, Any]) -> None:
-    """Print a line on an item of a shard."""
+    """Print the line of one item of a shard."""
     size = f"{media_size(facts)}, {facts['num_tokens']} tokens, {file_size(facts['file_bytes'])}"
     out.print(one_line(f"  {facts['key']} {size}"), soft_wrap=True)
 
@@ -187,7 +187,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
 
 
 def show_models(models: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models that go by name, a line each, under where they are."""
+    """Print available models, one per line, grouped by where they are."""
     for where, group in itertools.groupby(models, key=lambda model: model["where"]):
         listed = list(group)
         width = max(len(model["name"]) for model in listed)
@@ -213,7 +213,7 @@ METRICS = {
     "si_sdr": ("SI-SDR dB", 2),
     "stoi": ("STOI", 3),
 }
-"""Heading and decimals of each metric in a model's card."""
+"""Heading and number of decimals of each metric in a model card."""
 
 
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
@@ -235,7 +235,7 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 
 def show_usage(facts: Mapping[str, Any]) -> None:
-    """Print how the codes of files use their codebooks, with a histogram of each."""
+    """Print the codebook usage of files, with a histogram of each codebook."""
     out.print(Text(f"{facts['num_files']} files, {facts['num_tokens']} tokens, model {facts['model']}", style="bold"))
     _show_codebooks(facts)
 
@@ -263,7 +263,7 @@ def _show_codebooks(facts: Mapping[str, Any]) -> None:
 
 
 def histogram(counts: Sequence[int], columns: int) -> str:
-    """Draw counts, sorted, as one line of bars; a used code never vanishes."""
+    """Draw sorted counts as one line of bars, in which every used code is visible."""
     columns = min(columns, len(counts))
     edges = [round(i * len(counts) / columns) for i in range(columns + 1)]
     means = [sum(counts[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
@@ -272,7 +272,7 @@ def histogram(counts: Sequence[int], columns: int) -> str:
 
 
 def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
-    """Draw the sorted code frequencies of each codebook to a picture.
+    """Plot the sorted code frequencies of each codebook to an image.
 
     Raises:
         UsageError: matplotlib is not installed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -53,17 +54,20 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model on a folder of images or audio."""
+    began = time.monotonic()
     from vqtok.cli.console import print_json
     from vqtok.cli.progress import TrainingDisplay
     from vqtok.cli.tables import show_facts
-    from vqtok.inspection import inspect as inspect_model
-    from vqtok.training.train import train as run_training
-    from vqtok.training.train import train_prior
 
     if prior_only and (init is None or resume or preset or steps or minutes):
         raise UsageError("--prior-only needs --init, and no --preset, --steps, --minutes or --resume")
     try:
         with TrainingDisplay(quiet) as display:
+            display.stage("loading PyTorch")
+            from vqtok.inspection import inspect as inspect_model
+            from vqtok.training.train import train as run_training
+            from vqtok.training.train import train_prior
+
             if prior_only:
                 assert init
                 result = train_prior(
@@ -89,7 +93,10 @@ def train(
                     tensorboard=tensorboard,
                     device=device,
                     seed=seed,
+                    began=began,
+                    on_stage=display.stage,
                     on_start=display.start,
+                    on_step=display.step,
                     on_progress=display.progress,
                     on_evaluate=display.evaluate,
                     on_prior=display.prior,

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class _Kind(NamedTuple):
-    """What windows have in common that may share a batch."""
+    """What windows must have in common to share a batch."""
 
     run: Run
     shape: tuple[int, ...]
@@ -31,14 +31,14 @@ class _Kind(NamedTuple):
 class Batches:
     """Worker threads that run functions `(batch, *shape) -> (batch, *shape)` on batches of windows of one shape.
 
-    Libraries round convolutions by the shape of the batch and by the number of threads that share it. So that what
-    comes out for a window depends neither on what else is computed nor on the number of workers, each batch is computed
-    by a single thread, and the batches of windows of one shape have all the same size: large windows come one by one,
-    small ones are filled up with zeros.
+    Libraries round convolutions differently for other batch shapes and other numbers of threads. To make the result for
+    a window independent of what else is computed and of the number of workers, a single thread computes each batch, and
+    all batches of windows of one shape have the same size: large windows are computed one by one, batches of small ones
+    are padded with zeros.
 
     Args:
         workers: Threads, each of which keeps one processor core busy.
-        positions: Pixels or samples of a batch, unless one window has more.
+        positions: Pixels or samples in a batch, unless a single window has more.
     """
 
     def __init__(self, workers: int, positions: int) -> None:
@@ -47,19 +47,19 @@ class Batches:
         self._lock = threading.Lock()
         self._waiting: dict[_Kind, list[tuple[Array, Future[Array]]]] = {}
         self._limits: dict[_Kind, int] = {}
-        """Sizes of batches, where memory does not suffice for others."""
+        """Batch sizes that were reduced because the memory was not sufficient."""
 
     def submit(self, run: Run, window: Array, positions: int) -> Future[Array]:
-        """Run a function on a window without its batch axis, of so many pixels or samples."""
+        """Run a function on a window, which has no batch axis and this number of pixels or samples."""
         future: Future[Array] = Future()
         with self._lock:
             self._waiting.setdefault(_Kind(run, window.shape, positions), []).append((window, future))
-        # As many calls as windows; those that come after a full batch find nothing left to do.
+        # One call per window. Calls that come after a full batch find nothing left to do.
         self._pool.submit(self._take)
         return future
 
     def alone(self, run: Callable[[], Result]) -> Future[Result]:
-        """Run a function by itself, in one of the threads."""
+        """Run a function in one of the threads, outside of batches."""
         return self._pool.submit(run)
 
     def _take(self) -> None:
@@ -67,7 +67,9 @@ class Batches:
             if not self._waiting:
                 return
             full = (kind for kind, waiting in self._waiting.items() if len(waiting) >= self._size(kind))
-            kind = next(full, next(iter(self._waiting)))  # else the one that has waited longest
+            kind = next(
+                full, next(iter(self._waiting))
+            )  # Without a full batch, take the windows that have waited longest.
             waiting, size = self._waiting.pop(kind), self._size(kind)
             if waiting[size:]:
                 self._waiting[kind] = waiting[size:]
@@ -87,7 +89,7 @@ class Batches:
         return self._limits.get(kind, max(1, self._positions // kind.positions))
 
     def _compute(self, kind: _Kind, windows: list[Array]) -> list[Array]:
-        """Run a batch, filled up; where memory does not suffice, smaller ones, from here on."""
+        """Run a padded batch. If the memory is not sufficient, use smaller ones from now on."""
         results: list[Array] = []
         while len(results) < len(windows):
             size = self._size(kind)
@@ -100,17 +102,17 @@ class Batches:
                 if size == 1:
                     raise
                 self._limits[kind] = math.ceil(size / 2)
-                logger.warning("not enough memory for batches of %d; going on with %d", size, self._limits[kind])
+                logger.warning("not enough memory for batches of %d; continuing with %d", size, self._limits[kind])
             if size > self._size(kind) and torch.cuda.is_available():
-                torch.cuda.empty_cache()  # Only here, since the exception held on to what had been allocated.
+                torch.cuda.empty_cache()  # Not earlier: the exception kept the allocated memory alive.
         return results
 
 
 def _compute_alone(threads: int) -> None:
-    """Let this thread compute by itself, and others that start after it with so many threads, as before."""
-    torch.get_num_threads()  # which sets them, when first asked in a thread
+    """Make this thread compute with one core, and threads that start later with `threads` cores, as before."""
+    torch.get_num_threads()  # The first call in a thread sets the number, which would undo the next line later.
     torch.set_num_threads(1)
-    # That was also for threads yet to start, which another call, in a thread without further work, makes good.
+    # This also changed the number for threads that start later; a call in another thread restores it.
     other = threading.Thread(target=torch.set_num_threads, args=(threads,))
     other.start()
     other.join()

@@ -1,4 +1,4 @@
-"""The manifest of what failed in a long run, a file that is there only if something did."""
+"""The manifest of failures of a long run, a file that exists only if something failed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def failure_log(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give a function that notes a failure as a JSON line: the input's `path`, the item's `key` if any, the `error`.
+    """Yield a function that records a failure as a JSON line: the input's `path`, the item's `key` if any, the `error`.
 
-    A line is in the file as soon as it is noted (in a remote one at the end); what an earlier run noted is removed.
-    That the file cannot be written ends no run.
+    Each line is written at once, in a remote file at the end. The file of an earlier run is removed. A file that cannot
+    be written does not end the run.
     """
     remote_lines: list[bytes] = []
 
@@ -44,10 +44,10 @@ def failure_log(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], Non
 
 
 def failures_beside(output: str | None, num_inputs: int, share: str = "") -> Path | None:
-    """Name the manifest of a run: in the folder of its outputs, or beside its shard; none for a single output.
+    """Return the manifest of a run: in the folder of its outputs, or next to its shard; None for a single output.
 
     Args:
-        share: Which of several runs with the same folder this is.
+        share: The name of this run among several with the same folder.
     """
     if output is None or output == "-" or num_inputs < 2:
         return None

@@ -1,4 +1,4 @@
-"""Encode to many shards on a cluster of Ray: the driver plans, a pool of actors with one model each does the work."""
+"""Encode to many shards on a Ray cluster: a pool of actors, each with its own model, encodes one shard at a time."""
 
 from __future__ import annotations
 
@@ -36,28 +36,30 @@ def encode_on_ray(
     existing: Existing = REFUSED,
     **how: Any,
 ) -> Generator[Outcome, None, None]:
-    """Encode to shards, each with its items; outcomes come shard by shard, in any order.
+    """Encode to shards, each with its items; yield outcomes shard by shard, in any order.
 
-    All nodes must see inputs, outputs and the model under the same names. Where an actor or its node dies another goes
-    on with the shard.
+    All nodes must see inputs, outputs and the model under the same names. If an actor or its node dies, another one
+    continues its shard.
 
     Args:
-        address: Of a cluster, or "auto" for the one that this machine is part of; by default one on this machine alone
-            is started, unless this process has joined one already.
-        device: Of the actors, which take a GPU each if it is "cuda"; "auto" is that where the cluster has GPUs.
-        options: Of the actors; by default each has one processor core.
+        address: Address of a cluster, or "auto" for the one that this machine belongs to. By default a cluster is
+            started on this machine, unless this process has joined one already.
+        device: Device of the actors. With "cuda" each takes a GPU; "auto" is "cuda" if the cluster has GPUs.
+        options: Options of the actors; by default each has one processor core.
         max_pixels: Largest image to read; by default Pillow's limit.
-        how: What else `encode_shard` takes.
+        how: Other arguments of `encode_shard`.
 
     Raises:
-        UsageError: Ray is not installed or not there. ModelError: no such model. OutputError: a shard exists.
-        DiskError: the disk is full or read-only.
+        UsageError: Ray is not installed, or the cluster cannot be reached.
+        ModelError: There is no such model.
+        OutputError: A shard exists.
+        DiskError: The disk is full or read-only.
     """
     if model is not None and model not in bundled_models() and Path(model).exists():
         model = absolute(Path(model))
     if not existing.overwrite and not existing.skip:
         _refuse_existing(path for path, _ in shards)
-        existing = Existing(skip=True)  # What is there from now on, an actor that died has left.
+        existing = Existing(skip=True)  # Parts that exist from now on were left by actors that died.
     options = replace(options, jobs=options.jobs or 1)
     with _ray(address) as ray:
         if device == "auto":
@@ -70,7 +72,7 @@ def encode_on_ray(
                 _ShardEncoder,
                 fn_constructor_args=((model, device, options), how | {"existing": existing}, max_pixels),
                 batch_size=1,
-                # More actors than there is room for would wait in vain, and fail for it in the end.
+                # Actors that do not fit into the cluster would wait until they fail.
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(shards), int(room)))),
                 num_cpus=options.jobs,
                 num_gpus=1 if device == "cuda" else 0,
@@ -79,13 +81,13 @@ def encode_on_ray(
         )
         for row in results:
             for outcome in pickle.loads(row["outcomes"]):
-                if isinstance(outcome.error, DiskError | ModelError):  # which all others would have, too
+                if isinstance(outcome.error, DiskError | ModelError):  # All other shards would fail in the same way.
                     raise outcome.error
                 yield outcome
 
 
 class _ShardEncoder:
-    """What an actor does."""
+    """An actor, which encodes shards."""
 
     def __init__(
         self, codecs: tuple[str | None, str, CodecOptions], how: dict[str, Any], max_pixels: int | None = None
@@ -110,7 +112,7 @@ class _ShardEncoder:
 
 
 def _pack(shard: tuple[Path, Sequence[tuple[str, Path]]]) -> bytes:
-    """Make bytes of a shard's name and items: names that are no UTF-8 would be no text for Ray."""
+    """Return a shard's name and items as bytes, since Ray does not accept names that are not UTF-8."""
     path, items = shard
     return pickle.dumps((absolute(path), [(key, absolute(source)) for key, source in items]))
 
@@ -123,13 +125,13 @@ def _refuse_existing(shards: Iterator[Path]) -> None:
 
 @contextmanager
 def _ray(address: str | None) -> Iterator[Any]:
-    """Join a cluster, or start one, for as long as this lasts; Ray's own messages are kept still."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # It takes every actor with arguments for an error.
+    """Join or start a cluster for the duration of the context, and silence Ray's own messages."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs an error for every actor with arguments.
     try:
         import ray
         import ray.data
     except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'vqtok[ray]'") from None
+        raise UsageError("Ray is not installed: pip install 'vqtok[ray]'") from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     was_there = ray.is_initialized()
@@ -140,7 +142,7 @@ def _ray(address: str | None) -> Iterator[Any]:
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield ray
     except ConnectionError as error:
-        raise UsageError(f"--ray-address {address}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"`address` {address}: {str(error).splitlines()[0]}") from error
     except ray.exceptions.RayError as error:
         raise VqtokError(f"Ray: {str(error).strip().splitlines()[-1]}") from error
     finally:

@@ -172,7 +172,7 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
             yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
-            raise MediaError(f"{name}: has more than {limit}; vqtok encode --max-megapixels N allows more") from error
+            raise MediaError(f"{name}: has more than {limit}; `max_megapixels` allows more") from error
         except UnidentifiedImageError as error:
             what = tiff.describe(file) if _is_tiff(file) else _UNKNOWN
             raise MediaError(f"{name}: {what}") from error

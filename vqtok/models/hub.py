@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ WEIGHTS = (
     "diffusion_pytorch_model.bin",
 )
 """Names of weight files, in the order in which transformers and diffusers look for them."""
+VARIANTS = ("", "fp16", "bf16")
+"""Variants of a saved model, the best one first: full precision, or half precision (`model.fp16.safetensors`)."""
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>.+))?")
 
 
@@ -46,11 +49,13 @@ def download(source: str) -> Path:
     except ImportError as error:
         raise ModelError(f"hf:{source}: needs transformers or diffusers: pip install 'vqtok[transformers]'") from error
     below = f"{match['folder']}/" if match["folder"] else ""
-    # Pickle files are downloaded only if there are no safetensors files.
-    for suffix in (".safetensors", ".bin"):
+    # Pickle files are downloaded only if there are no safetensors files, and half precision only if there is no other.
+    for variant, suffix in itertools.product(VARIANTS, (".safetensors", ".bin")):
         names = [name for name in WEIGHTS if name.endswith(suffix)]
-        parts = [name.replace(suffix, f"-*{suffix}") for name in names]
-        wanted = [below + name for name in ("config.json", *names, *parts, *(f"{name}.index.json" for name in names))]
+        files = [in_variant(name, variant) for name in names]
+        parts = [name.replace(suffix, f"-*{suffix}") for name in files]
+        indexes = [in_variant(f"{name}.index.json", variant) for name in names]
+        wanted = [below + name for name in ("config.json", *files, *parts, *indexes)]
         try:
             snapshot = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=wanted)
         except LocalEntryNotFoundError as error:
@@ -69,6 +74,12 @@ def download(source: str) -> Path:
     raise ModelError(
         f"hf:{source}: {below or 'its folder'} has no weight file of transformers or diffusers; choose another `model`"
     )
+
+
+def in_variant(name: str, variant: str) -> str:
+    """Return the name that transformers and diffusers give to a file of a variant."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}" if variant else name
 
 
 def cached() -> Iterator[tuple[str, Path]]:

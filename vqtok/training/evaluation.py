@@ -13,6 +13,7 @@ from vqtok.codec.codec import Codec
 from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
 from vqtok.tokens.statistics import CodeStatistics
+from vqtok.training.clock import Pace
 from vqtok.training.data import Item
 from vqtok.training.validation import PSNR_LIMIT, prefixes
 
@@ -27,8 +28,12 @@ def evaluate(
     items: Sequence[Item],
     read: Callable[[Item], Media | None],
     on_item: Callable[[int, int], None] = lambda done, total: None,
+    pace: Pace | None = None,
 ) -> tuple[dict[str, Any], CodeStatistics]:
     """Code every item and measure it at several prefixes.
+
+    Args:
+        pace: Ends it where no more items fit.
 
     Returns:
         Metrics as plain values for the model card (lists run over `prefixes`), and the counted codes. Where the data
@@ -42,10 +47,14 @@ def evaluate(
         media = read(item)
         if media is None:
             continue
+        if pace and not pace.begins(media.data.size):
+            break
         tokens = codec.encode(media)
         statistics.add(tokens)
         decoded = [codec.decode(tokens, length) for length in lengths]
         found[item.name.partition("/")[0] if "/" in item.name else ""].append(_measure(media, decoded))
+        if pace:
+            pace.done()
     everything = [entry for entries in found.values() for entry in entries]
     values: dict[str, Any] = {
         "protocol": PROTOCOL[codec.tokenizer.modality],

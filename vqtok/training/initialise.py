@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast
-from vqtok.compute.distributed import broadcast_module, gather, rank
+from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
 from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel
@@ -83,6 +85,8 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 KMEANS_VECTORS = 32_768
 """Latents the k-means start looks at."""
+KMEANS_PASSES = 12
+"""Times that it looks for the nearest vectors of all latents."""
 
 
 def make_model(config: Config, device: torch.device, initial: VQModel | None) -> VQModel:
@@ -98,20 +102,31 @@ def make_model(config: Config, device: torch.device, initial: VQModel | None) ->
 
 
 @torch.no_grad()
-def start_codebooks(model: VQModel, batch: Callable[[int], Tensor], precision: torch.dtype) -> None:
+def start_codebooks(
+    model: VQModel, batch: Callable[[int], Tensor], precision: torch.dtype, seconds: float = math.inf
+) -> None:
     """Run k-means on the latents of enough batches for the codebooks that have not had their start.
 
     Args:
         batch: Gives media by number, from 0 on, a part of them in each process.
+        seconds: About as long as it may take; on a slow machine it looks at fewer latents.
     """
     latents: list[Tensor] = []
-    count = 0
-    while count < KMEANS_VECTORS:
+    count, wanted = 0, KMEANS_VECTORS
+    while count < wanted:
+        since = time.monotonic()
         x = batch(len(latents))
         with autocast(x.device, precision):
             z = model.encoder(x).float()
         latents.append(gather(z.movedim(1, -1)).reshape(1, -1, z.shape[1]))
         count += latents[-1].shape[1]
+        if len(latents) == 1 and math.isfinite(seconds):
+            encoded = time.monotonic()
+            model.quantizer.encode(z)
+            found = time.monotonic()
+            search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters the latents of all.
+            (cost,) = all_reduce_max((encoded - since + search) / count)
+            wanted = min(wanted, max(int(seconds / max(cost, 1e-9)), *model.codebook_sizes))
     if rank() == 0:
         model.quantizer.prepare(torch.cat(latents, dim=1))
     broadcast_module(model.quantizer)

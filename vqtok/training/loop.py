@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +36,27 @@ from vqtok.networks import Decoder, Encoder, scale_to_data
 from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
+from vqtok.training.clock import KMEANS_SHARE, VALIDATION_SHARE, Clock
 from vqtok.training.data import BatchLoader
 from vqtok.training.initialise import make_model, start_codebooks
 from vqtok.training.interrupt import HeldBackInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.objective import Objective
-from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
+from vqtok.training.optim import CONTINUOUS_SHARE, Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.tensorboard import TensorBoard
-from vqtok.training.validation import Validation, is_due, validate
+from vqtok.training.validation import MIN_ITEMS, Validation, is_affordable, is_due, validate
+
+logger = logging.getLogger(__name__)
 
 LOG_STEPS = 20
+SHOWN_SECONDS = 0.5
+"""Between two calls of `on_step`."""
+FEW_STEPS, LEAST_STEPS = 100, 4
+"""A budget in which no more steps fit gets a warning; one in which not even the least number fits is refused."""
 CHECKPOINT_SECONDS = 300
+CHECKPOINT_SHARE = 0.05
+"""Of the time since the last checkpoint, at most, in a run by the clock."""
 MAX_BAD_STEPS, MAX_ROLLBACKS = 20, 3
 """Steps in a row without a finite gradient before the run goes back to its last checkpoint; how often it may."""
 
@@ -62,8 +74,11 @@ class Trainer:
         budget: When to end.
         seed: Of the initial weights, the batches and the random prefixes.
         on_progress: Called every few steps and after each validation.
+        on_step: Called after a step, at most twice a second.
+        on_stage: Called with what is done apart from steps.
         tensorboard: Where to write what `metrics.jsonl` gets, too.
         initial: A trained model to start from, of the same architecture.
+        clock: That of the command.
     """
 
     config: Config
@@ -74,14 +89,25 @@ class Trainer:
     budget: Budget
     seed: int = 0
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_step: Callable[[Progress], None] = lambda progress: None
+    on_stage: Callable[[str], None] = lambda stage: None
     tensorboard: TensorBoard | None = None
     initial: VQModel | None = None
+    clock: Clock = field(default_factory=Clock)
     step: int = 0
     seconds: float = 0.0
+    """Used so far, also before an interruption."""
+    quantized_from: int | None = None
+    """The step from which on latents are quantized; None while they are not."""
+    rate: float = 0.0
+    """Seconds to validate one number of the media's data, in a run by the clock."""
     best_score: float = float("inf")
     bad_steps: int = 0
     learning_rate_scale: float = 1.0
     _started: bool = False
+    _validation_items: int | None = None
+    _validation_seconds: float = 0.0
+    _checkpoint_seconds: float = 0.0
     _means: RunningMeans = field(default_factory=RunningMeans)
 
     def __post_init__(self) -> None:
@@ -133,6 +159,12 @@ class Trainer:
         restore(tensors, self._modules, self._optimizers)
         self.window.load(tensors["window"].to(self.device))
         self.step, self.seconds = facts["step"], facts["seconds"]
+        self.clock.began -= self.seconds
+        # Checkpoints of earlier versions do not say it.
+        continuous = self.config.train.continuous_steps
+        self.quantized_from = facts.get("quantized_from", continuous if self.step > continuous else None)
+        self._validation_items = facts.get("validation_items")
+        self.budget = replace(self.budget, begin=facts.get("begin", 0.0))
         self.best_score, self.bad_steps = facts["best_score"], facts["bad_steps"]
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.alarms = Alarms(self.folder, facts["alarms"])
@@ -150,6 +182,9 @@ class Trainer:
             "processes": world_size(),
             "step": self.step,
             "seconds": self.seconds,
+            "quantized_from": self.quantized_from,
+            "validation_items": self._validation_items,
+            "begin": self.budget.begin,
             "best_score": self.best_score,
             "bad_steps": self.bad_steps,
             "learning_rate_scale": self.learning_rate_scale,
@@ -172,51 +207,122 @@ class Trainer:
                 if self.tensorboard:
                     self.tensorboard.close()
         if math.isinf(self.best_score):
-            raise TrainingError(
-                f"step {self.step}: ended before a quantised model was validated; give more than "
-                f"{self.config.train.continuous_steps} steps, or lower train.continuous_steps"
-            )
+            raise TrainingError(f"step {self.step}: no validation gave a finite score; lower train.learning_rate")
         return self.best
 
     def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
-        last_checkpoint = started = time.monotonic()
-        if not self._started:
-            self._start()
-        before, waited, validating, first_step = self.seconds, 0.0, 0.0, self.step
+        first_step = self.step
+        self._plan()
+        last_checkpoint = shown = self.clock.elapsed
+        started = last_validation = self.seconds if self.budget.minutes else self.clock.elapsed
+        waited = 0.0
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
             x = torch.from_numpy(next(batches)).to(self.device)
             waited += time.monotonic() - ready
             losses = self._train_step(x, fraction)
             self.step += 1
-            now = time.monotonic()
-            self.seconds, share, asked = all_reduce_max(
-                before + now - started, validating / (now - started), interrupt.asked
-            )
+            now = self.clock.elapsed
+            self.seconds, asked = all_reduce_max(now, interrupt.asked)
             self._means.add(losses)
+            if self.step - first_step <= 2:
+                self._foresee(self.seconds - started, self.step - first_step)
             if self.step % LOG_STEPS == 0:
                 self._restart_collapsed()
             before_step, fraction = fraction, self.budget.progress(self.step, self.seconds)
             validation = None
-            if is_due(self.config.train, self.step, before_step, fraction, share if self.budget.minutes else 0.0):
-                since = time.monotonic()
+            if self._validates(before_step, fraction, last_validation):
+                self.on_stage("validating")
+                since = self.clock.elapsed
                 validation = self._validate(fraction)
-                validating += time.monotonic() - since
-            if validation or self.step % LOG_STEPS == 0:
-                elapsed = time.monotonic() - started
-                self._report(
-                    fraction,
-                    (self.step - first_step) * len(x) * world_size() / elapsed,
-                    waited / elapsed,
-                    validation,
+                self._validation_seconds, last_validation = all_reduce_max(
+                    self.clock.elapsed - since, self.clock.elapsed
                 )
-            due = validation or time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS
+            trained = self.clock.elapsed - started
+            speed = (self.step - first_step) * len(x) * world_size() / trained, waited / trained
+            if validation or self.step % LOG_STEPS == 0:
+                self._report(fraction, *speed, validation)
+            elif self.clock.elapsed - shown > SHOWN_SECONDS:
+                shown = self.clock.elapsed
+                self.on_step(self._progress(fraction, *speed, losses))
             # While no step succeeds, the checkpoint before may be the better state to go back to.
-            if (due and not self.bad_steps) or asked or fraction >= 1:
+            if (self._checkpoints(validation, self.clock.elapsed - last_checkpoint) and not self.bad_steps) or (
+                asked or fraction >= 1
+            ):
                 self.checkpoint()
-                last_checkpoint = time.monotonic()
+                last_checkpoint = self.clock.elapsed
             if asked:
                 raise KeyboardInterrupt
+
+    def _plan(self) -> None:
+        """Start a run that has not started; in one by the clock, keep the time for validations and for its end."""
+        minutes = self.budget.minutes
+        if minutes:
+            self.on_stage("measuring the speed of this machine")
+            self._size_validations(60 * minutes * VALIDATION_SHARE)
+        if not self._started:
+            since = time.monotonic()
+            self._start()
+            self._checkpoint_seconds = time.monotonic() - since
+        if not minutes:
+            return
+        self.seconds, saving = all_reduce_max(self.clock.elapsed, self._checkpoint_seconds)
+        reserve = self.budget.reserve + self._validation_seconds + saving
+        self.budget = replace(self.budget, begin=self.budget.begin or self.seconds, reserve=reserve)
+        if self.seconds + reserve >= 60 * minutes and not self.step:
+            raise TrainingError(
+                f"--minutes {minutes:g} leaves no time to train: preparing took {self.seconds:.0f} s, and the end of "
+                f"the run takes {reserve:.0f} s; give at least {_minutes(2 * self.seconds + 2 * reserve)}"
+            )
+
+    def _size_validations(self, seconds: float) -> None:
+        """Choose as many of the held-out crops as can be validated in about that time."""
+        crops = self.held_out[:1]
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(2):  # The first pass is slower.
+                since = time.monotonic()
+                validate(self.average, self.reconstruction, self.config, crops, Path(folder), 0)
+                cost = time.monotonic() - since
+        (cost,) = all_reduce_max(cost)
+        self.rate = cost / crops[0][1].size
+        count = self._validation_items or max(MIN_ITEMS, int(seconds / max(cost, 1e-9)))
+        self._validation_items = count = min(count, len(self.held_out))
+        self.held_out = self.held_out[:: len(self.held_out) // count][:count]
+        self._validation_seconds = count * cost
+
+    def _foresee(self, seconds: float, steps: int) -> None:
+        """Say at once what the budget does not allow, by the time that the first steps took."""
+        minutes = self.budget.minutes
+        if not minutes or self.step > 2:
+            return
+        step_seconds = seconds / steps
+        left = 60 * minutes * (1 - KMEANS_SHARE) - self.budget.reserve - self.seconds
+        expected = self.step + int(left / max(step_seconds, 1e-9))
+        # The first step is slower than those to come.
+        if (expected if steps > 1 else 2 * expected) < LEAST_STEPS:
+            enough = _minutes(60 * minutes - left + 4 * LEAST_STEPS * step_seconds)
+            raise TrainingError(
+                f"a training step takes {step_seconds:.1f} s here, so that --minutes {minutes:g} ends before there is "
+                f"a model; give at least {enough}, or lower train.batch_size"
+            )
+        if steps == 2 and expected < FEW_STEPS and self.initial is None:
+            logger.warning(
+                "about %d training steps fit into --minutes %g here: expect a rough model", expected, minutes
+            )
+
+    def _validates(self, before: float, after: float, last_validation: float) -> bool:
+        if self.quantized_from is None or self.step <= self.quantized_from:
+            return False  # There are no codebooks yet.
+        if not is_due(self.config.train, before, after):
+            return False
+        left = 60 * self.budget.minutes - self.budget.reserve - self.seconds if self.budget.minutes else 0.0
+        done = after >= 1 or not self.budget.minutes
+        return done or is_affordable(self._validation_seconds, self.seconds - last_validation, left)
+
+    def _checkpoints(self, validation: Validation | None, since_last: float) -> bool:
+        """Return whether a checkpoint is due, and in a run by the clock does not cost too much of it."""
+        cheap = not self.budget.minutes or self._checkpoint_seconds <= CHECKPOINT_SHARE * since_last
+        return since_last > CHECKPOINT_SECONDS or (validation is not None and cheap)
 
     def _start(self) -> None:
         self._started = True
@@ -231,6 +337,7 @@ class Trainer:
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
             # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
+            self.on_stage("validating")
             validation = self._run_validation()
             self.regression.check(validation)
             self._report(0.0, 0.0, 0.0, validation)
@@ -240,7 +347,11 @@ class Trainer:
         config = self.config.train
         # Every random choice of a step follows from its number, so that a resumed run makes the same ones.
         torch.manual_seed(self.seed * 1_000_003 + self.step + (rank() << 53))
-        warm = self.step < config.continuous_steps
+        if self.quantized_from is None and (
+            self.step >= config.continuous_steps or self.budget.progress(self.step + 1, self.seconds) > CONTINUOUS_SHARE
+        ):
+            self.quantized_from = self.step
+        warm = self.quantized_from is None
         if not warm and not self.model.quantizer.ready:
             self._start_codebooks()
         for group in self.optimizer.param_groups:
@@ -291,7 +402,9 @@ class Trainer:
         def batch(index: int) -> Tensor:
             return channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
 
-        start_codebooks(self.model, batch, self.precision)
+        self.on_stage("starting the codebooks by k-means")
+        seconds = 60 * self.budget.minutes * KMEANS_SHARE if self.budget.minutes else math.inf
+        start_codebooks(self.model, batch, self.precision, seconds)
         # The average of codebooks starts with them, not with the random ones before.
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
@@ -323,20 +436,34 @@ class Trainer:
             self.alarms.add("regression", self.step, "; ".join([worse, *done, "the best model is kept"]))
         return validation
 
-    def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None) -> None:
-        progress = Progress(
+    def _progress(
+        self, fraction: float, items_per_second: float, waiting: float, losses: dict[str, float], **more: Any
+    ) -> Progress:
+        left = self.seconds * (1 / max(fraction, 1e-9) - 1)
+        if self.budget.minutes:
+            by_clock = 60 * self.budget.minutes - self.seconds
+            left = min(left, by_clock) if self.budget.steps else by_clock
+        return Progress(
             step=self.step,
             fraction=fraction,
             seconds=self.seconds,
             items_per_second=items_per_second,
             waiting=waiting,
             learning_rate=max(group["lr"] for group in self.optimizer.param_groups),
-            losses=self._means.take(),
-            codebooks=self.window.summary(),
-            validation=validation,
+            losses=losses,
+            left=max(0.0, left),
+            **more,
         )
+
+    def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None) -> None:
+        found = {"codebooks": self.window.summary(), "validation": validation}
+        progress = self._progress(fraction, items_per_second, waiting, self._means.take(), **found)
         row = progress.to_dict()
         append_metrics(self.folder, row)
         if self.tensorboard:
             self.tensorboard.write(row, self.window)
         self.on_progress(progress)
+
+
+def _minutes(seconds: float) -> str:
+    return f"--minutes {max(1, math.ceil(seconds / 60))}"

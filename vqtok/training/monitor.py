@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ class Progress:
     """Share of the time spent waiting for data."""
     learning_rate: float
     losses: dict[str, float]
-    codebooks: dict[str, list[float]]
+    codebooks: dict[str, list[float]] = field(default_factory=dict)
     """Usage and perplexity over the last steps, one entry a codebook."""
     validation: Validation | None = None
+    left: float = 0.0
+    """Seconds to the end of the run, as far as is known."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the line for `metrics.jsonl`."""

@@ -12,18 +12,30 @@ from vqtok.config import TrainConfig
 from vqtok.networks import Decoder, Encoder
 from vqtok.networks.layers import Block
 
+RATE_WARM_UP_SHARE, CONTINUOUS_SHARE = 0.1, 0.2
+"""Of a run, at most: the warm-up of the learning rate, and the steps without quantization."""
+
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends: after `steps`, after `minutes`, or whichever comes first."""
+    """When training ends: after `steps`, within `minutes`, or whichever comes first.
+
+    The minutes are those of the whole command: of them `begin` seconds pass before the first step, and `reserve`
+    seconds are kept for what follows the last.
+    """
 
     steps: int | None = None
     minutes: float | None = None
+    begin: float = 0.0
+    reserve: float = 0.0
 
     def progress(self, step: int, seconds: float) -> float:
-        """Give the fraction of the run that is done, 1 at the end; schedules follow it."""
+        """Return the fraction of training that is done, 1 at the end; schedules follow it."""
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        if not self.minutes:
+            return min(1.0, by_steps)
+        length = 60 * self.minutes - self.reserve - self.begin
+        by_time = (seconds - self.begin) / length if length > 0 else 1.0
         return min(1.0, max(by_steps, by_time))
 
 
@@ -55,11 +67,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Warm up linearly over the first steps, then follow a cosine over the run's progress to zero.
+    """Warm up linearly over the first steps, or the first part of a short run, then follow a cosine to zero.
 
     Source: Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (without restarts).
     """
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    warmup = min(1.0, max((step + 1) / max(1, config.warmup_steps), progress / RATE_WARM_UP_SHARE))
     return config.learning_rate * warmup * cosine(progress)
 
 

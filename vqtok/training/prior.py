@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,24 @@ from vqtok.config import Config, PriorConfig
 from vqtok.errors import TrainingError
 from vqtok.media.media import Media
 from vqtok.models.vqmodel import VQModel
-from vqtok.tokens.coding.prior import ACTIVATION_BITS, MAX_ACTIVATION, PREFIX, STAGES, WEIGHT_BITS, stage_of
+from vqtok.tokens.coding.fixed_point import MAX_ACTIVATION, WEIGHT_BITS
+from vqtok.tokens.coding.prior import ACTIVATION_BITS, PREFIX, STAGES, Prior, stage_of
+from vqtok.tokens.coding.rans import TOTAL
 from vqtok.tokens.statistics import CodeStatistics
+from vqtok.training.clock import PRIOR_SHARE, Clock, Pace
 from vqtok.training.data import Item
+
+logger = logging.getLogger(__name__)
+
 
 CROP = {"image": (24, 24), "audio": (1, 256)}
 KERNEL = {"image": (3, 3), "audio": (1, 7)}
 STEP_POSITIONS = 6912
 """Grid positions of a training step."""
+WARM_UP_STEPS, WARM_UP_SHARE = 100, 0.2
+"""Of the learning rate: whichever ends first."""
+FURTHER_RATE = 0.25
+"""Of the learning rate, where the fit starts from a prior that exists."""
 
 Codes = NDArray[np.integer[Any]]
 
@@ -75,6 +87,30 @@ class _CodebookNetwork(nn.Module):
                 nats = nats + F.cross_entropy(_round(logits.float(), 16), wanted, reduction="sum")
         return nats, embedded
 
+    @torch.no_grad()
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `arrays` returned.
+
+        Raises:
+            ValueError: it is of other sizes.
+        """
+        whole = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
+        dim, kernel = self.embedding.shape[1], self.context.shape[2:]
+        shift = 2 ** (ACTIVATION_BITS + WEIGHT_BITS)
+        sizes = {name: tuple(values.shape) for name, values in whole.items()}
+        if sizes != {name: values.shape for name, values in self.arrays().items()}:
+            raise ValueError("a prior of other sizes")
+        self.rank = whole["rank"].long()
+        self.embedding.copy_(whole["embedding"] / 2**ACTIVATION_BITS)
+        context = whole["context"].unflatten(0, (*kernel, 2 * dim)) / 2**WEIGHT_BITS
+        self.context.copy_(context.permute(3, 2, 0, 1))
+        self.context_bias.copy_(whole["context_bias"] / shift)
+        for layer, name in ((self.hidden, "hidden"), (self.group, "group")):
+            layer.weight.copy_(whole[name].T / 2**WEIGHT_BITS)
+            layer.bias.copy_(whole[f"{name}_bias"] / shift)
+        self.member.weight.copy_(whole["member"].mT.flatten(0, 1) / 2**WEIGHT_BITS)
+        self.member.bias.copy_(whole["member_bias"].flatten() / shift)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Give the network in whole numbers, as `CodebookPrior` takes them."""
         one = 2**ACTIVATION_BITS
@@ -107,45 +143,110 @@ def fit_prior(
     steps: int,
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda step, bits: None,
+    until: float | None = None,
+    start: Prior | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Fit a prior to the codes `(num_codebooks, *grid)` of training media.
 
     Args:
         codebooks: The vectors `(size, dim)` of each codebook, to put like codes into one group.
         on_step: Gets the number of steps done and the bits a token of the last.
+        until: When to end, by `time.monotonic()`, if that comes before the last step.
+        start: A prior to start from, unless it is of other sizes.
 
     Returns:
         The arrays that a model file stores, by name.
     """
     torch.manual_seed(seed)
     kernel = KERNEL[modality]
-    networks = nn.ModuleList(_CodebookNetwork(_ranks(vectors), config, kernel) for vectors in codebooks)
-    optimizer = torch.optim.AdamW(networks.parameters(), config.learning_rate, (0.9, 0.98), fused=True)
+    networks, rate = _further(start, codebooks, config, kernel), FURTHER_RATE * config.learning_rate
+    if networks is None:
+        networks = nn.ModuleList(_CodebookNetwork(_ranks(vectors), config, kernel) for vectors in codebooks)
+        rate = config.learning_rate
+    optimizer = torch.optim.AdamW(networks.parameters(), rate, (0.9, 0.98), fused=True)
     planes = [item if item.ndim == 3 else item[:, None] for item in codes]
-    bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    began = time.monotonic()
     for step in range(steps):
-        warm = min(1.0, (step + 1) / 100)
+        done = step / steps
+        if until is not None:
+            done = max(done, (time.monotonic() - began) / max(until - began, 1e-9))
+        if done >= 1:
+            break
+        warm = min(1.0, max((step + 1) / WARM_UP_STEPS, done / WARM_UP_SHARE))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         batch = _batch(planes, CROP[modality], np.random.default_rng([seed, step]))
-        stage = torch.from_numpy(stage_of(batch.shape[2], batch.shape[3], kernel))
-        below = torch.zeros(len(batch), config.dim, *batch.shape[2:])
-        total = torch.zeros(())
-        # Activations and weights have 8 bits at most, which bfloat16 holds exactly.
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            for index, network in enumerate(networks):
-                nats, embedded = network(below, batch[:, index], stage)
-                total, below = total + nats, below + embedded
-        loss = total / batch.numel()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        on_step(step + 1, loss.item() / math.log(2))
+        bits = _step(networks, optimizer, batch, config, kernel)
+        on_step(step + 1, bits)
     arrays: dict[str, NDArray[Any]] = {f"{PREFIX}kernel": np.array(kernel, np.int32)}
     for index, network in enumerate(networks):
         assert isinstance(network, _CodebookNetwork)
         arrays |= {f"{PREFIX}{index}.{name}": values for name, values in network.arrays().items()}
     return arrays
+
+
+def prior_arrays(prior: Prior) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a model file stores of a prior that was read from one."""
+    arrays: dict[str, NDArray[Any]] = {f"{PREFIX}kernel": np.array(prior.kernel, np.int32)}
+    for index, codebook in enumerate(prior.codebooks):
+        for name in codebook.__dataclass_fields__:
+            dtype = np.int32 if name == "rank" or name.endswith("_bias") else np.int8
+            arrays[f"{PREFIX}{index}.{name}"] = getattr(codebook, name).astype(dtype)
+    return arrays
+
+
+def step_seconds(codebook_sizes: Sequence[int], modality: str, config: PriorConfig) -> float:
+    """Measure how long a step of fitting a prior takes on this machine."""
+    kernel, crop = KERNEL[modality], CROP[modality]
+    networks = nn.ModuleList(_CodebookNetwork(torch.arange(size), config, kernel) for size in codebook_sizes)
+    optimizer = torch.optim.AdamW(networks.parameters(), fused=True)
+    batch = torch.zeros(STEP_POSITIONS // math.prod(crop), len(codebook_sizes), *crop, dtype=torch.int64)
+    for _ in range(2):  # The first one is slower.
+        since = time.monotonic()
+        _step(networks, optimizer, batch, config, kernel)
+    return time.monotonic() - since
+
+
+def _step(
+    networks: nn.ModuleList,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    config: PriorConfig,
+    kernel: tuple[int, int],
+) -> float:
+    """Train on a batch of codes; return its bits a token."""
+    stage = torch.from_numpy(stage_of(batch.shape[2], batch.shape[3], kernel))
+    below = torch.zeros(len(batch), config.dim, *batch.shape[2:])
+    total = torch.zeros(())
+    # Activations and weights have 8 bits at most, which bfloat16 holds exactly.
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        for index, network in enumerate(networks):
+            nats, embedded = network(below, batch[:, index], stage)
+            total, below = total + nats, below + embedded
+    loss = total / batch.numel()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item() / math.log(2)
+
+
+def _further(
+    start: Prior | None, codebooks: Sequence[Tensor], config: PriorConfig, kernel: tuple[int, int]
+) -> nn.ModuleList | None:
+    """Make the networks of a prior that exists; None where it is of other sizes."""
+    if start is None or start.kernel != kernel or len(start.codebooks) != len(codebooks):
+        return None
+    networks = nn.ModuleList()
+    arrays = prior_arrays(start)
+    for index, vectors in enumerate(codebooks):
+        network = _CodebookNetwork(torch.arange(len(vectors)), config, kernel)
+        own = {name: arrays[f"{PREFIX}{index}.{name}"] for name in start.codebooks[index].__dataclass_fields__}
+        try:
+            network.load(own)
+        except ValueError:
+            return None
+        networks.append(network)
+    return networks
 
 
 def _batch(planes: Sequence[Codes], crop: tuple[int, int], rng: np.random.Generator) -> Tensor:
@@ -202,6 +303,84 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, _weight(layer.weight)) + layer.bias
 
 
+MIN_PRIOR_STEPS = 50
+ENCODING_SHARE = 1 / 3
+"""Of the time for the prior, at most, to encode the media that it learns from."""
+FITTING_SHARE = 0.6
+"""Of the time for the prior, at least, to fit it."""
+
+
+@dataclass(frozen=True)
+class LearntPrior:
+    """A prior and what it was learnt from.
+
+    Args:
+        arrays: Its arrays, as `save_model` takes them; none where there was no time for a useful one.
+        statistics: The counted codes.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    statistics: CodeStatistics
+
+
+def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, parent: Prior | None) -> float:
+    """Return the seconds to keep for the prior of a run: 0 where it gets none, infinite where it has no clock.
+
+    A run by the clock that is too short for a useful prior says so at once.
+    """
+    prior = config.prior
+    if not prior.fit_steps or max(codebook_sizes) > TOTAL:
+        return 0.0
+    if clock.seconds is None:
+        return math.inf
+    needed = step_seconds(codebook_sizes, config.model.modality, prior) / FITTING_SHARE
+    share = PRIOR_SHARE * clock.seconds
+    least = min(MIN_PRIOR_STEPS, prior.fit_steps) * needed
+    if share < least and not parent:
+        logger.warning(
+            "no prior, which would make token files smaller: fitting one takes --minutes %d or more here; "
+            "vqtok train --init MODEL --prior-only fits one afterwards",
+            math.ceil(least / PRIOR_SHARE / 60),
+        )
+        return 0.0
+    return min(share, prior.fit_steps * needed)
+
+
+def final_prior(
+    codec: Codec,
+    config: Config,
+    items: Sequence[Item],
+    read: Callable[[Item], Media | None],
+    trained_steps: int,
+    parent: Prior | None,
+    seed: int,
+    on_prior: Callable[[int, int, float], None],
+    until: float | None = None,
+) -> LearntPrior:
+    """Fit the prior of a model that has just been trained, as long as the run allows.
+
+    Args:
+        parent: The prior of the model that training started from, which is close to the one to fit; it is kept where
+            there is no time to fit one.
+        until: The end of a run by the clock.
+    """
+    none = LearntPrior({}, CodeStatistics())
+    # A short run gets a short prior, a trial run none.
+    steps = config.prior.fit_steps if until is not None else min(config.prior.fit_steps, trained_steps // 4)
+    if steps >= min(MIN_PRIOR_STEPS, config.prior.fit_steps):
+        learnt = learn_prior(codec, config, items, read, steps, seed, on_prior, until, parent)
+        if learnt.arrays or not parent:
+            return learnt
+        none = learnt
+    if not parent:
+        return none
+    logger.warning(
+        "the prior is that of the model it started from: the run is too short to fit one; "
+        "vqtok train --init MODEL --prior-only fits it afterwards"
+    )
+    return LearntPrior(prior_arrays(parent), none.statistics)
+
+
 def learn_prior(
     codec: Codec,
     config: Config,
@@ -210,25 +389,31 @@ def learn_prior(
     steps: int,
     seed: int,
     on_prior: Callable[[int, int, float], None],
-) -> tuple[dict[str, NDArray[Any]], CodeStatistics]:
+    until: float | None = None,
+    start: Prior | None = None,
+) -> LearntPrior:
     """Encode media in random order until there are `config.prior.positions` positions, and fit a prior to their codes.
 
     Args:
         on_prior: Gets the number of all steps, of those done, and the bits a token.
-
-    Returns:
-        The prior's arrays, as `save_model` takes them, and the counted codes.
+        until: When to end, by `time.monotonic()`; where the prior is then worse than plain frequencies, there is none.
+        start: A prior to start from.
     """
     model = codec.tokenizer
     assert isinstance(model, VQModel)
     codes: list[NDArray[np.integer[Any]]] = []
     statistics = CodeStatistics()
     positions = 0
+    now = time.monotonic()
+    pace = Pace(None if until is None else now + ENCODING_SHARE * (until - now))
     for index in np.random.default_rng(seed).permutation(len(items)):
         media = read(items[index])
         if media is None:
             continue
+        if not pace.begins(media.data.size):
+            break
         tokens = codec.encode(media)
+        pace.done()
         statistics.add(tokens)
         codes.append(tokens.codes)
         positions += codes[-1][0].size
@@ -237,6 +422,24 @@ def learn_prior(
             break
     if not codes:
         raise TrainingError("no training file can be read to fit the prior to")
+    found: list[float] = []
+
+    def on_step(step: int, bits: float) -> None:
+        found.append(bits)
+        on_prior(steps, step, bits)
+
     vectors = model.quantizer.codebooks()
-    arrays = fit_prior(codes, vectors, model.modality, config.prior, steps, seed, partial(on_prior, steps))
-    return arrays, statistics
+    arrays = fit_prior(codes, vectors, model.modality, config.prior, steps, seed, on_step, until, start)
+    if until is not None and not _is_useful(found, statistics):
+        logger.warning(
+            "no prior: %d steps of fitting were too few; vqtok train --init MODEL --prior-only fits one afterwards",
+            len(found),
+        )
+        arrays = {}
+    return LearntPrior(arrays, statistics)
+
+
+def _is_useful(bits: Sequence[float], statistics: CodeStatistics) -> bool:
+    """Return whether a prior does better in its last steps than the frequencies of the codes."""
+    last = bits[-max(1, len(bits) // 10) :]
+    return bool(last) and sum(last) / len(last) < float(np.mean(statistics.entropy_bits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,12 @@ from vqtok.models.card import read_card
 from vqtok.models.model_file import decoding_state, load_model, save_model
 from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
+from vqtok.quantizers import build_quantizer
 from vqtok.tokens.coding.frequencies import frequencies
+from vqtok.tokens.coding.prior import Prior
 from vqtok.tokens.coding.rans import TOTAL
+from vqtok.tokens.statistics import CodeStatistics
+from vqtok.training.clock import SAVE_SECONDS, Clock, Pace, evaluation_seconds
 from vqtok.training.data import (
     BatchLoader,
     Item,
@@ -38,13 +43,11 @@ from vqtok.training.initialise import tuning_config
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
-from vqtok.training.prior import learn_prior
+from vqtok.training.prior import LearntPrior, final_prior, learn_prior, prior_seconds
 from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
 from vqtok.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
-
-MIN_PRIOR_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ def train(
     tensorboard: bool = False,
     device: str = "auto",
     seed: int = 0,
+    began: float | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
     on_start: Callable[[Config, int, int, Path], None] = lambda config, training, held_out, run_folder: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_evaluate: Callable[[int, int], None] = lambda done, total: None,
     on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
@@ -84,17 +90,20 @@ def train(
         settings: `path=value` changes to the preset.
         init: A model to start from, by path or bundled name: its architecture, weights and codebooks, and without a
             preset also its way of training.
-        steps: Length of the run; with `minutes`, whichever ends first. By default that of the preset.
+        steps: Training steps; with `minutes`, whichever ends first. By default those of the preset.
+        minutes: Time for everything: reading, training, validations, the final evaluation and the prior.
         resume: Go on from the run folder's last checkpoint.
         force: Overwrite the output and start the run folder anew.
         tensorboard: Write TensorBoard files to the run folder, too.
         device: "auto", "cpu", "cuda" or "mps".
-        on_start, on_progress, on_evaluate, on_prior: Called with what a display needs.
+        began: When the minutes began, by `time.monotonic()`; by default now.
+        on_stage, on_start, on_step, on_progress, on_evaluate, on_prior: Called with what a display needs.
 
     Raises:
         UsageError: settings that make no sense. TrainingError: nothing to train on, or divergence.
         OutputError: the output or its run folder exists.
     """
+    clock = Clock(minutes, began)
     folder, output = Path(folder), Path(output)
     run_folder = output.with_suffix(RUN_SUFFIX)
     if not folder.is_dir():
@@ -105,22 +114,36 @@ def train(
     with process_group(choose_device(device)) as training_device:
         if not resume:
             _refuse_existing(output, run_folder, force)
+        on_stage("looking for files")
         items = find_items(folder, config.model.modality)
         if len(items) < 2:
             raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
         training, held_out = split_items(items, config.data.validation_fraction)
         cache = MediaCache(config)
+        parent = _prior_to_start_from(initial, config)
+        on_stage("measuring the speed of this machine")
+        for_prior = on_first_process(
+            lambda: prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parent)
+        )
+        on_stage("reading held-out files")
         trainer = Trainer(
             config,
             BatchLoader(config, training, cache, seed, first=rank() * config.train.batch_size),
             _validation_sample(config, folder, held_out, cache),
             run_folder,
             training_device,
-            Budget(steps or (None if minutes else config.train.steps), minutes),
+            Budget(
+                steps or (None if minutes else config.train.steps),
+                minutes,
+                reserve=_ending_seconds(clock, for_prior),
+            ),
             seed,
             on_progress,
+            on_step,
+            on_stage,
             tensorboard=TensorBoard(run_folder) if tensorboard and rank() == 0 else None,
             initial=initial,
+            clock=clock,
         )
         if resume:
             trainer.resume()
@@ -130,8 +153,34 @@ def train(
         model = trainer.run()
         facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
         return on_first_process(
-            lambda: finish(model, config, training, held_out, cache, output, facts, on_evaluate, on_prior)
+            lambda: finish(
+                model,
+                config,
+                training,
+                held_out,
+                cache,
+                output,
+                facts,
+                on_evaluate,
+                on_prior,
+                for_prior=for_prior,
+                parent=parent,
+                clock=clock,
+                rate=trainer.rate,
+            )
         )
+
+
+def _ending_seconds(clock: Clock, for_prior: float) -> float:
+    """Return what follows training: evaluation, prior, model file; 0 without a budget."""
+    return 0.0 if clock.seconds is None else evaluation_seconds(clock) + for_prior + SAVE_SECONDS
+
+
+def _prior_to_start_from(initial: VQModel | None, config: Config) -> Prior | None:
+    """Return the prior of the model that training started from, unless all its codes are new."""
+    if initial is None or config.train.restart_codebook:
+        return None
+    return initial.entropy_model.prior
 
 
 def _validation_sample(
@@ -191,8 +240,20 @@ def finish(
     facts: dict[str, Any],
     on_evaluate: Callable[[int, int], None],
     on_prior: Callable[[int, int, float], None],
+    *,
+    for_prior: float = math.inf,
+    parent: Prior | None = None,
+    clock: Clock | None = None,
+    rate: float = 0.0,
 ) -> TrainingResult:
-    """Round the weights as they are stored, evaluate that model, count its tables, fit its prior, write the file."""
+    """Round the weights as they are stored, evaluate that model, count its tables, fit its prior, write the file.
+
+    Args:
+        for_prior: Seconds for the prior, 0 for none.
+        parent: The prior of the model that training started from.
+        clock: What time there is; by default as much as it takes.
+        rate: Seconds to evaluate one number of the media's data, as expected.
+    """
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
     for tensor in decoding_state(model).values():
@@ -200,20 +261,28 @@ def finish(
     # The codec names the model in its tokens; this one has no name before its tables are counted.
     model.identity = bytes(32)
     codec = Codec(model)
-    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate)
-    tables = {index: frequencies(counts) for index, counts in enumerate(statistics.counts)}
-    # A short run gets a short prior, a trial run none.
-    steps = min(config.prior.fit_steps, facts["steps"] // 4)
-    prior: dict[str, NDArray[Any]] = {}
-    if steps >= MIN_PRIOR_STEPS and max(model.codebook_sizes) <= TOTAL:
-        prior, _ = learn_prior(codec, config, training, cache.read, steps, facts["seed"], on_prior)
+    clock = clock or Clock()
+    until, pace = clock.until, None
+    if until is not None:
+        # Any of them, as the first by name may be of one folder alone.
+        held_out = [held_out[index] for index in np.random.default_rng(0).permutation(len(held_out))]
+        pace = Pace(until - for_prior, rate)
+    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate, pace)
+    prior = LearntPrior({}, CodeStatistics())
+    if for_prior:
+        prior = final_prior(codec, config, training, cache.read, facts["steps"], parent, facts["seed"], on_prior, until)
+    counts = statistics.counts
+    if until is not None and prior.statistics.counts:
+        # Few held-out files may have been evaluated.
+        counts = [a + b for a, b in zip(counts, prior.statistics.counts, strict=True)]
+    tables = {index: frequencies(count) for index, count in enumerate(counts)}
     summary = {**facts, "evaluation": evaluation}
     identity = save_model(
         output,
         model,
         config,
         entropy_tables={index: table for index, table in tables.items() if table is not None},
-        prior=prior,
+        prior=prior.arrays,
         training=summary,
         dtype=dtype,
     )
@@ -259,15 +328,17 @@ def train_prior(
     training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
     if not training:
         raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files")
-    arrays, statistics = learn_prior(
+    learnt = learn_prior(
         Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
     )
-    counted = zip(model.entropy_model.tables, statistics.counts, strict=True)
+    counted = zip(model.entropy_model.tables, learnt.statistics.counts, strict=True)
     found = [frequencies(counts) if table is None else table for table, counts in counted]
     tables = {index: table for index, table in enumerate(found) if table is not None}
     facts = {**card.training, "parent": card.identity, "kept": ["encoder", "codebook", "decoder"]}
     dtype = getattr(torch, config.train.stored_precision)
-    identity = save_model(output, model, config, entropy_tables=tables, prior=arrays, training=facts, dtype=dtype)
+    identity = save_model(
+        output, model, config, entropy_tables=tables, prior=learnt.arrays, training=facts, dtype=dtype
+    )
     return TrainingResult(output, identity.hex(), facts)
 
 

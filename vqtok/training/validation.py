@@ -22,8 +22,10 @@ from vqtok.models.vqmodel import VQModel
 
 GRID_ITEMS = 6
 """Media shown at each validation."""
+MIN_ITEMS = 4
+"""Media of a validation, at least, however slow the machine."""
 TIME_SHARE = 0.1
-"""Of a run by the clock: on a slow machine validations would leave none to train."""
+"""Of the time trained since the last validation, at most, in a run by the clock."""
 PSNR_LIMIT = 100.0
 """dB; a picture met exactly (a blank one) counts as this, so that means stay finite."""
 
@@ -51,17 +53,18 @@ def prefixes(num_codebooks: int) -> list[int]:
     return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
 
 
-def is_due(config: TrainConfig, step: int, before: float, after: float, share: float) -> bool:
-    """Tell whether a step that took the run's progress from `before` to `after` completes a part of it.
+def is_due(config: TrainConfig, before: float, after: float) -> bool:
+    """Return whether a step that took the run's progress from `before` to `after` completes a part of it."""
+    return int(after * config.validations + 1e-9) != int(before * config.validations + 1e-9)
+
+
+def is_affordable(cost: float, since_last: float, until_end: float) -> bool:
+    """Return whether a validation may come now in a run by the clock; the last one always comes.
 
     Args:
-        share: Of the time spent on validation so far, in a run by the clock; a large one puts the next one off.
+        cost: Seconds that it takes. since_last: Seconds trained since the one before. until_end: Seconds to the last.
     """
-    if step <= config.continuous_steps:
-        return False  # There are no codebooks yet.
-    if int(after * config.validations + 1e-9) == int(before * config.validations + 1e-9):
-        return False
-    return after >= 1 or share < TIME_SHARE
+    return until_end <= 0 or cost <= TIME_SHARE * min(since_last, until_end)
 
 
 @torch.no_grad()

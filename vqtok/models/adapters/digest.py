@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import pickle
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vqtok.errors import CorruptFileError, ModelError
 from vqtok.files.cache import read_cache, write_cache
-from vqtok.models.hub import WEIGHTS
+from vqtok.models.hub import VARIANTS, WEIGHTS, in_variant
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +27,29 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: There are none.
     """
+    return _saved_weights(folder)[1]
+
+
+def weight_variant(folder: Path) -> str | None:
+    """Return the variant to load with the library: None, unless there are only weights in half precision.
+
+    Raises:
+        ModelError: There are no weights.
+    """
+    return _saved_weights(folder)[0] or None
+
+
+def _saved_weights(folder: Path) -> tuple[str, list[Path]]:
+    """Return the variant and the files of the weights that the library loads."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; choose another `model`")
-    for path in (folder / name for name in WEIGHTS):
+    for variant, name in itertools.product(VARIANTS, WEIGHTS):
+        path, index = folder / in_variant(name, variant), folder / in_variant(f"{name}.index.json", variant)
         if path.is_file():
-            return [path]
-        index = path.with_name(f"{path.name}.index.json")
+            return variant, [path]
         if index.is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            return variant, [folder / name for name in names]
     raise ModelError(f"{folder}: contains no weights; one of these files is required: {', '.join(WEIGHTS)}")
 
 

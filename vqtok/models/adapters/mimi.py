@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -78,9 +79,11 @@ class Mimi(SavedModel):
 
     def _attend(self, transformer: Any, features: Tensor) -> Tensor:
         """Run a transformer over long audio in parts, with the cached keys and values of the parts before."""
+        # transformers 5.24 renamed the argument and the output; 5.40 removes the old names.
+        name = "cache" if "cache" in inspect.signature(transformer.forward).parameters else "past_key_values"
         parts, past = [], None
         for part in features.transpose(1, 2).split(self.core, dim=1):
-            found = transformer(part, past_key_values=past, use_cache=True)
+            found = transformer(part, use_cache=True, **{name: past})
             parts.append(found.last_hidden_state)
-            past = found.past_key_values
+            past = getattr(found, name)
         return torch.cat(parts, dim=1).transpose(1, 2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ModelError
-from vqtok.models.adapters.digest import weight_files, weights_digest
+from vqtok.models.adapters.digest import weight_files, weight_variant, weights_digest
 from vqtok.models.tokenizer import Tokenizer
 
 
@@ -81,6 +81,7 @@ def _load(folder: Path, library: str, network_class: str) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
                 weights_only=True,
+                variant=weight_variant(folder),
                 **{keyword: torch.float32},
             )
     except Exception as error:  # The library may raise anything for a folder that it cannot load.

@@ -16,11 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqtok.errors import ModelError
+from vqtok.media.kinds import sniff
 
 AVERAGES = "model_ema."
 """Before the names of averaged weights, which have lost their dots."""
 FIRST_STAGE = "first_stage_model."
 """Before the names of a tokenizer inside a model of its latents."""
+SECTIONS = ("ema", "model_ema", "ema_state_dict", "model", "state_dict", "model_state_dict", "generator", "module")
+"""Of a checkpoint, that hold weights; the averaged ones first, then in the order in which they are looked into."""
+WRAPPERS = re.compile(r"(?:^(?:(?:module|_orig_mod|model|generator|state_dict)\.)+)|(?:(?<=\.)(?:module|_orig_mod)\.)")
+"""In the names of weights: what distributed training, torch.compile and whatever holds the model put before them."""
 SHOWN = 5
 """Of names in a message."""
 
@@ -107,30 +112,44 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a PyTorch or safetensors file: of several sets of weights the averaged ones.
+    """Read a PyTorch or safetensors file: of several sets of weights the averaged ones, by their names in the model.
 
     Raises:
         ModelError: it cannot be read, is no checkpoint, or holds objects that only code in it could make.
     """
-    content = _read(path)
-    sections = [name for name in ("ema", "model", "state_dict") if isinstance(content.get(name), Mapping)]
-    if not sections:
-        return Checkpoint(_tensors(content))
-    chosen, *others = sections
-    dropped = Counter({"state of the training run": len(content) - len(sections)})
-    dropped["weights that averages stand in for"] = sum(len(content[name]) for name in others)
-    checkpoint = Checkpoint(_tensors(content[chosen]), +dropped)
-    checkpoint.averaged = chosen == "ema"
+    content, dropped, averaged = _read(path), Counter[str](), False
+    while sections := [name for name in SECTIONS if isinstance(content.get(name), Mapping)]:
+        chosen, *others = sections
+        averaged |= "ema" in chosen
+        dropped["state of the training run"] += len(content) - len(sections)
+        dropped["weights that averages stand in for"] += sum(len(content[name]) for name in others)
+        content = content[chosen]
+    checkpoint = Checkpoint(_unwrapped(_tensors(content)), +dropped)
+    checkpoint.averaged = averaged
     return checkpoint
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take what wraps the model out of the names of weights."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = WRAPPERS.sub("", name)
+        if own in found:
+            raise ModelError(f"holds several weights that are {own} in the model, such as {name}")
+        found[own] = tensor
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Settings of a command line are plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if sniff(file.read(16)) == "model":
+                return load_file(path)
+            file.seek(0)
+            # Settings of a command line are plain values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                # As a file, since torch would go by the suffix of a name.
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError as error:

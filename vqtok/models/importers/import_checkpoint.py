@@ -71,7 +71,8 @@ def import_checkpoint(
     with error_context(checkpoint):
         weights = read_checkpoint(checkpoint)
         weights.enter_first_stage()
-        weights.drop("discriminator and perceptual loss", lambda name: name.startswith(("loss.", f"{AVERAGES}loss")))
+        losses = ("loss.", "discriminator.", f"{AVERAGES}loss", f"{AVERAGES}discriminator")
+        weights.drop("discriminator and perceptual loss", lambda name: name.startswith(losses))
         weights.use_averages()
         chosen = family or (family_of_class(settings.target) if settings else recognise(weights.tensors))
         if chosen is None and "encoder.conv_in.weight" not in weights.tensors:

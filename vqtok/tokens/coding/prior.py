@@ -23,19 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError
+from vqtok.tokens.coding import fixed_point
 from vqtok.tokens.coding.compiled import compiled
+from vqtok.tokens.coding.fixed_point import EXPONENTIALS, HALF, MAX_ACTIVATION, WEIGHT_BITS
 from vqtok.tokens.coding.rans import TOTAL, IntervalDecoder, encode_intervals
 
 STAGES = 3
-MAX_ACTIVATION = 127
-WEIGHT_BITS, ACTIVATION_BITS = 7, 4
+ACTIVATION_BITS = 4
 MAX_SUM = 1 << 23
 """Bound of a product: half of the integers that float32 represents exactly."""
 SEGMENT_POSITIONS = 1 << 16
@@ -45,22 +46,7 @@ MAX_POSITIONS = 1 << 14
 MAX_CONTEXTS = 1 << 26
 """The most numbers in the table of what each code contributes to its neighbors."""
 
-_HALF = 1 << WEIGHT_BITS - 1
-"""Added before scaling down, to round."""
-
 Float = NDArray[np.float32]
-
-
-def _exponentials() -> NDArray[np.int64]:
-    """Return 2^18 exp(-d / 16) for d from 0 to 255, computed in integer arithmetic."""
-    values, value = [], 1 << 50
-    for _ in range(256):
-        values.append(value >> 32)
-        value = value * 4034748382 >> 32  # exp(-1 / 16) in 1 / 2^32
-    return np.array(values, np.int64)
-
-
-EXPONENTIALS = _exponentials()
 
 
 @dataclass(frozen=True)
@@ -302,7 +288,7 @@ def _plane(grid: tuple[int, ...]) -> tuple[int, int]:
     return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
 
 
-@compiled
+@partial(compiled, without_numba=fixed_point.surroundings)
 def _surroundings(below: Float, positions: NDArray[np.int64], high: int, wide: int) -> Float:
     """Return the neighborhood of each position, `(n, high * wide, dim)`, limited, with zeros beyond the border."""
     height, width, dim = below.shape
@@ -317,7 +303,7 @@ def _surroundings(below: Float, positions: NDArray[np.int64], high: int, wide: i
     return around
 
 
-@compiled
+@partial(compiled, without_numba=fixed_point.add_known)
 def _add_known(
     x: Float,
     context_of_codes: Float,
@@ -341,16 +327,16 @@ def _add_known(
                         own[h] += said[h]
 
 
-@compiled
+@partial(compiled, without_numba=fixed_point.requantise)
 def _requantise(x: Float, bias: Float) -> None:
     """Turn sums `(n, hidden)` and a bias into activations, in place: scaled down, rounded and limited."""
     for n in range(x.shape[0]):
         for h in range(x.shape[1]):
-            scaled = (int(x[n, h] + bias[h]) + _HALF) >> WEIGHT_BITS
+            scaled = (int(x[n, h] + bias[h]) + HALF) >> WEIGHT_BITS
             x[n, h] = min(max(scaled, 0), MAX_ACTIVATION)
 
 
-@compiled
+@partial(compiled, without_numba=fixed_point.of_group)
 def _of_group(x: Float, weight: Float, bias: Float, group: NDArray[np.int64]) -> Float:
     """Return the products `(n, members)` of activations with the weights of each position's group, plus the bias."""
     logits = np.empty((len(x), weight.shape[1]), np.float32)
@@ -365,7 +351,7 @@ def _of_group(x: Float, weight: Float, bias: Float, group: NDArray[np.int64]) ->
     return logits
 
 
-@compiled
+@partial(compiled, without_numba=fixed_point.cumulative)
 def _cumulative(logits: Float) -> NDArray[np.uint16]:
     """Turn logits `(n, symbols)` into cumulative frequencies `(n, symbols + 1)` from 0 to 2^14.
 
@@ -377,7 +363,7 @@ def _cumulative(logits: Float) -> NDArray[np.uint16]:
     for n in range(count):
         best, total = -MAX_SUM, 0
         for symbol in range(symbols):
-            steps[symbol] = (int(logits[n, symbol]) + _HALF) >> WEIGHT_BITS
+            steps[symbol] = (int(logits[n, symbol]) + HALF) >> WEIGHT_BITS
             best = max(best, steps[symbol])
         for symbol in range(symbols):
             total += EXPONENTIALS[min(best - steps[symbol], 255)]

@@ -220,7 +220,7 @@ def _pop(
             state = states[index - begin]
             if row <= bounded:
                 while state < _LOW and position < len(data):
-                    state = state << 8 | data[position]
+                    state = state << 8 | int(data[position])
                     position += 1
             if row == bounded:
                 if state < _LOW:
@@ -241,7 +241,7 @@ def _take(
     symbols = np.empty(count, np.int64)
     for row in range(count):
         while state < _LOW and position < len(data):
-            state = state << 8 | data[position]
+            state = state << 8 | int(data[position])
             position += 1
         slot = state & (TOTAL - 1)
         symbol = 0

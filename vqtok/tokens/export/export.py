@@ -1,7 +1,7 @@
-"""Tokens to files for trainers of language models, and back.
+"""Write tokens to files for training language models, and read them back.
 
-Beside the data lies a JSON file, named like them with `.json` added: how the data are written (`ExportSpec`) and, where
-they do not say it themselves, which items they hold.
+Next to the data is a JSON file with the same name plus `.json`. It describes how the data are written (`ExportSpec`)
+and, for formats that do not store them, the items.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from vqtok.tokens.tokens import Tokens
 def write_export(
     items: Iterable[tuple[str, Tokens]], path: Path, recipe: ExportOptions, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write items, by key, to an export at `path`, one at a time; none of its files is there before all are whole.
+    """Write items with their keys to an export, one at a time. Its files appear when all of them are complete.
 
     Args:
-        path: STDIO for text and jsonl, then without a JSON file.
+        path: STDIO for text and jsonl, which then have no JSON file.
 
     Returns:
-        What was written: all of the JSON file but the items.
+        What was written: the content of the JSON file without the items.
 
     Raises:
-        OutputError: a file exists and is not to be overwritten, or cannot be written.
-        WrongModelError: not all tokens are of one model.
-        UsageError: not all have the same codebooks, or choices that they do not fit.
-        MediaError: there are no items.
+        OutputError: A file exists and is not to be overwritten, or cannot be written.
+        WrongModelError: The tokens are of several models.
+        UsageError: The items have different codebooks, or do not fit the options.
+        MediaError: There are no items.
     """
     if path == STDIO and recipe.to not in ("jsonl", "text"):
         raise UsageError(f"`output` -: {recipe.to} cannot be written to standard output; give a file")
@@ -58,12 +58,12 @@ def write_export(
     items = iter(items)
     first = next(items, None)
     if first is None:
-        raise MediaError(f"{path}: not written, there is nothing to export")
+        raise MediaError(f"{path}: not written, because there is nothing to export")
     form = recipe.form(first[1])
     if path != STDIO:
         make_folder(path.parent)
     written = {"num_items": 0, "num_ids": 0}
-    # The JSON file gets its name last: where it is, the rest is whole.
+    # The JSON file gets its name last. If it exists, the data are complete.
     with _note_items(files[-1], form, written) as note, WRITERS[form.to](files[0], form) as add:
         for key, tokens in chain([first], items):
             _check_alike(key, tokens, form)
@@ -80,15 +80,16 @@ def write_export(
 
 
 class Export(Mapping[str, Tokens]):
-    """The tokens of an export, by key; each item is read when it is asked for.
+    """The tokens of an export by key, each read on access.
 
     Args:
-        path: The data; their JSON file lies beside them.
+        path: The data; the JSON file is next to them.
 
     Raises:
-        CorruptFileError: the data and their JSON file do not go together, or are damaged. MediaError: not there.
-        UnsupportedVersionError: written by a newer vqtok.
-        UsageError: a Parquet file without pyarrow.
+        CorruptFileError: The data and the JSON file contradict each other, or are damaged.
+        MediaError: The data cannot be read.
+        UnsupportedVersionError: A newer vqtok wrote them.
+        UsageError: Parquet needs pyarrow, which is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -129,7 +130,7 @@ class Export(Mapping[str, Tokens]):
 
     @contextmanager
     def _damaged(self, where: str = "") -> Iterator[None]:
-        """Turn what damaged or foreign data raise into one error."""
+        """Turn the errors that damaged or foreign data cause into one."""
         try:
             yield
         except (
@@ -149,16 +150,16 @@ class Export(Mapping[str, Tokens]):
 
 
 def read_export(path: str | Path) -> Export:
-    """Open an export, to read its tokens by key: a mapping.
+    """Open an export as a mapping of keys to `Tokens`.
 
     Raises:
-        VqtokError: as `Export`.
+        VqtokError: As `Export` does.
     """
     return Export(path)
 
 
 def output_files(path: Path, to: ExportFormat) -> list[Path]:
-    """Name the files of an export: its data first, its JSON file last."""
+    """Return the files of an export, its data first, its JSON file last."""
     if path == STDIO:
         return [STDIO]
     if to == "megatron":
@@ -170,18 +171,20 @@ def output_files(path: Path, to: ExportFormat) -> list[Path]:
 def _check_alike(key: str, tokens: Tokens, form: ExportSpec) -> None:
     if tokens.model != form.model:
         models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
-        raise WrongModelError(f"{key}: {models}; export the tokens of each model apart")
+        raise WrongModelError(f"{key}: {models}; export the tokens of each model separately")
     if tokens.num_codebooks != len(form.vocabulary.codebook_sizes):
         fewest = min(tokens.num_codebooks, len(form.vocabulary.codebook_sizes))
-        raise UsageError(f"{key}: not as many codebooks as those before; set `num_codebooks` to {fewest}")
+        raise UsageError(f"{key}: another number of codebooks than the items before; set `num_codebooks` to {fewest}")
     known = (form.vocabulary.codebook_sizes, form.modality, form.stride)
     if (tokens.codebook_sizes, tokens.modality, tokens.stride) != known:
-        raise UsageError(f"{key}: not the modality, codebook sizes and stride of those before; export them apart")
+        raise UsageError(
+            f"{key}: another modality, codebook size or stride than the items before; export them separately"
+        )
 
 
 @contextmanager
 def _note_items(path: Path, form: ExportSpec, written: Mapping[str, int]) -> Iterator[Add]:
-    """Write the JSON file: how the data are written, the items where these do not hold them, what was `written`."""
+    """Write the JSON file: how the data are written, the items unless the data store them, and what was `written`."""
     if path == STDIO:
         yield lambda item, ids: None
         return

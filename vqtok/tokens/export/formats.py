@@ -1,4 +1,4 @@
-"""The formats of exports: each one's writer, which takes one item after another, and its reader."""
+"""The formats of exports: a writer that takes one item after another, and a reader, for each."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from vqtok.files.paths import STDIO, stdout
 from vqtok.tokens.export.options import ARRAYS, ExportFormat, ExportSpec
 
 ExportRow = dict[str, Any]
-"""`key, size, grid` and, where there is any, `metadata`."""
+"""`key`, `size`, `grid` and, if there is any, `metadata`."""
 Add = Callable[[ExportRow, NDArray[np.int64]], object]
 
 ROW_GROUP_IDS = 2**20
-"""Token ids after which a row group of a Parquet file ends; so many are held in memory."""
+"""Token ids in a row group of a Parquet file, which is held in memory."""
 _MEGATRON_DTYPES = {"uint16": 8, "int32": 4}
 
 
@@ -49,7 +49,7 @@ def _write_npy(path: Path, form: ExportSpec) -> Iterator[Add]:
 
         def write_header() -> None:
             header = {"descr": _dtype(form).str, "fortran_order": False}
-            # numpy leaves room in it for any length.
+            # numpy pads the header, so that any length fits when it is written again.
             np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *form.steps)})
 
         def add(item: ExportRow, ids: NDArray[np.int64]) -> None:
@@ -155,7 +155,7 @@ WRITERS: dict[ExportFormat, Callable[[Path, ExportSpec], AbstractContextManager[
 
 
 class Rows(Protocol):
-    """The items of an export by number."""
+    """The items of an export, by number."""
 
     keys: list[str]
 
@@ -166,22 +166,23 @@ def open_rows(path: Path, form: ExportSpec, items: list[ExportRow]) -> Rows:
     """Open the data of an export.
 
     Args:
-        items: What its JSON file says of them; empty where they do themselves.
+        items: The items in the JSON file; empty for formats that store them in the data.
 
     Raises:
-        ValueError, KeyError, TypeError, EOFError: they are damaged, or another file's. OSError: they cannot be read.
-        UsageError: a Parquet file without pyarrow.
+        ValueError, KeyError, TypeError, EOFError: The data are damaged, or belong to another JSON file.
+        OSError: They cannot be read.
+        UsageError: Parquet needs pyarrow, which is not installed.
     """
     return _READERS[form.to](path, form, items)
 
 
 def _open_npy(path: Path) -> NDArray[Any]:
     with path.open("rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0):  # Later versions' headers may claim gigabytes.
-            raise ValueError("is no npy file of version 1.0")
+        if np.lib.format.read_magic(file) != (1, 0):  # Headers of later versions may claim gigabytes.
+            raise ValueError("is not an npy file of version 1.0")
     try:
         ids: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (SyntaxError, tokenize.TokenError) as error:  # The header is Python.
+    except (SyntaxError, tokenize.TokenError) as error:  # numpy parses the header as Python.
         raise ValueError(f"its header is damaged: {error}") from None
     return ids.ravel()
 
@@ -195,12 +196,12 @@ class _ArrayRows:
         item = self.items[index]
         start, end = item["start"], item["start"] + item["length"]
         if not 0 <= start <= end <= self.ids.size:
-            raise ValueError(f"is said to be token ids {start} to {end} of {self.ids.size}")
+            raise ValueError(f"claims token ids {start} to {end} of {self.ids.size}")
         return item, self.ids[start:end]
 
 
 class _LineRows:
-    """Lines, found again by the bytes before them."""
+    """Lines, found by their offsets."""
 
     def __init__(self, path: Path, form: ExportSpec, items: list[ExportRow]) -> None:
         self.path, self.items, self.keys = path, items, [item["key"] for item in items]
@@ -254,10 +255,10 @@ _READERS: dict[ExportFormat, Callable[[Path, ExportSpec, list[ExportRow]], Rows]
 
 
 def pyarrow() -> Any:
-    """Import pyarrow with its Parquet part.
+    """Import pyarrow and its Parquet part.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: It is not installed.
     """
     try:
         import pyarrow

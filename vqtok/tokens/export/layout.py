@@ -1,4 +1,4 @@
-"""Codes as the token ids of a language model: which number each becomes, and in which order they stand."""
+"""Codes as token ids of a language model: their numbers and their order."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from vqtok.errors import UsageError
 
 Layout = Literal["flat", "coarse-first", "delay", "parallel"]
-"""The order of a grid's codes; positions are taken row by row, of sound with several channels channel by channel.
+"""The order of the codes of a grid. Positions go row by row, in audio with several channels channel by channel.
 
-flat          position by position, at each the codes of all codebooks, coarse first
+flat          position by position, each with the codes of all codebooks, coarse first
 coarse-first  all positions of the first codebook, then all of the second, ...
-parallel      `(positions, num_codebooks)`: a step for each position
-delay         the same with codebook k delayed by k steps, and padding at both ends: `num_codebooks - 1` steps more
+parallel      `(positions, num_codebooks)`: one step per position
+delay         the same with codebook k delayed by k steps and padding at both ends: `num_codebooks - 1` more steps
 
 Source: delay: Copet et al. 2023, "Simple and controllable music generation", section 2.2.
 """
 
 SPECIALS = ("begin", "end", "row", "pad")
-"""Tokens that are no codes: before and after an item, after each row of its grid, and where a delayed codebook has
-nothing to say. In `parallel` and `delay` each of them is a step of its own, the same in all codebooks."""
+"""Tokens that are not codes: before and after an item, after each row of its grid, and where a delayed codebook has no
+code. In `parallel` and `delay` each of them is a step of its own, with the same id in all codebooks."""
 
 MAX_VOCABULARY_SIZE = 2**31
 
@@ -36,18 +36,18 @@ _BEGIN, _END, _ROW, _PAD = (-1 - index for index in range(len(SPECIALS)))
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids of codes and special tokens: `offset + code` in the first codebook, each next one's after those before.
+    """The ids of codes and special tokens: `offset + code` in the first codebook, followed by those of the next ones.
 
     Raises:
-        UsageError: an id that is out of range, or is that of a code and a special token both.
+        UsageError: An id is out of range, or belongs to both a code and a special token.
     """
 
     codebook_sizes: tuple[int, ...]
     offset: int = 0
     shared: bool = False
-    """All codebooks begin at the offset: for models that embed each codebook by itself."""
+    """Whether all codebooks begin at the offset, for models that embed each codebook separately."""
     specials: Mapping[str, int] = field(default_factory=dict)
-    """Ids of those special tokens that there are, by name."""
+    """The ids of special tokens by name."""
 
     def __post_init__(self) -> None:
         for name, special in self.specials.items():
@@ -60,7 +60,7 @@ class Vocabulary:
     def choose(
         cls, codebook_sizes: tuple[int, ...], offset: int, shared: bool, specials: Mapping[str, int | None]
     ) -> Vocabulary:
-        """Give those special tokens that have no id (None) the first free ones behind the codes."""
+        """Return the vocabulary in which special tokens without an id (None) have the first free ones."""
         codes_end = cls(codebook_sizes, offset, shared).codes_end
         free = (number for number in itertools.count(codes_end) if number not in specials.values())
         chosen = {}
@@ -78,26 +78,26 @@ class Vocabulary:
 
     @property
     def codes_end(self) -> int:
-        """One more than the greatest id of a code."""
+        """The greatest id of a code plus one."""
         return max(start + size for start, size in zip(self.starts, self.codebook_sizes, strict=True))
 
     @property
     def size(self) -> int:
-        """One more than the greatest id of all."""
+        """The greatest id plus one."""
         return max([self.codes_end, *(special + 1 for special in self.specials.values())])
 
 
 def to_ids(codes: NDArray[np.integer], layout: Layout, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Turn the codes of one item into a sequence of token ids.
+    """Return the sequence of token ids of the codes of one item.
 
     Shapes:
         codes: `(num_codebooks, *grid)`. Result: `(steps, num_codebooks)` in `parallel` and `delay`, else `(length,)`.
 
     Raises:
-        ValueError: `delay` with a vocabulary that has no pad token.
+        ValueError: The layout is `delay` and the vocabulary has no pad token.
     """
     ids = codes.reshape(len(codes), -1) + np.array(vocabulary.starts)[:, None]
-    # Behind the ids of the codes stand those of the special tokens, where negative indices find them.
+    # The ids of special tokens follow those of the codes, so that negative indices select them.
     specials = [vocabulary.specials.get(name, 0) for name in reversed(SPECIALS)]
     sequence: NDArray[np.int64] = np.append(ids, specials)[_order(codes.shape, layout, tuple(vocabulary.specials))]
     return sequence
@@ -106,13 +106,13 @@ def to_ids(codes: NDArray[np.integer], layout: Layout, vocabulary: Vocabulary) -
 def to_codes(
     ids: NDArray[np.integer], grid: tuple[int, ...], layout: Layout, vocabulary: Vocabulary
 ) -> NDArray[np.int32]:
-    """Turn a sequence of token ids, flattened or not, back into the codes `(num_codebooks, *grid)`.
+    """Return the codes `(num_codebooks, *grid)` of a sequence of token ids, flattened or not.
 
     Raises:
-        ValueError: no codes of this grid make this sequence.
+        ValueError: The sequence is not that of any codes of this grid.
     """
     shape = (len(vocabulary.codebook_sizes), *grid)
-    if not 0 < math.prod(shape) <= ids.size:  # The grid may be anybody's: nothing is allocated for it before.
+    if not 0 < math.prod(shape) <= ids.size:  # The grid is not trusted: check it before anything is allocated for it.
         raise ValueError(f"{ids.size} token ids for a grid of {' x '.join(map(str, grid))}")
     order = _order(shape, layout, tuple(vocabulary.specials)).ravel()
     if ids.size != order.size:
@@ -122,17 +122,17 @@ def to_codes(
     flat[order[is_code]] = ids.ravel()[is_code]
     starts, sizes = np.array(vocabulary.starts)[:, None], np.array(vocabulary.codebook_sizes)[:, None]
     codes: NDArray[np.int64] = np.clip(flat.reshape(shape[0], -1) - starts, 0, sizes - 1).reshape(shape)
-    # Ids of other codebooks or special tokens than belong there do not come back.
+    # Ids of other codebooks or of special tokens are not reproduced, and so are detected.
     differs = to_ids(codes, layout, vocabulary).ravel() != ids.ravel()
     if differs.any():
         place = int(differs.argmax())
-        raise ValueError(f"token id {ids.ravel()[place]} cannot stand at place {place}")
+        raise ValueError(f"token id {ids.ravel()[place]} is not possible at place {place}")
     return codes.astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)
 def _order(shape: tuple[int, ...], layout: Layout, specials: tuple[str, ...]) -> NDArray[np.int64]:
-    """Tell what stands where: an index of the flattened codes, or a negative number for a special token."""
+    """Return what each place holds: an index of the flattened codes, or a negative number for a special token."""
     num_codebooks, last = shape[0], shape[0] - 1
     order: NDArray[np.int64] = np.arange(math.prod(shape)).reshape(num_codebooks, -1, shape[-1])
     if layout == "flat":  # codebooks, rows, columns -> rows, columns and codebooks
@@ -152,5 +152,5 @@ def _order(shape: tuple[int, ...], layout: Layout, specials: tuple[str, ...]) ->
 
 
 def _extend(order: NDArray[np.int64], before: int, after: int, special: int) -> NDArray[np.int64]:
-    """Put a special token at the ends of the last axis, so many times."""
+    """Pad the last axis with a special token at both ends."""
     return np.pad(order, [*[(0, 0)] * (order.ndim - 1), (before, after)], constant_values=special)

@@ -1,4 +1,4 @@
-"""How tokens are written for trainers of language models: what one may choose, and what it comes to."""
+"""How tokens are exported: the options of a user, and the specification that results from them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ ExportFormat = Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"]
 """
 npy       the token ids of all items one after another, as one array
 bin       the same without a header
-megatron  the same with the index (`.idx`, version 1) of Megatron's IndexedDataset: each item is a document
-jsonl     a line an item: `{"key": ..., "size": ..., "grid": ..., "input_ids": ...}`
+megatron  the same with the index (`.idx`, version 1) of Megatron's IndexedDataset; each item is a document
+jsonl     one line per item: `{"key": ..., "size": ..., "grid": ..., "input_ids": ...}`
 parquet   the same as columns
-text      a line an item: each id as text
+text      one line per item, each id as text
 
-The steps of `parallel` and `delay` are kept in `npy`, `jsonl` and `parquet`; in the others they follow one another.
+`npy`, `jsonl` and `parquet` keep the steps of `parallel` and `delay` as an axis; the others flatten them.
 """
 ARRAYS: tuple[ExportFormat, ...] = ("npy", "bin", "megatron")
 TABLES: tuple[ExportFormat, ...] = ("jsonl", "parquet")
-"""Targets that themselves say which items they hold."""
+"""Formats that store their items themselves."""
 
-_UINT16_BELOW = 65_500  # Megatron's own bound
+_UINT16_BELOW = 65_500  # The bound that Megatron itself uses.
 
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """How the tokens of one model are written: what an export's JSON file says."""
+    """How the tokens of one model are written; the JSON file of an export stores it."""
 
     to: ExportFormat
     layout: Layout
@@ -41,7 +41,7 @@ class ExportSpec:
     model: bytes
     stride: int
     texts: Mapping[str, str] = field(default_factory=dict)
-    """For the target `text`, as `TokenText` takes them."""
+    """The texts of tokens in the format `text`, as for `TokenText`."""
 
     @property
     def dtype(self) -> str:
@@ -49,14 +49,14 @@ class ExportSpec:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The shape of what is told apart along a sequence: nothing, or a step of all codebooks."""
+        """The shape of one element of a sequence: empty, or a step of all codebooks."""
         return (len(self.vocabulary.codebook_sizes),) if self.layout in ("parallel", "delay") else ()
 
     def token_text(self) -> TokenText:
         return TokenText(self.texts, self.vocabulary, self.modality)
 
     def facts(self) -> dict[str, Any]:
-        """Give this as JSON."""
+        """Return this as a JSON-like dict."""
         facts: dict[str, Any] = {
             "to": self.to,
             "layout": self.layout,
@@ -78,13 +78,13 @@ class ExportSpec:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> ExportSpec:
-        """Read `facts` back.
+        """Return the spec of what `facts` has returned.
 
         Raises:
-            ValueError, KeyError, TypeError: they are not what `facts` gives.
+            ValueError, KeyError, TypeError: `facts` cannot have returned it.
         """
         if facts["to"] not in get_args(ExportFormat) or facts["layout"] not in get_args(Layout):
-            raise ValueError(f"no way to export: {facts['to']}, {facts['layout']}")
+            raise ValueError(f"unknown format {facts['to']} or layout {facts['layout']}")
         sizes, offset, shared = tuple(facts["codebook_sizes"]), facts["offset"], facts["shared_vocabulary"]
         try:
             return cls(
@@ -102,13 +102,13 @@ class ExportSpec:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to make of tokens.
+    """How to export tokens.
 
-    A special token is an id, "auto" (the next free id behind the codes) or "none". By default there are none, but in
-    text `begin_token` and `end_token`, and in the layout `delay` `pad_token`. In text it may be any words instead.
+    A special token is an id, "auto" (the next free id after the codes) or "none". The default is none, except for
+    `begin_token` and `end_token` in text and `pad_token` in the layout `delay`. In text it can be any words instead.
 
     Raises:
-        UsageError: choices that do not go together.
+        UsageError: The options contradict each other.
     """
 
     to: ExportFormat
@@ -120,19 +120,19 @@ class ExportOptions:
     row_token: int | str | None = None
     pad_token: int | str | None = None
     template: str | None = None
-    """Of codes in text: `DEFAULT_TEXTS`."""
+    """The text of a code; by default that of `DEFAULT_TEXTS`."""
 
     def __post_init__(self) -> None:
         if self.template is not None and self.to != "text":
-            raise UsageError("--template: is for --to text")
+            raise UsageError("`template` is only for `to` text")
         if self.pad_token is not None and self.layout != "delay":
-            raise UsageError("--pad-token: only --layout delay pads")
+            raise UsageError("`pad_token` is only for `layout` delay")
         if self.pad_token == "none":
-            raise UsageError("--pad-token none: --layout delay pads")
+            raise UsageError("`pad_token` none: `layout` delay needs a pad token")
         self._specials()
 
     def form(self, tokens: Tokens) -> ExportSpec:
-        """Work out how tokens like these are written."""
+        """Return the spec for tokens like these."""
         ids, texts = self._specials()
         vocabulary = Vocabulary.choose(tokens.codebook_sizes, self.offset, self.shared_vocabulary, ids)
         if self.template is not None:
@@ -148,7 +148,7 @@ class ExportOptions:
         )
 
     def _specials(self) -> tuple[dict[str, int | None], dict[str, str]]:
-        """Give the special tokens' ids as far as they are known, and their texts."""
+        """Return the ids of the special tokens, None for those to be chosen, and their texts."""
         ids: dict[str, int | None] = {}
         texts = {"code": DEFAULT_TEXTS["code"]}
         for name in SPECIALS:
@@ -162,5 +162,5 @@ class ExportOptions:
             try:
                 ids[name] = None if choice == "auto" or self.to == "text" else int(choice)
             except ValueError:
-                raise UsageError(f"--{name}-token {choice}: must be an id, auto or none") from None
+                raise UsageError(f"`{name}_token` {choice}: must be an id, auto or none") from None
         return ids, texts

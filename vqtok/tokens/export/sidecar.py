@@ -1,4 +1,4 @@
-"""The JSON file beside an export, in the standard library alone: how its data are written and which items they hold."""
+"""The JSON file next to an export, in the standard library alone: how its data are written, and their items."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FORMAT, VERSION = "vqtok export", 1
 
 
 def is_export(path: Path) -> bool:
-    """Tell whether a file is the data of an export: its JSON file lies beside it."""
+    """Return whether a file is the data of an export, which has a JSON file next to it."""
     return path.suffix.lower() != ".vqt" and json_file(path).is_file()
 
 
 def json_file(path: Path) -> Path:
-    """Name the JSON file of an export."""
+    """Return the path of the JSON file of an export."""
     return path.with_name(path.name + ".json")
 
 
@@ -26,7 +26,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Read the JSON file of an export.
 
     Raises:
-        CorruptFileError: it is none. UnsupportedVersionError: written by a newer vqtok. MediaError: it cannot be read.
+        CorruptFileError: It is not the JSON file of an export.
+        UnsupportedVersionError: A newer vqtok wrote it.
+        MediaError: It cannot be read.
     """
     try:
         facts = json.loads(read_bytes(path))

@@ -1,4 +1,4 @@
-"""Token ids as text for a prompt, `<|image|><|image_17|>...<|/image|>`, and back."""
+"""Token ids as text for prompts, `<|image|><|image_17|>...<|/image|>`, and back."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ DEFAULT_TEXTS = {
     "row": "<|row|>",
     "pad": "<|pad|>",
 }
-"""The template of codes, and what stands for each special token."""
+"""The template of codes, and the text of each special token."""
 
 
 class TokenText:
-    """A way to write token ids: a template for codes, a word for each special token.
+    """Writes and reads token ids as text: a template for codes, a word for each special token.
 
     Args:
-        texts: By name, of codes (`code`: for `str.format`, with `id`, `codebook` and `code`, both from 0, and
-            `modality`) and of the vocabulary's special tokens (`{modality}` in them is replaced).
+        texts: Texts by name: of codes (`code`, for `str.format` with `id`, `modality`, and `codebook` and `code`
+            counted from 0) and of the special tokens of the vocabulary (with `{modality}`).
 
     Raises:
-        UsageError: a template that is none.
+        UsageError: A template is not valid.
     """
 
     def __init__(self, texts: Mapping[str, str], vocabulary: Vocabulary, modality: str) -> None:
         if any(text.splitlines() != [text] for text in texts.values()):
-            raise UsageError("the text of a token cannot be empty or have line ends: an item is a line")
+            raise UsageError("the text of a token cannot be empty or contain line ends, since each item is a line")
         self.template, self.vocabulary, self.modality = texts["code"], vocabulary, modality
         template = self.template
-        # Words by id, those of codes as they come up.
+        # Words by id; those of codes are added when they first occur.
         self._words = {
             special: texts[name].replace("{modality}", modality) for name, special in vocabulary.specials.items()
         }
@@ -47,7 +47,7 @@ class TokenText:
         try:
             fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
             if "codebook" in fields and vocabulary.shared:
-                raise ValueError("a shared vocabulary does not tell codebooks apart")
+                raise ValueError("a shared vocabulary does not distinguish codebooks")
             if not fields <= {"id", "codebook", "code", "modality"} or not fields & {"id", "code"}:
                 raise ValueError("it needs {id} or {code}, and may have {codebook} and {modality}")
             longest_first = sorted(self._specials, key=len, reverse=True)
@@ -63,10 +63,10 @@ class TokenText:
         )
 
     def render(self, ids: NDArray[np.integer]) -> str:
-        """Write ids one after another.
+        """Return the text of ids.
 
         Raises:
-            UsageError: they could not be read back from the text.
+            UsageError: The ids could not be read back from the text.
         """
         try:
             text = "".join(self._words.get(number) or self._word(number) for number in ids.ravel().tolist())
@@ -75,7 +75,7 @@ class TokenText:
             exact = False
         if not exact:
             raise UsageError(
-                f"template {self.template!r}: its tokens cannot be told apart again; use one such as '<{{id}}>'"
+                f"template {self.template!r}: its tokens cannot be separated again; use one such as '<{{id}}>'"
             )
         return text
 
@@ -87,16 +87,16 @@ class TokenText:
         return word
 
     def parse(self, text: str) -> NDArray[np.int64]:
-        """Read ids back.
+        """Return the ids of a text.
 
         Raises:
-            ValueError: text that is no such token.
+            ValueError: The text contains something else than these tokens.
         """
         ids, position = [], 0
         while position < len(text):
             match = self._pattern.match(text, position)
             if not match:
-                raise ValueError(f"{text[position : position + 20]!r} is no token")
+                raise ValueError(f"{text[position : position + 20]!r} is not a token")
             ids.append(self._id(match))
             position = match.end()
         return np.array(ids, np.int64)
@@ -108,8 +108,8 @@ class TokenText:
         fields = match.groupdict()
         codebook = int(fields.get("codebook", 0))
         if codebook >= len(self.vocabulary.starts):
-            raise ValueError(f"{match[0]!r} is no token: there are {len(self.vocabulary.starts)} codebooks")
+            raise ValueError(f"{match[0]!r} is not a token: there are {len(self.vocabulary.starts)} codebooks")
         number = int(fields["id"]) if "id" in fields else self.vocabulary.starts[codebook] + int(fields["code"])
         if number >= self.vocabulary.size:
-            raise ValueError(f"{match[0]!r} is no token: the vocabulary has {self.vocabulary.size}")
+            raise ValueError(f"{match[0]!r} is not a token: the vocabulary has {self.vocabulary.size}")
         return number

@@ -16,11 +16,12 @@ LINES = frozenset({".jsonl", ".txt"})
 
 
 def read_foreign_codes(path: Path) -> Items:
-    """Find the items of a file of another tool.
+    """Return functions that read the items of a file of another tool, by key.
 
     Raises:
-        CorruptFileError: the file, or the item when it is read, is damaged or of none of these kinds.
-        MediaError: it cannot be read, or holds what cannot be told exactly. UnsupportedVersionError: it is too new.
+        CorruptFileError: The file, or an item when it is read, is damaged or of another kind.
+        MediaError: It cannot be read, or not exactly.
+        UnsupportedVersionError: It is too new.
     """
     data = read_bytes(path)
     if data.startswith(ecdc.MAGIC):

@@ -1,4 +1,4 @@
-"""DAC's `.dac` files, which are pickles, read by what cannot run code."""
+"""DAC's `.dac` files, which are pickles, read without running code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSION = "1.0.0"
 
 
 def read_dac(data: bytes) -> ForeignCodes:
-    """Read what DAC has pickled, with a reader that makes nothing but numbers, texts, lists, dicts and arrays.
+    """Read a pickle of DAC with a reader that creates only numbers, strings, lists, dicts and arrays.
 
     Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", in the form of its library.
     """
@@ -37,10 +37,10 @@ def read_dac(data: bytes) -> ForeignCodes:
         raise UnsupportedVersionError(f"a .dac file of version {version!r}; vqtok knows {VERSION}")
     if not padding:
         raise MediaError(
-            "coded in windows that overlap by parts of a step, which only DAC can decode; write it again with dac and "
-            "a --win_duration of more than the sound's"
+            "encoded in windows that overlap by parts of a step, which only DAC can decode; write it again with a "
+            "--win_duration longer than the audio"
         )
-    # It raises or lowers every sound to one loudness and puts that back when it decodes.
+    # DAC normalizes the loudness of all audio and restores it when it decodes.
     metadata = {"input_db": round(decibels, 4)}
     return ForeignCodes(
         codes.swapaxes(0, 1) if channels > 1 else codes[0], (samples, rate, channels), metadata=metadata
@@ -81,7 +81,7 @@ class _DType:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values and what stands in for arrays; a pickle that names anything else is refused."""
+    """Creates plain values and stand-ins for arrays; refuses a pickle that names anything else."""
 
     ADMITTED: ClassVar = {
         ("numpy", "ndarray"): _Array,
@@ -100,15 +100,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickled(data: bytes) -> Any:
-    """Give the only entry of an array of objects, as `np.save` pickles one.
+    """Return the only entry of a pickled array of objects, as `np.save` writes one.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError, OverflowError: there is none.
-        CorruptFileError: it asks for anything but arrays.
+        ValueError, LookupError, TypeError, AttributeError, OverflowError: There is none.
+        CorruptFileError: The pickle names anything else than arrays.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
-            raise ValueError("would take memory for what it does not have")
+            raise ValueError("claims more memory than it has data")
     try:
         outer = _Unpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, IndexError) as error:
