@@ -1,8 +1,8 @@
-"""Print what encoding through vqtok costs, in processor time relative to the library's own call with ready tensors.
+"""Print the processor time of encoding with vqtok, relative to a call of the library with prepared tensors.
 
 python tests/bench_adapters.py [seconds] [threads]
 
-Models of the published sizes with random weights, which take as long as trained ones.
+The models have the published sizes and random weights, which are as fast as trained ones.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Callable[[], Any], int | None, Encode]] = {
 
 
 def medium(codec: Codec, seconds: float) -> Media:
-    """Make noise that fills whole steps, so that both sides compute the same."""
+    """Return noise of a whole number of steps, so that both sides do the same work."""
     tokenizer, rng = codec.tokenizer, np.random.default_rng(0)
     if tokenizer.modality == "image":
         return Media("image", rng.uniform(-1, 1, (3, 256, 256)).astype(np.float32))
@@ -109,7 +109,7 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     transformers.utils.logging.set_verbosity_error()
-    print(f"| model, {seconds:g} s of sound | library s | vqtok / library |\n|---|---|---|")
+    print(f"| model, {seconds:g} s of audio | library s | vqtok / library |\n|---|---|---|")
     for name, (make, codebooks, encode) in CASES.items():
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             model = make().eval()

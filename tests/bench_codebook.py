@@ -1,6 +1,6 @@
-"""Print what the search and the training step cost, in processor time relative to the bare product `x @ codebook.T`.
+"""Print the processor time of the search and of a training step, relative to the bare product `x @ codebook.T`.
 
-The product is computed in the blocks and by the library that are quickest, and not kept.
+The product is computed in the fastest block size, with the fastest library, and discarded.
 
 python tests/bench_codebook.py [threads]
 """
@@ -39,7 +39,7 @@ def theirs(dim: int, size: int, depth: int) -> torch.nn.Module:
 
 
 def runs(name: str) -> dict[str, Callable[[], object]]:
-    """Give what is timed: the product, and each library encoding and training."""
+    """Return the functions to time: the product, and encoding and training with each library."""
     n, dim, size, depth = CASES[name]
     x, codebook = torch.randn(1, n, dim), torch.randn(size, dim)
     mine, other = ours(dim, size, depth), theirs(dim, size, depth)
@@ -61,7 +61,7 @@ def runs(name: str) -> dict[str, Callable[[], object]]:
         model.train()
         model(media)
 
-    z = x.mT  # As networks give it, channels last.
+    z = x.mT  # In channels_last memory, as networks return it.
     return {
         "product": product,
         "vqtok encode": lambda: mine.eval().encode(z),
@@ -72,7 +72,7 @@ def runs(name: str) -> dict[str, Callable[[], object]]:
 
 
 def peak_megabytes(name: str, run: str) -> float:
-    """Run once in a fresh process and give how far its memory rose above what set-up took (Linux only)."""
+    """Run once in a new process and return how much memory it needed beyond the setup (Linux only)."""
     code = f"""
 import re, bench_codebook
 def peak():
@@ -92,7 +92,7 @@ def main() -> None:
         functions = runs(name)
         times: dict[str, list[float]] = {run: [] for run in functions}
         for repeat in range(REPEATS + 1):
-            for run, function in functions.items():  # in turn, since the machine's speed drifts
+            for run, function in functions.items():  # in turns, because the machine's speed drifts
                 since = time.process_time()
                 function()
                 if repeat:

@@ -1,6 +1,6 @@
-"""vqtok.models.adapters: codes and media are those of the libraries, on small models with random weights.
+"""vqtok.models.adapters: codes and media equal those of the libraries, for small models with random weights.
 
-Each model is made by the real library, saved as its users do, and run by both sides on the same media.
+Each model is created and saved by the real library, and run by the library and by vqtok on the same media.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from vqtok.models.registry import open_tokenizer
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
 
-RATE = 11_025  # so that no frame rate is a whole number
+RATE = 11_025  # Makes all frame rates fractional.
 
 
 def fill_codebooks(model, latents, layers, buffer="embed"):
-    """Draw codebook vectors as large as the latents: a new model has zeros."""
+    """Set codebook vectors to random values as large as the latents; in a new model they are zero."""
     for layer in layers:
         book = getattr(layer.codebook, buffer)
         book.copy_(torch.randn_like(book) * latents.std() + latents.mean())
 
 
 def random_biases(model):
-    """Make zeros, which many new parameters are, anything else."""
+    """Replace parameters that are zero, as many are in a new model, by random values."""
     for parameter in model.parameters():
         if parameter.ndim == 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
@@ -91,7 +91,7 @@ def make_dac(ratios=(2, 4, 5, 8)):
     )
     model = transformers.DacModel(config).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("weight") and parameter.ndim > 1:  # as drawn they give silence
+        if name.endswith("weight") and parameter.ndim > 1:  # The initial values would produce silence.
             nn.init.normal_(parameter, std=0.7 * parameter[0].numel() ** -0.5)
     return model
 
@@ -192,7 +192,7 @@ MAKE = {
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Keep the hashes of weights out of the user's cache."""
+    """Use a temporary cache for the hashes of weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -200,7 +200,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """Give a function that makes the model of a name once: the library's, and the folder it is saved in."""
+    """Return a function that creates the model of a name once and returns it with the folder it is saved in."""
     made = {}
 
     def get(name):
@@ -229,7 +229,7 @@ def tensor(media):
 
 
 def close(decoded, expected):
-    """Check that decoded media are the library's, as far as these go."""
+    """Assert that decoded media equal those of the library, up to their length."""
     length = min(decoded.data.shape[-1], expected.shape[-1])
     assert expected.abs().max() > 0.01
     np.testing.assert_allclose(decoded.data[..., :length], expected.numpy()[..., :length], atol=1e-4)
@@ -272,7 +272,7 @@ def test_fewer_codebooks_are_the_first_and_cost_less(saved, name):
     x = tensor(sound(6400, channels=tokenizer.channels))
     assert tokenizer.encode_first(x, 1).shape[1] == 1
     for wrong in (0, tokens.num_codebooks + 1):
-        with pytest.raises(UsageError, match=f"--codebooks {wrong}: there are {tokens.num_codebooks}"):
+        with pytest.raises(UsageError, match=f"`num_codebooks` {wrong}: there are {tokens.num_codebooks}"):
             codec.encode(media, wrong)
 
 
@@ -309,7 +309,7 @@ def test_encodec_48khz_whose_last_segment_is_too_short_for_the_library(saved, sa
     close(decoded, model.decode(*expected.to_tuple()[:2], last_frame_pad_length=136).audio_values[0])
 
 
-def test_a_mono_sound_for_a_stereo_model(saved):
+def test_mono_audio_for_a_stereo_model(saved):
     _, folder = saved("encodec48")
     media = sound(3000)
     stereo = Media("audio", np.repeat(media.data, 2, axis=0), RATE)
@@ -323,7 +323,7 @@ def test_a_mono_sound_for_a_stereo_model(saved):
 @pytest.mark.parametrize("name", ["dac", "dac44"])
 @pytest.mark.parametrize("samples", SAMPLES)
 def test_dac(saved, name, samples):
-    """With the tail that the library loses, and all samples back although it gives 8 fewer."""
+    """The end, which the library drops, is encoded, and all samples are decoded; the library returns 8 fewer."""
     model, folder = saved(name)
     media, hop = sound(samples), model.config.hop_length
     filled = torch.nn.functional.pad(tensor(media), (0, -samples % hop))
@@ -349,8 +349,8 @@ def test_mimi(saved, samples):
     close(vqtok.decode(tokens, folder), model.decode(expected).audio_values[0])
 
 
-def test_mimi_sounds_do_not_depend_on_others(saved, tmp_path, run):
-    """Encoded in one go from files of any length, each is as by itself."""
+def test_mimi_audio_does_not_depend_on_others(saved, tmp_path, run):
+    """Files of different lengths that are encoded together give the same tokens as each alone."""
     model, folder = saved("mimi")
     for samples in (700, 3000, 1500):
         soundfile.write(tmp_path / f"{samples}.wav", sound(samples).data.T, RATE, subtype="FLOAT")
@@ -395,8 +395,8 @@ LONG = ["encodec", "mimi", "dac", "xcodec"]
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_windows_over_long_sounds_do_not_show(saved, name, monkeypatch):
-    """What the library computes whole comes out of many windows, to rounding."""
+def test_windows_over_long_audio_change_nothing(saved, name, monkeypatch):
+    """Windows give the same codes as the library's computation of the whole, and the same media up to rounding."""
     _, folder = saved(name)
     tokenizer = open_tokenizer(folder)
     if name in ("encodec", "mimi"):
@@ -437,7 +437,7 @@ def test_mimi_passes_its_cache_by_the_name_that_transformers_has(saved, name, mo
     ("name", "part"), [("encodec", "front"), ("mimi", "network.encoder.encoder_seanet"), ("dac", "")]
 )
 def test_how_far_encoders_look(saved, name, part):
-    """By gradients: a step depends on samples up to the context away, and on none beyond."""
+    """According to gradients, a step depends on samples up to the context and on none beyond."""
     _, folder = saved(name)
     tokenizer = open_tokenizer(folder)
     network = attrgetter(part)(tokenizer) if part else tokenizer.network.encoder
@@ -466,7 +466,7 @@ def test_how_far_decoders_look(saved, name, part):
 
 
 def test_identity_follows_weights_and_settings(saved, tmp_path):
-    """Not the place, the kind of file, nor the names of tensors; but any weight and any setting that decides."""
+    """It depends on weights and relevant settings, not on the folder, the kind of file or the names of tensors."""
     model, folder = saved("encodec")
     identity = open_tokenizer(folder).identity
     tokens = vqtok.encode(sound(100), folder)
@@ -536,7 +536,7 @@ def test_hashes_of_weights_are_remembered_by_file(saved, tmp_path, monkeypatch):
     for broken in ("{", "[]"):
         (tmp_path / "vqtok" / "weights.json").write_text(broken)
         assert weights_digest(files) == digest
-    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # which is no folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # A file instead of a folder.
     assert weights_digest(files) == digest
 
 
@@ -554,16 +554,20 @@ def test_folders_that_cannot_be_used(saved, tmp_path, monkeypatch):
 
     empty = broken("empty")
     (empty / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="empty: holds no weights; there should be one of model.safetensors,"):
+    with pytest.raises(
+        ModelError, match="empty: contains no weights; one of these files is required: model.safetensors,"
+    ):
         open_tokenizer(str(empty))
     with pytest.raises(ModelError, match="nowhere: no such folder"):
         open_tokenizer(f"dac:{tmp_path / 'nowhere'}")
     torch.save({"weight": Harmful()}, empty / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="pytorch_model.bin: a pickle that may run code, which vqtok never does"):
+    with pytest.raises(
+        ModelError, match="pytorch_model.bin: is a pickle that may contain code, which vqtok never runs"
+    ):
         open_tokenizer(str(empty))
     cut = broken("cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(CorruptFileError, match="cut/model.safetensors: damaged"):
+    with pytest.raises(CorruptFileError, match="cut/model.safetensors: is damaged"):
         open_tokenizer(str(cut))
     state = load_file(Path(folder) / "model.safetensors")
     for what, changed in {
@@ -577,13 +581,13 @@ def test_folders_that_cannot_be_used(saved, tmp_path, monkeypatch):
             open_tokenizer(str(odd))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
-        with pytest.raises(ModelError, match=r"needs transformers: pip install 'vqtok\[transformers\]'"):
+        with pytest.raises(ModelError, match=r"requires transformers: pip install 'vqtok\[transformers\]'"):
             open_tokenizer(folder)
 
 
 @pytest.fixture
 def hub(saved, tmp_path, monkeypatch):
-    """A Hugging Face cache with models, and no network."""
+    """Create a Hugging Face cache with some models, without network access."""
     from huggingface_hub import constants
 
     models = (("dac", "", "main"), ("dac", "", "v2"), ("movq", "movq", "main"), ("half", "", "main"))
@@ -605,12 +609,12 @@ def test_models_of_the_hub_come_from_its_cache(saved, hub, run, tmp_path):
     for name in ("hf:me/dac@v2", "hf:me/half", saved("dac")[1]):
         assert vqtok.encode(media, name).model == tokens.model
     assert vqtok.encode(picture(8, 8), "hf:me/movq/movq").codebook_sizes == (32,)
-    with pytest.raises(ModelError, match="hf:me/else: not in the Hugging Face cache, and the Hub cannot be reached"):
+    with pytest.raises(ModelError, match="hf:me/else: is not in the Hugging Face cache, and the Hub cannot be reached"):
         vqtok.encode(media, "hf:me/else")
-    with pytest.raises(ModelError, match="hf:me/dac@v3: not in the Hugging Face cache"):
+    with pytest.raises(ModelError, match="hf:me/dac@v3: is not in the Hugging Face cache"):
         vqtok.encode(media, "hf:me/dac@v3")
     for name in ("hf:dac", "hf:", "hf:a/b/c@"):
-        with pytest.raises(ModelError, match=f"{name}: not a name of the form hf:ORG/NAME"):
+        with pytest.raises(ModelError, match=f"{name}: is not of the form hf:ORG/NAME"):
             vqtok.encode(media, name)
     result = run("models", "--json")
     listed = {model["name"]: model for model in map(json.loads, result.stdout.splitlines())}
@@ -626,11 +630,11 @@ def test_revisions_on_the_command_line(hub, run, tmp_path, sound):
         "decode", sound.with_suffix(".vqt"), "--model", "hf:me/dac", "--revision", "v3", "-o", tmp_path / "a.wav"
     )
     assert result.exit_code == 3
-    assert "hf:me/dac@v3: not in the Hugging Face cache" in result.stderr
+    assert "hf:me/dac@v3: is not in the Hugging Face cache" in result.stderr
     for model in ([], ["--model", "image"], ["--model", "hf:me/dac@v2"]):
         result = run("encode", sound, *model, "--revision", "v2", "--force")
         assert result.exit_code == 2
-        assert "--revision v2: goes with --model hf:ORG/NAME" in result.stderr
+        assert "revision` v2: only applies to a --model of the form hf:ORG/NAME" in result.stderr
 
 
 def test_every_command_takes_a_saved_folder(saved, run, tmp_path):
@@ -661,4 +665,4 @@ def test_every_command_takes_a_saved_folder(saved, run, tmp_path):
         "codebook_sizes": [64] * 4,
     }.items() <= card.items()
     shown = run("inspect", folder).stdout
-    assert "it cuts sounds into overlapping segments by itself" in " ".join(shown.split())
+    assert "it cuts audio into overlapping segments by itself" in " ".join(shown.split())

@@ -1,4 +1,4 @@
-"""Adversarial losses and what finds their weights, against cases worked by hand."""
+"""Adversarial losses and their weights, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_several_discriminators_count_alike_however_many_patches_they_judge(kind
 @pytest.mark.parametrize("kind", KINDS)
 def test_accuracy_by_hand(kind: AdversarialKind) -> None:
     border = 0.5 if kind == "least_squares" else 0.0
-    # Three of four originals and one of two reconstructions are told right.
+    # Three of four originals and one of two reconstructions are classified correctly.
     real, fake = [border + torch.tensor([1.0, 0.1, 2.0, -1.0])], [border + torch.tensor([-3.0, 0.1])]
     assert accuracy(kind, real, fake).item() == pytest.approx((0.75 + 0.5) / 2)
     assert accuracy(kind, [torch.full((3,), border)], [torch.full((3,), border)]).item() == 0
@@ -115,7 +115,7 @@ def lecam_step(lecam: LeCam, real: list[Tensor], fake: list[Tensor]) -> Tensor:
 
 def test_lecam_by_hand() -> None:
     lecam = LeCam(1)
-    # The first step has nothing to hold on to; its means are the anchors of the second: originals at 1, others at -1.
+    # The first step has no anchors yet; its means are the anchors of the second: originals at 1, others at -1.
     assert lecam_step(lecam, [torch.tensor([2.0, 0.0])], [torch.tensor([-1.0, -1.0])]).item() == 0
     loss = lecam_step(lecam, [torch.tensor([3.0, 3.0])], [torch.tensor([3.0, 0.0, 6.0])])
     # Originals minus -1: 4 and 4; 1 minus reconstructions: below 0, 1, and below 0.
@@ -154,12 +154,12 @@ def test_adaptive_weight_by_hand() -> None:
     reconstruction, adversarial = (torch.tensor([3.0, 4.0]) * layer).sum(), -0.5 * layer[1]
     assert adaptive_weight(reconstruction, adversarial, layer, torch.clone) == pytest.approx(5 / (0.5 + 1e-4))
     assert adaptive_weight(reconstruction, 0 * adversarial, layer, torch.clone) == 1e4
-    # Where another process has the gradients (-3, 0) and (0, 0.5), only that of the reconstruction is left, (0, 2).
+    # If another process has the gradients (-3, 0) and (0, 0.5), only that of the reconstruction remains, (0, 2).
     others = iter([torch.tensor([-3.0, 0.0]), torch.tensor([0.0, 0.5])])
     found = adaptive_weight(reconstruction, adversarial, layer, lambda gradient: (gradient + next(others)) / 2)
     assert found == 1e4
     assert layer.grad is None
-    (reconstruction + adversarial).backward()  # The graph is still whole.
+    (reconstruction + adversarial).backward()  # The graph is kept.
 
 
 def losses_of(x_hat: Tensor) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def test_the_balancer_goes_by_the_running_mean_of_norms() -> None:
     balancer, x_hat = Balancer({"l1": 1.0}, torch.clone), torch.ones(1, 1, requires_grad=True)
     found = [balancer({"l1": norm * x_hat.sum()}, x_hat)["l1"] for norm in (2.0, 4.0)]
     assert found == pytest.approx([1 / 2, (1 + 0.999) / (0.999 * 2 + 4)])
-    # A spike is not balanced away at once, and one that is not finite leaves no trace.
+    # A single spike changes the weights only a little, and one that is not finite has no effect.
     balancer({"l1": math.inf * x_hat.sum()}, x_hat)
     other = Balancer({"l1": 1.0}, torch.clone)
     other.load_state_dict(balancer.state_dict())

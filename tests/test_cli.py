@@ -482,11 +482,11 @@ def test_wrong_model(run, photo, sound, make_model, image_model):
     for command in (["decode", tokens, "--force"], ["inspect", "--usage", tokens]):
         result = run(*command, "--model", other)
         assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-        assert f"photo.vqt: made by model {made}, not by {other}; --model image is the right one" in result.stderr
+        assert f"photo.vqt: made by model {made}, not by {other}; use --model image" in result.stderr
     assert run("encode", sound, "--model", other).exit_code == 3
     result = run("encode", sound, "--model", sound.parent / "none.safetensors")
     assert result.exit_code == 3
-    assert "neither a file nor a bundled model (audio, image)" in result.stderr
+    assert "neither a model file nor a bundled model (audio, image)" in result.stderr
     assert run("encode", sound, "--model", sound).exit_code == 3
 
 

@@ -1,4 +1,4 @@
-"""The nearest-neighbour search and k-means."""
+"""Nearest-neighbor search and k-means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "BLAS"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search by each of the two libraries for products; where torch lacks oneDNN, twice by the other."""
+    """Run the search with each of the two libraries for matrix products; without oneDNN, twice with the other."""
     available = request.param and torch.backends.mkldnn.is_available()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
 
@@ -52,7 +52,7 @@ def test_of_equal_vectors_the_first_is_taken() -> None:
 @given(n=st.integers(1, 600), start=st.integers(0, 599), length=st.integers(1, 300))
 def test_a_code_does_not_depend_on_the_other_vectors(n: int, start: int, length: int) -> None:
     torch.manual_seed(0)
-    # On a line through few codes: many near ties, where the last bit would tell.
+    # On a line through a few codes there are many near ties, where the last bit decides.
     codebook = torch.linspace(-1, 1, 1500)[:, None] * torch.tensor([[0.6, 0.8, 0.3]])
     vectors = ((codebook[:-1] + codebook[1:]) / 2).repeat(2, 1)[: 600 + n]
     whole = nearest(vectors, codebook)
@@ -64,7 +64,7 @@ def test_a_code_does_not_depend_on_the_other_vectors(n: int, start: int, length:
 @pytest.mark.parametrize("dim", [13, 33, 257])
 def test_a_code_does_not_depend_on_the_place_in_the_batch(size: int, dim: int) -> None:
     torch.manual_seed(0)
-    # Rows that differ by rounding alone: any score computed in another order would change the choice.
+    # Rows that differ only by rounding: a score that is computed in another order would change the choice.
     codebook = torch.randn(1, dim) * (1 + 1e-7 * torch.randn(size, dim))
     vectors = torch.randn(25, dim)
     codes = nearest(vectors.repeat(41, 1), codebook).view(41, 25)
@@ -109,10 +109,10 @@ def test_pick_repeats_only_where_it_must() -> None:
 
 def test_kmeans_finds_separate_clusters() -> None:
     torch.manual_seed(0)
-    centres = torch.tensor([[0.0, 0.0], [10.0, 5.0]])
-    vectors = (centres.repeat(50, 1) + 0.1 * torch.randn(100, 2))[torch.randperm(100)]
+    centers = torch.tensor([[0.0, 0.0], [10.0, 5.0]])
+    vectors = (centers.repeat(50, 1) + 0.1 * torch.randn(100, 2))[torch.randperm(100)]
     found, counts = kmeans(vectors, 2)
-    assert torch.cdist(centres, found).min(1).values.max() < 0.1
+    assert torch.cdist(centers, found).min(1).values.max() < 0.1
     assert counts.tolist() == [50, 50]
 
 

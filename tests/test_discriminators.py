@@ -1,4 +1,4 @@
-"""Discriminators: shapes, what each output looks at, and half precision."""
+"""Discriminators: shapes, receptive fields and half precision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(kind: str, batch: int = 2) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize(("size", "patches"), [((96, 96), (10, 10)), ((24, 64), (1, 6)), ((70, 70), (6, 6))])
-def test_pictures_are_judged_patch_by_patch(size: tuple[int, int], patches: tuple[int, int]) -> None:
+def test_images_are_classified_patch_by_patch(size: tuple[int, int], patches: tuple[int, int]) -> None:
     logits, features = PatchDiscriminator(1, 6)(torch.randn(2, 1, *size))
     assert logits.shape == (2, 1, *patches)
     assert [feature.shape[1] for feature in features] == [6, 12, 24, 48]
@@ -110,8 +110,8 @@ def test_a_set_up_gets_the_discriminators_of_its_modality() -> None:
     (patch,) = build_discriminators(load_preset("digits", ["adversarial.width=4", "adversarial.weight=1"]))
     assert isinstance(patch, PatchDiscriminator)
     assert patch(torch.zeros(1, 1, 28, 28)).logits.shape == (1, 1, 1, 1)
-    sound = build_discriminators(load_preset("audio", ["adversarial.width=2"]))
-    kinds = [type(part) for part in sound]
+    audio = build_discriminators(load_preset("audio", ["adversarial.width=2"]))
+    kinds = [type(part) for part in audio]
     assert kinds == [PeriodDiscriminator] * 5 + [BandDiscriminator] * 3
-    assert [part.period for part in sound[:5]] == [2, 3, 5, 7, 11]
-    assert [part.window_size for part in sound[5:]] == [2048, 1024, 512]
+    assert [part.period for part in audio[:5]] == [2, 3, 5, 7, 11]
+    assert [part.window_size for part in audio[5:]] == [2048, 1024, 512]

@@ -173,7 +173,7 @@ def test_usage_needs_the_model_of_statically_coded_files_alone(tokens, image_mod
     with pytest.raises(WrongModelError, match=r"photo\.vqt: made by model .*, not by"):
         usage([path], "audio")
     monkeypatch.setattr("vqtok.models.registry.BUNDLED", tmp_path)
-    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is not a bundled model; give it as"):
+    with pytest.raises(ModelError, match=r"photo\.vqt: made by model .* which is not a bundled model; set `model`"):
         usage([path])
     packed = tmp_path / "packed.vqt"
     packed.write_bytes(dump(load(path.read_bytes(), vqtok.load_model(image_model).entropy_model)))

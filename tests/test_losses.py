@@ -1,4 +1,4 @@
-"""Reconstruction losses, against cases worked by hand."""
+"""Reconstruction losses, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mel_filters_have_equal_area_and_rising_peaks() -> None:
     filters = mel_filters(RATE, 2048, 80)
     assert filters.shape == (80, 1025)
     assert (filters.argmax(1).diff() > 0).all()
-    # Hz per bin; the narrow low filters are sampled too coarsely to come out exactly.
+    # Hz per bin; the narrow low filters are sampled too coarsely to be exact.
     torch.testing.assert_close(filters.sum(1) * RATE / 2048, torch.ones(80), rtol=0.1, atol=0)
     torch.testing.assert_close(filters[40:].sum(1) * RATE / 2048, torch.ones(40), rtol=0.005, atol=0)
 
@@ -57,8 +57,8 @@ def test_no_band_of_the_mel_loss_is_empty(window: int, num_mels: int) -> None:
 
 
 def test_magnitudes_of_a_cosine() -> None:
-    # Amplitude a at a bin's centre: a times half the sum of the window (a Hann window's is n / 2) in every frame
-    # that the ends have no part in.
+    # Amplitude a at a bin's center: a times half the sum of the window (n / 2 for a Hann window) in every frame
+    # that the ends do not reach.
     x = 0.5 * torch.cos(2 * torch.pi * 8 * torch.arange(256) / 64)[None]
     found = magnitudes(x, 64)
     assert found.shape == (1, 33, 256 // 16 + 1)
@@ -103,10 +103,10 @@ def test_sdr_by_hand() -> None:
     sdr = SDRLoss()
     torch.testing.assert_close(sdr(x, torch.zeros_like(x)), torch.tensor(0.0))
     torch.testing.assert_close(sdr(x, 1.1 * x), torch.tensor(-2.0), rtol=1e-3, atol=0)
-    # Loud and quiet items count alike.
+    # Loud and quiet items have equal weight.
     levels = torch.tensor([1.0, 0.1, 0.3])[:, None, None]
     torch.testing.assert_close(sdr(levels * x, levels * 1.1 * x), torch.tensor(-2.0), rtol=0.02, atol=0)
-    # A constant loses 0.9 of itself to the pre-emphasis, but so does the error.
+    # The pre-emphasis takes away 0.9 of a constant, but also of its error.
     torch.testing.assert_close(sdr(torch.ones(1, 1, 64), torch.zeros(1, 1, 64)), torch.tensor(0.0))
 
 
@@ -142,12 +142,12 @@ def test_reconstruction_picks_its_terms() -> None:
     x, x_hat = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5)
     found = ReconstructionLoss(LossConfig(l1=0.1, l2=7.0), 0)(x, x_hat)
     assert {name: term.item() for name, term in found.items()} == {"l1": 0.5, "l2": 0.25}
-    sound = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1, loudness=1), RATE)
-    assert set(sound(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness"}
+    audio = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1, loudness=1), RATE)
+    assert set(audio(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness"}
 
 
 def test_reconstruction_needs_a_term_that_fits() -> None:
     with pytest.raises(UsageError, match="loss: no reconstruction term"):
         ReconstructionLoss(LossConfig(), RATE)
-    with pytest.raises(UsageError, match=r"loss\.mel is for sound"):
+    with pytest.raises(UsageError, match=r"loss\.mel is for audio"):
         ReconstructionLoss(LossConfig(l1=1, mel=1), 0)

@@ -1,4 +1,4 @@
-"""Metrics against hand-worked values, an independent SSIM, and numbers computed with the pystoi package."""
+"""Metrics against values computed by hand, an independent SSIM, and numbers computed with the pystoi package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generator():
 
 @pytest.fixture
 def images(generator):
-    """Two smooth colour images with shades in all of [-1, 1]."""
+    """Return two smooth color images with values in all of [-1, 1]."""
     coarse = torch.rand(2, 3, 14, 12, generator=generator) * 2 - 1
     return torch.nn.functional.interpolate(coarse, (224, 192), mode="bilinear")
 
@@ -39,7 +39,7 @@ def test_psnr_of_a_hand_worked_difference():
 
 
 def reference_ssim(x, x_hat):
-    """SSIM and its contrast part for one plane in [0, 1], window by window as the paper writes it."""
+    """Return SSIM and its contrast part for one plane in [0, 1], window by window as in the paper."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -101,7 +101,7 @@ def test_ms_ssim_of_a_negative_is_zero(generator):
     assert ms_ssim(x, -x).item() == 0
 
 
-# --- sound
+# --- audio
 
 
 def test_si_sdr_of_orthogonal_noise_and_any_scale():
@@ -112,16 +112,16 @@ def test_si_sdr_of_orthogonal_noise_and_any_scale():
     for scale, expected in ((0.1, 20), (2, -20 * math.log10(2))):
         for gain in (1, 0.01, -3):
             assert si_sdr(x, gain * (x + scale * noise) + 0.3).item() == pytest.approx(expected, abs=1e-4)
-    # Energies of both channels are added up before the ratio is taken.
+    # Energies of both channels are added before the ratio is computed.
     noise = torch.stack([0.1 * noise, noise])
     assert si_sdr(x, x + noise).item() == pytest.approx(10 * math.log10(2 / 1.01), abs=1e-4)
 
 
 def test_si_sdr_of_silence_and_of_equal_sound_is_limited(generator):
-    sound = torch.randn(1, 1, 500, generator=generator)
+    audio = torch.randn(1, 1, 500, generator=generator)
     silence, offset = torch.zeros(1, 1, 500), torch.full((1, 1, 500), 0.1)
-    x = torch.cat([sound, sound, sound, silence, silence, offset])
-    x_hat = torch.cat([sound, 2 * sound, silence, sound, silence, silence])
+    x = torch.cat([audio, audio, audio, silence, silence, offset])
+    x_hat = torch.cat([audio, 2 * audio, silence, audio, silence, silence])
     assert si_sdr(x, x_hat).tolist() == [100, 100, -100, -100, 100, 100]
 
 
@@ -161,7 +161,7 @@ def test_mel_distance_is_defined_for_short_sound(samples, generator):
 
 
 def speech_like(sample_rate):
-    """Two seconds of a gliding voice of 30 harmonics in syllables, with a silent gap."""
+    """Return two seconds of a gliding voice of 30 harmonics in syllables, with a silent gap."""
     time = np.arange(2 * sample_rate) / sample_rate
     phase = 2 * np.pi * (120 * time + 4 * np.sin(2 * np.pi * 1.5 * time))
     syllables = np.clip(np.sin(2 * np.pi * 3 * time), 0, None) ** 2 * (np.abs(time - 1.2) > 0.25)
@@ -174,7 +174,7 @@ def with_noise(x, snr):
     return x + noise * np.sqrt(np.mean(x**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
 
 
-# Computed with pystoi 0.4.1: {sample rate: scores at -5, 5 and 15 dB}; and how near another resampler comes.
+# Computed with pystoi 0.4.1: {sample rate: scores at -5, 5 and 15 dB}, and the tolerance for another resampler.
 PYSTOI = {
     10000: ([0.694067, 0.908106, 0.989330], 1e-5),
     16000: ([0.775568, 0.946645, 0.993945], 1e-4),
@@ -207,5 +207,5 @@ def test_stoi_of_too_little_sound_is_nan(samples):
 @pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim, si_sdr])
 def test_shapes_that_differ_are_refused(metric):
     x = torch.zeros(1, 3, 16, 16) if metric is not si_sdr else torch.zeros(1, 3, 16)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="equal shape"):
         metric(x, x[:, :1])

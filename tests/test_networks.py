@@ -1,4 +1,4 @@
-"""Encoder, decoder and their layers: shapes, and which positions look at which."""
+"""Encoder, decoder and their layers: shapes and receptive fields."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(strides: tuple[int, ...], blocks: int = 1, **changes: object) -> Net
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Give every parameter a value, also those that start at zero and would hide a path."""
+    """Set all parameters to random values; zeros would hide a path through the network."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -34,7 +34,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def changed(before: Tensor, after: Tensor, axis: int) -> tuple[int, int]:
-    """First and last position along an axis where any bit differs."""
+    """Return the first and last position along an axis where any bit differs."""
     others = [i for i in range(before.ndim) if i != axis % before.ndim]
     positions = (before != after).sum(others).nonzero()
     return int(positions.min()), int(positions.max())
@@ -42,7 +42,7 @@ def changed(before: Tensor, after: Tensor, axis: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def reach(module: nn.Module, x: Tensor, position: int, axis: int) -> tuple[int, int]:
-    """First and last output position along an axis that one input position has a say in."""
+    """Return the first and last output position along an axis that one input position affects."""
     poked = x.clone()
     poked.select(axis, position).add_(3.0)
     return changed(module(x), module(poked), axis)
@@ -50,7 +50,7 @@ def reach(module: nn.Module, x: Tensor, position: int, axis: int) -> tuple[int, 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("strides", [(2, 2), (4, 2), (8,), (2, 2, 4), (4, 8), (1, 4)])
-def test_pictures_keep_their_size(strides: tuple[int, ...], channels: int) -> None:
+def test_images_keep_their_size(strides: tuple[int, ...], channels: int) -> None:
     stride = torch.Size(strides).numel()
     config = network(strides)
     x = torch.randn(2, channels, 2 * stride, 3 * stride)
@@ -74,7 +74,7 @@ def test_sounds_keep_their_length(strides: tuple[int, ...], activation: str) -> 
 def test_a_pixel_reaches_as_far_as_the_kernels_go(norm: str, axis: int) -> None:
     config = network((2, 2), norm=norm)
     # Pixel 64 is 32 at half size: 3 on from the convolution and the block, so 29..35, which is 14..17 at the grid;
-    # there come another convolution, block and convolution: 1 + 2 + 1.
+    # another convolution, block and convolution follow: 1 + 2 + 1.
     x = torch.randn(1, 3, 128, 128)
     assert reach(randomised(Encoder(config, 2, 3, DIM)), x, 64, axis) == (14 - 4, 17 + 4)
     # Grid 16: convolution, block and convolution make 12..20, or 24..41 at half size; block and convolution: 21..44.
@@ -103,10 +103,10 @@ def test_a_sample_reaches_as_far_as_the_kernels_go() -> None:
     ],
 )
 def test_context_is_what_a_poke_moves(axes: Axes, strides: tuple[int, ...], changes: dict[str, int]) -> None:
-    """No output beyond the context moves, and one of those at its end does."""
+    """No output beyond the context changes, and one at its end does."""
     config = network(strides, **changes)
     stride, middle = torch.Size(strides).numel(), 40
-    # In float64, as the faintest effects would be rounded away.
+    # In float64, because float32 would round the smallest effects away.
     encoder = randomised(Encoder(config, axes, 3, DIM)).double()
     decoder = randomised(Decoder(config, axes, 3, DIM)).double()
     x = torch.randn(1, 3, *[stride] * (axes - 1), 80 * stride, dtype=torch.float64)
@@ -121,13 +121,13 @@ def test_context_is_what_a_poke_moves(axes: Axes, strides: tuple[int, ...], chan
 def test_context_of_an_unknown_layer() -> None:
     encoder = Encoder(network((2,)), 2, 3, DIM)
     encoder.layers.append(nn.Flatten())
-    with pytest.raises(TypeError, match="receptive field of Flatten"):
+    with pytest.raises(TypeError, match="receptive field of Flatten is not known"):
         network_context(encoder)
 
 
 @torch.no_grad()
-def test_a_part_of_a_picture_codes_alike_away_from_its_borders() -> None:
-    """What makes exact tiling possible."""
+def test_a_part_of_an_image_has_the_same_latents_away_from_its_borders() -> None:
+    """Exact tiling depends on this."""
     encoder = randomised(Encoder(network((2, 2)), 2, 3, DIM))
     x = torch.randn(1, 3, 128, 128)
     whole, part = encoder(x), encoder(x[:, :, 32:, 32:])
@@ -139,8 +139,8 @@ def test_a_part_of_a_picture_codes_alike_away_from_its_borders() -> None:
 def test_norm_is_a_layer_norm_of_each_position() -> None:
     norm = randomised(ChannelNorm(6))
     x = torch.randn(2, 6, 3, 5)
-    centred = x - x.mean(1, keepdim=True)
-    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    expected = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected)
     others = torch.randn_like(x)
@@ -176,7 +176,7 @@ def test_a_block_overwrites_only_what_is_its_own(activation: str, norm: str) -> 
 
 @pytest.mark.parametrize("axes", [1, 2])
 def test_maps_of_features_stay_channels_last(axes: Axes) -> None:
-    """A layer that gave another layout would cost copies in all that follow."""
+    """Another layout would cost a copy in each of the following layers."""
     encoder, decoder = Encoder(network((2, 4)), axes, 3, DIM), Decoder(network((2, 4)), axes, 3, DIM)
     layouts = []
     for layer in [*encoder.layers, *decoder.layers]:
@@ -199,7 +199,7 @@ def test_an_untrained_network_with_room_for_all_is_the_identity(
     torch.testing.assert_close(decoder(encoder(x)), x, rtol=1e-4, atol=1e-5)
 
 
-def test_an_untrained_network_keeps_low_frequencies_and_the_sum_of_colours() -> None:
+def test_an_untrained_network_keeps_low_frequencies_and_the_sum_of_colors() -> None:
     config = network((4, 2), widths=(48, 192))
     encoder, decoder = (part(config, 2, 3, 4) for part in (Encoder, Decoder))
     ramp = torch.linspace(-1, 1, 32)

@@ -1,4 +1,4 @@
-"""Perceptual losses: what they measure, what they leave alone, and what is said where they cannot be had."""
+"""Perceptual losses: their values and gradients, and the errors if their packages or weights are missing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_equal_errors_weigh_by_what_is_seen(loss: EfficientNetLoss) -> None:
 
 
 def test_features_are_those_of_the_classifier(loss: EfficientNetLoss) -> None:
-    """The last of them, through the classifier's head, give its own answer."""
+    """The last features, passed through the classifier's head, give the same result as the classifier."""
     x = photo()
     network = loss.network
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -74,7 +74,7 @@ def test_gradients_are_finite_and_reach_the_reconstruction_alone(
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
-def test_it_is_a_reconstruction_term_for_pictures(loss: EfficientNetLoss) -> None:
+def test_it_is_a_reconstruction_term_for_images(loss: EfficientNetLoss) -> None:
     terms = ReconstructionLoss(LossConfig(l1=1.0, perceptual=0.1), 0)
     x = photo()
     found = terms(x, 0.5 * x)
@@ -97,7 +97,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=fail))
     with pytest.raises(
-        TrainingError, match=r"weights of VGG16 cannot be fetched .*perceptual_kind=efficient"
+        TrainingError, match=r"weights of VGG16 cannot be downloaded .*perceptual_kind=efficient"
     ) as caught:
         build_perceptual_loss("lpips")
     assert "\n" not in str(caught.value)

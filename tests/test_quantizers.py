@@ -1,4 +1,4 @@
-"""One contract that every quantiser and composition keeps; then what is particular to each kind."""
+"""The contract of all quantizers and compositions, and the properties of each kind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def trained(kind: str) -> Quantizer:
 
 @pytest.fixture
 def quantizer(kind: str) -> Quantizer:
-    """A quantiser after three training steps, in evaluation mode."""
+    """Return a quantizer after three training steps, in evaluation mode."""
     torch.manual_seed(1)
     return copy.deepcopy(trained(kind))
 
@@ -184,7 +184,7 @@ class TestVQ:
     def test_ema_follows_a_hand_worked_step(self) -> None:
         quantizer = vq_with([[0.0], [10.0]], decay=0.5)
         quantizer(torch.tensor([[[1.0, 2.0, 3.0, 9.0]]]))
-        # In units of uniform use, 2 vectors a code: counts 3 / 2 and 1 / 2, sums (1 + 2 + 3) / 2 and 9 / 2.
+        # In units of uniform usage, 2 vectors per code: counts 3 / 2 and 1 / 2, sums (1 + 2 + 3) / 2 and 9 / 2.
         assert quantizer.counts.tolist() == [(1 + 1.5) / 2, (1 + 0.5) / 2]
         assert quantizer.sums.flatten().tolist() == [(0 + 3) / 2, (10 + 4.5) / 2]
         assert quantizer.codebook.flatten().tolist() == pytest.approx([1.5 / 1.25, 7.25 / 0.75])
@@ -202,7 +202,7 @@ class TestVQ:
         torch.manual_seed(0)
         codebook, z = torch.randn(16, 4), torch.randn(2, 4, 30)
         quantizer = vq_with(codebook, metric="cosine").eval()
-        quantizer.codebook.copy_(codebook)  # lengths as an optimiser would leave them
+        quantizer.codebook.copy_(codebook)  # lengths other than 1, as an optimizer leaves them
         quantized, codes, _ = quantizer(z)
         similarity = torch.cosine_similarity(z.movedim(1, -1)[:, :, None], codebook, dim=-1)
         assert torch.equal(codes[:, 0], similarity.argmax(-1))
@@ -225,7 +225,7 @@ class TestVQ:
         torch.manual_seed(0)
         z = torch.randn(1, 4, 8)
         quantizer = Residual([VQ(4, 2), VQ(4, 8)], prefix_dropout=0.0)
-        # Eight codes for the eight residuals leave nothing; started on z itself they would.
+        # Eight codes for the eight residuals leave no error; initialized from z itself they would.
         torch.testing.assert_close(quantizer(z).quantized, z)
 
     def test_residual_codebooks_follow_what_the_level_before_left(self) -> None:
@@ -253,7 +253,7 @@ class TestVQ:
             latents = used[torch.randint(48, (positions,))] + torch.empty(positions, 2).uniform_(-0.4, 0.4)
             quantizer(latents.T[None])
             restarts.append((quantizer.codebook != codebook).any(1).nonzero().flatten().tolist())
-        # A code never used falls below 3 % of uniform use after log(0.03) / log(0.9) = 33.3 steps.
+        # An unused code falls below 3 % of uniform usage after log(0.03) / log(0.9) = 33.3 steps.
         assert restarts[32] == []
         assert restarts[33] == restarts[39] == list(range(48, 64))
 
@@ -276,8 +276,8 @@ class TestIBQ:
         torch.manual_seed(0)
         quantizer = IBQ(4, 16)
         optimizer = torch.optim.Adam(quantizer.parameters(), 0.05)
-        centres = 4 * torch.randn(16, 4)
-        z = (centres[:, None] + 0.1 * torch.randn(16, 8, 4)).flatten(0, 1).T[None]
+        centers = 4 * torch.randn(16, 4)
+        z = (centers[:, None] + 0.1 * torch.randn(16, 8, 4)).flatten(0, 1).T[None]
         before = quantizer(z)
         for _ in range(100):
             losses = quantizer(z).losses
@@ -310,14 +310,14 @@ class TestCompositions:
         expected = [0.5 * math.log2((n + 1) / n) / math.log2(depth) for n in range(1, depth)]
         assert shares == pytest.approx([*expected, 0.5], abs=0.015)
 
-    def test_groups_quantise_their_own_slice(self) -> None:
+    def test_groups_quantize_their_own_slice(self) -> None:
         torch.manual_seed(0)
         quantizer, z = Grouped([LFQ(2), LFQ(3)]), torch.randn(2, 5, 6)
         codes = quantizer.encode(z)
         assert torch.equal(quantizer.decode(codes), z.sign())
         assert torch.equal(quantizer.decode(codes[:, :1]), z.sign() * torch.tensor([1, 1, 0, 0, 0])[:, None])
 
-    def test_projected_quantises_behind_its_maps(self) -> None:
+    def test_projected_quantizes_between_its_maps(self) -> None:
         quantizer, z = Projected(LFQ(3), 8).eval(), torch.randn(2, 8, 5)
         signs = quantizer.project_in(z.mT).sign()
         torch.testing.assert_close(quantizer(z).quantized.mT, quantizer.project_out(signs))
@@ -391,7 +391,7 @@ class TestLFQ:
 
 
 class TestReference:
-    """Same codebook, same codes and latents as vector-quantize-pytorch (which has the channels last)."""
+    """With the same codebook, codes and latents equal those of vector-quantize-pytorch (whose channels are last)."""
 
     z = torch.randn(3, 6, 200, generator=torch.Generator().manual_seed(0))
 
@@ -422,7 +422,7 @@ class TestReference:
 
 
 def vq_with(codebook: Tensor | list[list[float]], **settings: object) -> VQ:
-    """Make a `VQ` with this codebook, as if trained."""
+    """Return a `VQ` with this codebook, as if trained."""
     rows = torch.as_tensor(codebook)
     quantizer = VQ(rows.shape[1], rows.shape[0], **settings)
     quantizer.codebook.data.copy_(rows)

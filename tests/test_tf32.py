@@ -1,4 +1,4 @@
-"""TF32, which flags of the process switch."""
+"""TF32, which is switched by flags of the whole process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_tf32_is_for_gpus(run, photo):
 
 @pytest.fixture
 def flags():
-    """Put the process's flags back at the end."""
+    """Restore the flags of the process at the end."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     yield matmul, cudnn
@@ -26,7 +26,7 @@ def flags():
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("allowed", [False, True])
-def test_tf32_is_switched_whatever_the_process_has_set_and_back(flags, before, allowed):
+def test_tf32_is_switched_and_restored(flags, before, allowed):
     matmul, cudnn = flags
     matmul.allow_tf32, cudnn.allow_tf32 = before, not before
     with tf32(allowed):
@@ -37,10 +37,10 @@ def test_tf32_is_switched_whatever_the_process_has_set_and_back(flags, before, a
     assert (matmul.allow_tf32, cudnn.allow_tf32) == (before, not before)
 
 
-def test_tf32_is_switched_back_under_the_name_it_was_set_by(flags):
+def test_tf32_is_restored_under_the_name_it_was_set_by(flags):
     matmul, _ = flags
     if not hasattr(matmul, "fp32_precision"):
-        pytest.skip("this torch has one name for it")
+        pytest.skip("this version of torch has only one name for it")
     matmul.fp32_precision = "tf32"
     with tf32(False):
         assert not matmul.allow_tf32

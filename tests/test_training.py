@@ -692,7 +692,7 @@ def test_what_cannot_start_says_so_at_once(pictures: Path, tmp_path: Path) -> No
         run_train(pictures, tmp_path / "model.run")
     with pytest.raises(UsageError, match="--seed must be"):
         run_train(pictures, output, seed=-1)
-    with pytest.raises(UsageError, match="--device tpu: not available"):
+    with pytest.raises(UsageError, match="`device` tpu: not available"):
         train(pictures, output, preset="digits", device="tpu")
     with pytest.raises(UsageError, match="loss: no reconstruction term"):
         run_train(pictures, output, "loss.l2=0")

@@ -1,4 +1,4 @@
-"""The networks of VQGAN and Open-MAGVIT2: sizes, what they look at, and the model around them."""
+"""The networks of VQGAN and Open-MAGVIT2: sizes, receptive fields, and models with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_of(network: NetworkConfig) -> VQModel:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("network", [NETWORK, MAGVIT2], ids=["vqgan", "magvit2"])
-def test_pictures_keep_their_size(network: NetworkConfig, channels: int) -> None:
+def test_images_keep_their_size(network: NetworkConfig, channels: int) -> None:
     x = torch.randn(2, channels, 12, 20)
     z = VQGANEncoder(network, channels, 5)(x)
     assert z.shape == (2, 5, 3, 5)

@@ -1,4 +1,4 @@
-"""Model files: vqtok.models.model_file, card, tables and zoo."""
+"""Model files: vqtok.models.model_file, card, entropy_model and registry."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from vqtok.tokens.coding.frequencies import frequencies
 
 
 def contents(path):
-    """Give the tensors and the card of a model file, to be changed and written again."""
+    """Return the tensors and the metadata of a model file, to be changed and written again."""
     header = path.read_bytes()[8:]
     metadata = json.JSONDecoder().raw_decode(header.decode("latin-1"))[0]["__metadata__"]
     return load_file(path), json.loads(metadata[METADATA_KEY])
 
 
 def write(path, tensors, values, *, sign=True):
-    """Write a model file, with the identity that belongs to it unless `sign` is false."""
+    """Write a model file, with its correct identity unless `sign` is false."""
     if sign:
         values["identity"] = compute_identity(values["config"]["model"], tensors).hex()
     save_file(tensors, path, metadata={METADATA_KEY: json.dumps(values)})
@@ -38,7 +38,7 @@ def write(path, tensors, values, *, sign=True):
 
 @pytest.fixture
 def saved(image_model, tmp_path):
-    """Give a model in memory, its config and its tables, and a function that saves it."""
+    """Return a model in memory, its config and its tables, and a function that saves it."""
     model, card = load_model(image_model), read_card(image_model)
     config = from_dict(Config, card.config)
     tables = dict(enumerate(read_entropy_model(image_model).tables))
@@ -120,7 +120,7 @@ def test_settings_of_later_versions_leave_identities_as_they_are(image_model, tm
 
     values["config"]["model"]["quantizer"]["invented"] = 1
     newer = write(tmp_path / "newer.safetensors", tensors, values)
-    with pytest.raises(ModelError, match=r"does not fit this version of vqtok: .*invented"):
+    with pytest.raises(ModelError, match=r"is not compatible with this version of vqtok: .*invented"):
         load_model(newer)
 
 
@@ -135,7 +135,7 @@ def test_altered_weights_are_refused(image_model, tmp_path, part):
 
 @pytest.mark.parametrize("table", [np.zeros(16), np.full((4, 4), 1024), np.full(16, 1023), np.eye(1, 16)[0] * 2**14])
 def test_tables_that_are_no_frequencies_are_refused(table):
-    with pytest.raises(CorruptFileError, match="damaged entropy tables"):
+    with pytest.raises(CorruptFileError, match="entropy tables are damaged"):
         entropy_model({"entropy.0": table.astype(np.int16)}, 1)
 
 
@@ -158,7 +158,7 @@ def test_every_truncation_of_the_header_and_some_of_the_weights_is_refused(image
             with pytest.raises(expected, match=re.escape(str(path))):
                 read(path)
     path.write_bytes(data + b"\0")
-    with pytest.raises(CorruptFileError, match="damaged or cut short"):
+    with pytest.raises(CorruptFileError, match="damaged or truncated"):
         load_model(path)
 
 
@@ -193,12 +193,12 @@ def test_foreign_files(tmp_path, content, message):
     ("header", "error", "message"),
     [
         ("{}", ModelError, "a safetensors file, but not a vqtok model"),
-        ("{'a': 1}", CorruptFileError, "damaged or cut short"),
-        ('{"__metadata__": "vqtok"}', CorruptFileError, "damaged or cut short"),
-        ('{"__metadata__": ["vqtok"]}', CorruptFileError, "damaged or cut short"),
-        ('{"weight": null}', CorruptFileError, "damaged or cut short"),
-        ('{"weight": {"data_offsets": []}}', CorruptFileError, "damaged or cut short"),
-        ('{"weight": {"data_offsets": [0, 4]}}', CorruptFileError, "damaged or cut short"),
+        ("{'a': 1}", CorruptFileError, "damaged or truncated"),
+        ('{"__metadata__": "vqtok"}', CorruptFileError, "damaged or truncated"),
+        ('{"__metadata__": ["vqtok"]}', CorruptFileError, "damaged or truncated"),
+        ('{"weight": null}', CorruptFileError, "damaged or truncated"),
+        ('{"weight": {"data_offsets": []}}', CorruptFileError, "damaged or truncated"),
+        ('{"weight": {"data_offsets": [0, 4]}}', CorruptFileError, "damaged or truncated"),
     ],
 )
 def test_odd_headers(tmp_path, header, error, message):
@@ -215,7 +215,7 @@ def test_foreign_safetensors(tmp_path):
         load_model(path)
     for card in ("no JSON", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": 1, "identity": 5}'):
         save_file({"weight": torch.zeros(2)}, path, metadata={METADATA_KEY: card})
-        with pytest.raises(CorruptFileError, match="damaged model card"):
+        with pytest.raises(CorruptFileError, match="the header is damaged"):
             read_card(path)
 
 
@@ -235,12 +235,12 @@ def test_weights_that_do_not_fit_their_config(image_model, tmp_path, change):
         tensors["decoder.extra"] = torch.zeros(1)
     else:
         tensors["decoder.layers.0.weight"] = torch.zeros(1)
-    with pytest.raises(ModelError, match=r"decoder\.(layers\.0\.weight|extra)|does not fit"):
+    with pytest.raises(ModelError, match=r"decoder\.(layers\.0\.weight|extra)|is not compatible"):
         load_model(write(tmp_path / "x.safetensors", tensors, values))
 
 
 def test_tables_follow_the_file(make_model, tmp_path):
-    """A file that is written anew under the same name brings its own tables."""
+    """A file that replaces another under the same name has its own tables."""
     path = tmp_path / "model.safetensors"
     first, second = make_model("image"), make_model("image", seed=1)
     seen = []
@@ -258,7 +258,7 @@ def test_tables_of_the_model_that_is_named(bundled, image_model, audio_model, ma
     for model in (None, "image", str(image_model)):
         tables = entropy_model_of(identity, model).tables
         assert [table.sum() for table in tables] == [2**14] * 4
-    with pytest.raises(WrongModelError, match=f"made by model {identity.hex()}, not by audio; `model` image"):
+    with pytest.raises(WrongModelError, match=f"made by model {identity.hex()}, not by audio; use `model` image"):
         entropy_model_of(identity, "audio")
     with pytest.raises(ModelError, match="made by model 7878787878787878, which is not a bundled model"):
         entropy_model_of(b"xxxxxxxx", None)
@@ -271,5 +271,5 @@ def test_models_by_name_and_path(bundled, image_model, tmp_path, monkeypatch):
     assert find_model("image") == bundled / "image.safetensors"
     assert find_model("./image").samefile(tmp_path / "image")
     assert find_model(str(image_model)) == image_model
-    with pytest.raises(ModelError, match=r"no model 'none': neither a file nor a bundled model \(audio, image\)"):
+    with pytest.raises(ModelError, match=r"none: is neither a model file nor a bundled model \(audio, image\)"):
         find_model("none")

@@ -1,4 +1,4 @@
-"""vqtok.models.registry: families of models that are not vqtok's own."""
+"""vqtok.models.registry: families of models from outside of vqtok."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Blocks(vqtok.Tokenizer):
         self.identity = hashlib.sha256(f"blocks {source}".encode()).digest()
 
     def encode(self, x):
-        grey = torch.nn.functional.avg_pool2d(x.mean(dim=1, keepdim=True), self.stride)
-        return ((grey + 1) / 2 * (self.codebook_sizes[0] - 1)).round().long()
+        gray = torch.nn.functional.avg_pool2d(x.mean(dim=1, keepdim=True), self.stride)
+        return ((gray + 1) / 2 * (self.codebook_sizes[0] - 1)).round().long()
 
     def decode(self, codes):
-        grey = codes / (self.codebook_sizes[0] - 1) * 2 - 1
-        return grey.expand(-1, 3, -1, -1).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+        gray = codes / (self.codebook_sizes[0] - 1) * 2 - 1
+        return gray.expand(-1, 3, -1, -1).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 """
 
 
 class Pairs(Tokenizer):
-    """Two channels together, scaled by their peak, 8 samples a step but for a first step more: all that is unusual."""
+    """An unusual model: two channels encoded together, scaled by their peak, with one grid step more than usual."""
 
     modality = "audio"
     channels = 2
@@ -84,14 +84,14 @@ def families(monkeypatch):
 
 
 def steady(channels, samples=80_003):
-    """A sound that changes by steps of 8 samples only, at peak 0.5."""
+    """Return audio that is constant for 8 samples at a time, with a peak of 0.5."""
     levels = np.random.default_rng(0).uniform(-0.5, 0.5, (channels, -(-samples // 8)))
     levels[:, 0] = 0.5
     return Media("audio", np.repeat(levels, 8, axis=1)[:, :samples].astype(np.float32), 8000)
 
 
 def test_a_package_adds_a_family(tmp_path, photo):
-    """Installed as packages are; found by name on the command line without being imported by anyone."""
+    """The command line finds the family of an installed package by its name."""
     source, target = tmp_path / "source", tmp_path / "site"
     source.mkdir()
     (source / "blocks_vq.py").write_text(PACKAGE)
@@ -132,7 +132,7 @@ def test_channels_together_with_side_data(families, channels, tmp_path):
         np.testing.assert_allclose(decoded.data[:, :80_000], media.data[:, :80_000], atol=0.003)
 
 
-def test_a_sound_is_given_whole_and_filled_with_zeros(families, monkeypatch):
+def test_audio_is_encoded_whole_and_padded_with_zeros(families, monkeypatch):
     tokenizer = Pairs()
     tokens = vqtok.Codec(tokenizer, options=vqtok.CodecOptions(chunk_seconds=1)).encode_audio(
         np.split(steady(2).data, 7, axis=1), 8000, 2
@@ -180,17 +180,17 @@ def test_what_does_not_fit_a_family(families):
 def test_names(families, tmp_path, image_model, monkeypatch):
     folder = tmp_path / "saved"
     folder.mkdir()
-    with pytest.raises(ModelError, match="saved: is a folder without a model's config.json"):
+    with pytest.raises(ModelError, match="saved: is a folder without the config.json of a model"):
         opening.open_tokenizer(str(folder))
     for key, known in (("model_type", "pairs"), ("_class_name", "pairs"), ("model_type", "snac")):
         (folder / "config.json").write_text(json.dumps({key: known}))
         if known == "pairs":
             assert isinstance(opening.open_tokenizer(str(folder)), Pairs)
-    with pytest.raises(ModelError, match="saved: is a model of kind 'snac', which is not known here"):
+    with pytest.raises(ModelError, match="saved: is a model of the unknown kind 'snac'"):
         opening.open_tokenizer(str(folder))
-    with pytest.raises(ModelError, match="no model 'snac:x': there is no family 'snac'"):
+    with pytest.raises(ModelError, match="snac:x: no family of models is called 'snac'"):
         opening.open_tokenizer("snac:x")
-    with pytest.raises(ModelError, match="neither a file nor a bundled model"):
+    with pytest.raises(ModelError, match="neither a model file nor a bundled model"):
         opening.open_tokenizer("snac")
     odd = tmp_path / "pairs:1.safetensors"
     odd.symlink_to(image_model)

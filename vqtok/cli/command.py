@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from vqtok.compute.torchrun import is_secondary
 from vqtok.errors import VqtokError
 
 INTERRUPTED = 130
-IS_SECONDARY_RANK = os.environ.get("RANK", "0") != "0"
-"""Whether torchrun started this process as one of several and another one reports."""
 
 OPTIONS = {
     "address": "--ray-address",
@@ -97,7 +96,7 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
-        quiet = quiet or IS_SECONDARY_RANK
+        quiet = quiet or is_secondary()
         try:
             _start_logging(quiet, verbose)
             function(*args, quiet=quiet, verbose=verbose, **options)

@@ -130,9 +130,9 @@ def encode(
 
     def at_end() -> None:
         if work.is_of_torchrun:
-            from vqtok.compute.distributed import wait_for_others
+            from vqtok.compute.distributed import barrier
 
-            wait_for_others()
+            barrier()
 
     with stdout_for_json() if on_cluster else nullcontext():
         print_outcomes(

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from vqtok.cli.command import IS_SECONDARY_RANK, command, print_error
+from vqtok.cli.command import command, print_error
 from vqtok.cli.options import Device, FilesOption, Force, Json, MessagesOption, NewModel, Quiet, Verbose, only_local
+from vqtok.compute.torchrun import is_secondary
 from vqtok.errors import UsageError
 
 RunOption = functools.partial(typer.Option, rich_help_panel="Training")
@@ -106,7 +107,7 @@ def train(
         )
         raise
     facts = inspect_model(result.model)
-    if json and not IS_SECONDARY_RANK:
+    if json and not is_secondary():
         print_json(facts)
     elif not quiet:
         show_facts(facts)

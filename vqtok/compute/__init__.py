@@ -1,1 +1,1 @@
-"""Devices and processes."""
+"""Devices, and the processes that train one model together."""

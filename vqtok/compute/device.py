@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -10,43 +9,44 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vqtok.compute import torchrun
 from vqtok.errors import UsageError
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve "auto" to the best device there is; each process of torchrun takes a GPU of its own.
+    """Return the device of this name; "auto" stands for the best available. Each process of torchrun gets its own GPU.
 
     Raises:
-        UsageError: the device named is not there.
+        UsageError: The device is not available.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, is_available in available.items() if is_available)
     if not available.get(name, False):
-        raise UsageError(f"--device {name}: not available; there is {', '.join(k for k, v in available.items() if v)}")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+        choices = ", ".join(kind for kind, is_available in available.items() if is_available)
+        raise UsageError(f"`device` {name}: not available; use {choices}")
+    return torch.device(name, torchrun.local_rank()) if name == "cuda" else torch.device(name)
 
 
 def check_precision(precision: Precision, device: torch.device | str) -> None:
-    """Refuse a precision that the device does not compute in.
+    """Raise if the device does not support the precision.
 
     Raises:
-        UsageError: naming the device to use.
+        UsageError: TF32 on anything but a GPU from NVIDIA.
     """
     if precision == "tf32" and torch.device(device).type != "cuda":
-        raise UsageError("--precision tf32: only NVIDIA's GPUs compute in it; give --device cuda, too")
+        raise UsageError("`precision` tf32: only GPUs from NVIDIA support it; add `device` cuda")
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow TF32 in matrix products and convolutions, or forbid it, whatever the process has set; it is set for all of
-    its threads."""
+    """Allow or forbid TF32 in matrix products and convolutions. Affects all threads of the process."""
     matmul = torch.backends.cuda.matmul
     try:
         name, before = "allow_tf32", matmul.allow_tf32
-    except RuntimeError:  # It was set by `fp32_precision`, and can then not be read by its older name.
+    except RuntimeError:  # Once `fp32_precision` was set, the older name can no longer be read.
         name, before = "fp32_precision", matmul.fp32_precision
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
         matmul.allow_tf32 = allowed
@@ -61,7 +61,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Choose bfloat16 where the processor computes it in hardware, else float32."""
+    """Return the data type for autocast; "auto" is bfloat16 if the hardware supports it, else float32."""
     if precision == "auto":
         hardware = {
             "cpu": torch.cpu._is_avx512_bf16_supported,

@@ -1,4 +1,4 @@
-"""Adversarial losses, what keeps their discriminators in check, and how their weight is found."""
+"""Adversarial losses, the regularization of discriminators, and the choice of loss weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from vqtok.config import AdversarialKind
 
 Average = Callable[[Tensor], Tensor]
-"""Gives the mean of a tensor over the processes that train together."""
+"""Returns the mean of a tensor over the processes that train together."""
 
 
 def discriminator_loss(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Compute what the discriminators minimise, the mean over them and over originals and reconstructions.
+    """Compute the loss of the discriminators, averaged over them and over originals and reconstructions.
 
-    A discriminator that cannot tell them apart is at 1 (`hinge`), log 2 (`non_saturating`) or 1/4 (`least_squares`).
+    The loss of a discriminator that cannot distinguish them is 1 (`hinge`), log 2 (`non_saturating`) or 1/4
+    (`least_squares`).
 
     Source: Lim and Ye 2017, "Geometric GAN" (hinge); Goodfellow et al. 2014, section 3 (non-saturating); Mao et al.
         2017, "Least Squares Generative Adversarial Networks", with 1 for originals and 0 for reconstructions.
@@ -29,8 +30,8 @@ def discriminator_loss(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequ
 
 
 def generator_loss(kind: AdversarialKind, fake: Sequence[Tensor]) -> Tensor:
-    """Compute what the model minimises to have its reconstructions taken for originals; sources as above."""
-    if kind == "hinge":  # Without the margin: there is always more to gain.
+    """Compute the loss of the model, low if its reconstructions are classified as originals; sources as above."""
+    if kind == "hinge":  # Without the margin, so that the gradient never vanishes.
         return _mean(-logits.mean() for logits in fake)
     return _mean(_cost(kind, logits, is_real=True) for logits in fake)
 
@@ -43,7 +44,7 @@ def _cost(kind: AdversarialKind, logits: Tensor, *, is_real: bool) -> Tensor:
 
 
 def accuracy(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Compute the share of judgements that are right: 0.5 is guessing, 1 tells all apart."""
+    """Compute the fraction of patches that are classified correctly; 0.5 is chance level."""
     border = 0.5 if kind == "least_squares" else 0.0
     originals = _mean((logits > border).float().mean() for logits in real)
     copies = _mean((logits < border).float().mean() for logits in fake)
@@ -51,7 +52,7 @@ def accuracy(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tenso
 
 
 def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Compute the mean absolute difference of features, relative to that of the originals', the mean over layers.
+    """Compute the mean absolute difference of features relative to the originals' magnitude, averaged over layers.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4.
     """
@@ -62,13 +63,13 @@ def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Ten
 
 
 class LeCam(nn.Module):
-    """Keep each discriminator from running away: what it says of originals is held near what it used to say of
-    reconstructions, and the other way round.
+    """Regularizes discriminators: pulls their logits of originals towards the running mean of those of reconstructions,
+    and the other way round.
 
     Source: Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", section 3.2; the
         decay of 0.99 from its code.
-    Unlike: the paper's equation punishes both directions; this is one-sided, as its code. The anchors are those of the
-        steps before, so that a step can be worked through in parts; at the first the loss is 0.
+    Unlike: The paper's equation penalizes both directions; this is one-sided, like its code. The running means are
+        those before the step, so that a batch can be processed in parts; in the first step the loss is 0.
     """
 
     decay = 0.99
@@ -81,7 +82,7 @@ class LeCam(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
 
     def forward(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Compute the loss of logits."""
+        """Compute the loss from logits."""
         real_anchors, fake_anchors = self.anchors
         loss = _mean(
             F.relu(original - fake_anchor).square().mean() + F.relu(real_anchor - copy).square().mean()
@@ -90,20 +91,20 @@ class LeCam(nn.Module):
         return loss * self.updates.clamp(max=1)
 
     def update(self, means: Tensor) -> None:
-        """Take in the mean logits of a step: `(2, discriminators)`, first those of originals."""
+        """Update the running means with the mean logits of a step: `(2, discriminators)`, first those of originals."""
         if means.isfinite().all():
-            # A plain mean at first, so that nothing is pulled towards where the running means started.
+            # At first a plain mean, so that the initial zeros have no influence.
             self.updates += 1
             self.anchors.lerp_(means, max(1 - self.decay, 1 / self.updates.item()))
 
 
 def mean_logits(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Compute what `LeCam` takes in of logits."""
+    """Compute the mean logits for `LeCam.update`."""
     return torch.stack([torch.stack([logits.detach().mean() for logits in side]) for side in (real, fake)])
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, average: Average) -> float:
-    """Find the weight with which an adversarial loss pulls at a layer as hard as the reconstruction loss does.
+    """Compute the weight that gives the adversarial loss the same gradient norm at a layer as the reconstruction loss.
 
     Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", section 3.1; the limits from
         its code.
@@ -114,11 +115,11 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, 
 
 
 class Balancer(nn.Module):
-    """Find the weights with which each loss has a stated share in the gradient that reaches the reconstruction.
+    """Computes loss weights that give each loss a fixed share of the gradient at the reconstruction.
 
     Args:
-        shares: Of each loss by name; those that are there at a step share in proportion.
-        average: Over processes.
+        shares: The share of each loss by name; scaled to a sum of 1 over the losses that are active in a step.
+        average: Returns the mean over processes.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4; decay 0.999, and norms
         averaged over the items of a batch, as in its code.
@@ -131,7 +132,7 @@ class Balancer(nn.Module):
         self.average = average
         self.shares = {name: share for name, share in shares.items() if share > 0}
         for name in self.shares:
-            # The running sum of the gradient's norms, and how much is in it.
+            # The running sum of the gradient's norms, and its total weight.
             self.register_buffer(name, torch.zeros(2))
 
     def forward(self, losses: Mapping[str, Tensor], x_hat: Tensor) -> dict[str, float]:

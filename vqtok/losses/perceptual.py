@@ -1,4 +1,4 @@
-"""Perceptual loss for pictures: distances of the features that a trained image classifier sees."""
+"""Perceptual losses for images: distances between features of a trained image classifier."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from vqtok.config import PerceptualKind
 from vqtok.errors import TrainingError, UsageError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in [0, 1], as the classifier was trained with."""
+"""Of ImageNet's pixels in [0, 1], with which the classifier was trained."""
 
 
 def build_perceptual_loss(kind: PerceptualKind) -> nn.Module:
-    """Make the loss of a kind, which takes pictures `(batch, 1 or 3, height, width)` in [-1, 1].
+    """Build a perceptual loss for images `(batch, 1 or 3, height, width)` in [-1, 1].
 
     Raises:
-        UsageError: its packages are not installed. TrainingError: its weights cannot be fetched.
+        UsageError: Its packages are not installed.
+        TrainingError: Its weights cannot be downloaded.
     """
     return {"efficientnet": EfficientNetLoss, "lpips": LPIPSLoss}[kind]()
 
 
 class EfficientNetLoss(nn.Module):
-    """Squared distance of the unit-length features of EfficientNet-Lite0, the mean over positions and five scales.
+    """Squared distance between unit-length features of EfficientNet-Lite0, averaged over positions and five scales.
 
-    Nothing has to be fetched: the weights come inside a Python package.
+    The weights are part of a Python package, so that nothing is downloaded.
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", section 3; the
         network is that of Tan and Le 2019, "EfficientNet", without squeeze and excitation.
-    Unlike: no weights of channels that were fitted to people's judgements. While training, both pictures are shifted
-        by some pixels at random (in the spirit of Kettunen et al. 2019, "E-LPIPS"): the strides of the network leave
-        a grid in its gradient, and soon in the pictures.
+    Unlike: No channel weights fitted to human judgments. In training, both images are shifted by a random number of
+        pixels (similar to Kettunen et al. 2019, "E-LPIPS"), because the strides of the network otherwise leave a grid
+        in its gradient and then in the reconstructions.
     """
 
     max_shift = 8
 
     blocks = (0, 2, 4, 10, 15)
-    """The last ones before the size is halved, and the last of all."""
+    """The last blocks before the size is halved, and the last block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class EfficientNetLoss(nn.Module):
 
 
 class LPIPSLoss(nn.Module):
-    """LPIPS on VGG16, as its own package computes it; torchvision fetches the network's weights at the first use.
+    """LPIPS with VGG16, computed by the `lpips` package; torchvision downloads the network's weights on first use.
 
     Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
     """
@@ -86,11 +87,11 @@ class LPIPSLoss(nn.Module):
         package = _package("lpips", "lpips")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # It asks torchvision for the weights in a way of old.
+                warnings.simplefilter("ignore")  # It calls torchvision with deprecated arguments.
                 self.network = package.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
         except OSError as error:
             raise TrainingError(
-                f"loss.perceptual_kind=lpips: the weights of VGG16 cannot be fetched ({error}); "
+                f"loss.perceptual_kind=lpips: the weights of VGG16 cannot be downloaded ({error}); "
                 "use loss.perceptual_kind=efficientnet, which needs no download"
             ) from error
 

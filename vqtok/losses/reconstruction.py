@@ -1,4 +1,4 @@
-"""Spectral reconstruction losses for sound."""
+"""Spectral reconstruction losses for audio, and the reconstruction loss of a config."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FLOOR = 1e-5
 
 @functools.lru_cache(maxsize=64)
 def mel_filters(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
-    """Give triangular filters `(num_mels, n_fft // 2 + 1)` from 0 Hz to half the rate, of equal area.
+    """Return triangular filters `(num_mels, n_fft // 2 + 1)` of equal area, from 0 Hz to half the sample rate.
 
-    Source: Slaney 1998, "Auditory Toolbox": linear below 1 kHz, logarithmic above, area-normalised.
+    Source: Slaney 1998, "Auditory Toolbox": linear below 1 kHz, logarithmic above, area-normalized.
     """
     hz_per_mel, break_mel, step = 200 / 3, 15.0, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
 
@@ -38,17 +38,17 @@ def mel_filters(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
 
 
 def magnitudes(x: Tensor, window_size: int) -> Tensor:
-    """Give STFT magnitudes `(n, window_size // 2 + 1, frames)` of `(n, samples)`; Hann window, hop a quarter of it."""
+    """Return STFT magnitudes `(n, window_size // 2 + 1, frames)` of `(n, samples)`; Hann window, hop of a quarter."""
     window = torch.hann_window(window_size, device=x.device)
-    # Reflection needs more samples than half a window.
+    # Reflection requires more samples than half a window.
     mode = "reflect" if x.shape[-1] > window_size // 2 else "constant"
     spectrum = torch.stft(x, window_size, window_size // 4, window=window, pad_mode=mode, return_complex=True)
-    # Not abs(): its gradient at silence is undefined.
+    # abs() would have an undefined gradient at silence.
     return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
 
 
 class MelLoss(nn.Module):
-    """Mean absolute difference of log10 mel spectrograms over several window sizes.
+    """Mean absolute difference of log10 mel spectrograms, averaged over several window sizes.
 
     Shapes:
         x, x_hat: `(batch, channels, samples)`.
@@ -92,13 +92,13 @@ class STFTLoss(nn.Module):
 
 
 class LoudnessLoss(nn.Module):
-    """Squared difference of magnitudes in 40 mel bands, compressed as hearing does, relative to their variance.
+    """Squared difference of magnitudes in 40 mel bands, compressed like in human hearing, relative to their variance.
 
-    Every item counts alike, however loud; what lies 40 dB below an item's mean hardly counts.
+    All items have equal weight, loud or quiet. Bands that are 40 dB below an item's mean have hardly any.
 
     Source: Braun and Tashev 2021, "A Consolidated View of Loss Functions for Supervised Deep Learning-Based Speech
         Enhancement", section 3 (magnitudes to the power of 0.3).
-    Unlike: mel bands instead of single frequencies.
+    Unlike: Mel bands instead of single frequencies.
     """
 
     window, num_mels, exponent = 512, 40, 0.3
@@ -119,22 +119,22 @@ class LoudnessLoss(nn.Module):
 
 
 class SDRLoss(nn.Module):
-    """Distortion-to-signal ratio in units of 10 dB, after a pre-emphasis that levels the spectrum of speech.
+    """Distortion-to-signal ratio in units of 10 dB, after a pre-emphasis that flattens the spectrum of speech.
 
-    Every item counts alike, however loud; its floor keeps silence finite.
+    All items have equal weight, loud or quiet; a floor keeps the loss of silence finite.
 
     Source: Luo and Mesgarani 2019, "Conv-TasNet", section II-D; Le Roux et al. 2019, "SDR - half-baked or well done?".
-    Unlike: not scale-invariant, since a codec must keep the level.
+    Unlike: Not scale-invariant, because a codec must keep the level.
     """
 
     pre_emphasis = 0.9
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        x, error = (self._emphasise(signal.flatten(1).float()) for signal in (x, x_hat - x))
+        x, error = (self._emphasize(signal.flatten(1).float()) for signal in (x, x_hat - x))
         floor = 1e-6 * x.shape[-1]
         return ((error.square().sum(-1) + floor) / (x.square().sum(-1) + floor)).log10().mean()
 
-    def _emphasise(self, x: Tensor) -> Tensor:
+    def _emphasize(self, x: Tensor) -> Tensor:
         return x[:, 1:] - self.pre_emphasis * x[:, :-1]
 
 
@@ -143,33 +143,33 @@ def _log(magnitude: Tensor) -> Tensor:
 
 
 class ReconstructionLoss(nn.Module):
-    """The unweighted reconstruction terms that a `LossConfig` asks for, by name.
+    """Computes the unweighted reconstruction terms of a `LossConfig`, by name.
 
     Args:
-        sample_rate: Hz; 0 for images.
+        sample_rate: In Hz; 0 for images.
 
     Raises:
-        UsageError: no term at all, one of the other modality, or one whose packages are missing.
-        TrainingError: weights of a perceptual loss that cannot be fetched.
+        UsageError: No term, a term of the other modality, or a term whose packages are not installed.
+        TrainingError: The weights of a perceptual loss cannot be downloaded.
     """
 
     def __init__(self, config: LossConfig, sample_rate: int) -> None:
         super().__init__()
         for_any: dict[str, Callable[[], nn.Module]] = {"l1": nn.L1Loss, "l2": nn.MSELoss}
         for_images = {"perceptual": lambda: build_perceptual_loss(config.perceptual_kind)}
-        for_sound: dict[str, Callable[[], nn.Module]] = {
+        for_audio: dict[str, Callable[[], nn.Module]] = {
             "mel": lambda: MelLoss(sample_rate),
             "stft": STFTLoss,
             "sdr": SDRLoss,
             "loudness": lambda: LoudnessLoss(sample_rate),
         }
-        makers = for_any | for_images | for_sound
+        makers = for_any | for_images | for_audio
         chosen = [name for name in makers if getattr(config, name) > 0]
         if not chosen:
             raise UsageError(f"loss: no reconstruction term; set one of {', '.join(makers)}")
         for name in chosen:
-            if name in (for_images if sample_rate else for_sound):
-                raise UsageError(f"loss.{name} is for {'images' if sample_rate else 'sound'}; use loss.l1 and loss.l2")
+            if name in (for_images if sample_rate else for_audio):
+                raise UsageError(f"loss.{name} is for {'images' if sample_rate else 'audio'}; use loss.l1 and loss.l2")
         self.terms = nn.ModuleDict({name: makers[name]() for name in chosen})
 
     def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A model file's card: what its header says, read without torch or numpy."""
+"""The header of a model file, read without torch or numpy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""What torch calls them, for the identity."""
+"""The names of data types in safetensors files, and those in torch, which are part of the identity."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class ModelCard:
     """The header of a vqtok model file."""
 
     identity: str
-    """SHA-256 in hex over all that decoding depends on."""
+    """SHA-256 of everything that decoding depends on, in hex."""
     config: dict[str, Any]
-    """The `Config` it was trained with."""
+    """The `Config` of the training."""
     training: dict[str, Any]
-    """What it was trained on, for how long, and what it reached on held-out files."""
+    """The training data, the duration of the training, and its results on held-out files."""
     codebook_sizes: tuple[int, ...]
     stride: int
     num_parameters: int
-    """Of encoder, quantiser and decoder."""
+    """The number of parameters of encoder, quantizer and decoder."""
     has_prior: bool
     file_bytes: int
 
@@ -44,12 +45,13 @@ def read_card(path: Path) -> ModelCard:
     """Read the header of a model file.
 
     Raises:
-        ModelError: missing, or not a model of vqtok. CorruptFileError: cut short or damaged.
-        UnsupportedVersionError: of a newer format.
+        ModelError: The file does not exist or is not a model of vqtok.
+        CorruptFileError: It is truncated or damaged.
+        UnsupportedVersionError: It has a newer format.
     """
     tensors, metadata, file_bytes = _read_header(path)
     if METADATA_KEY not in metadata:
-        raise ModelError(f"{path}: a safetensors file, but not a vqtok model")
+        raise ModelError(f"{path}: is a safetensors file, but not a vqtok model; choose another `model`")
     try:
         values = json.loads(metadata[METADATA_KEY])
         if values["format"] > FORMAT_VERSION:
@@ -68,14 +70,14 @@ def read_card(path: Path) -> ModelCard:
             file_bytes=file_bytes,
         )
     except (ValueError, LookupError, TypeError):
-        raise CorruptFileError(f"{path}: damaged model card; copy the file again") from None
+        raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
 
 
 def _check_types(values: dict[str, Any]) -> None:
-    """Refuse a card whose entries are not of the kind that its readers count on.
+    """Raise if the entries of a header do not have the expected types.
 
     Raises:
-        ValueError, LookupError, TypeError: they are not.
+        ValueError, LookupError, TypeError: An entry is missing or has another type.
     """
     config, sizes = values["config"], values["codebook_sizes"]
     whole = [values["stride"], config["model"]["sample_rate"], *sizes]
@@ -88,28 +90,50 @@ def _check_types(values: dict[str, Any]) -> None:
 
 
 def check_identity(path: Path) -> None:
-    """Check that a model file holds what its identity was computed from, as `vqtok.models.model_file` does with torch.
+    """Raise if the contents of a model file do not match its identity.
 
     Raises:
-        CorruptFileError: it does not. Others as `read_card`.
+        CorruptFileError: They do not match.
+        ModelError, UnsupportedVersionError: As for `read_card`.
     """
     card = read_card(path)
     tensors, _, _ = _read_header(path)
-    digest = hashlib.sha256(json.dumps(card.config["model"], sort_keys=True).encode())
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        for name in sorted(name for name in tensors if not name.startswith("encoder.")):
+
+        def read(name: str) -> tuple[str, list[int], bytes]:
             tensor = tensors[name]
             begin, end = tensor["data_offsets"]
-            digest.update(f"\n{name} torch.{_DTYPES[tensor['dtype']]} {tensor['shape']}\n".encode())
             file.seek(start + begin)
-            digest.update(file.read(end - begin))
-    if digest.hexdigest() != card.identity:
-        raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
+            return f"torch.{_DTYPES[tensor['dtype']]}", tensor["shape"], file.read(end - begin)
+
+        identity = hash_identity(card.config["model"], tensors, read)
+    if identity.hex() != card.identity:
+        raise CorruptFileError(f"{path}: the weights do not match the identity {card.identity[:8]}; copy it again")
+
+
+def hash_identity(
+    config: Mapping[str, Any], names: Iterable[str], read: Callable[[str], tuple[str, list[int], bytes]]
+) -> bytes:
+    """Return the SHA-256 of everything that decoding depends on: the model config and all tensors but the encoder's.
+
+    Settings added by a later version are not in older files, so that their identities do not change.
+
+    Args:
+        names: The names of all tensors.
+        read: Returns the torch data type, the shape and the bytes of a tensor by name.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(names):
+        if not name.startswith("encoder."):
+            dtype, shape, data = read(name)
+            digest.update(f"\n{name} {dtype} {shape}\n".encode())
+            digest.update(data)
+    return digest.digest()
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """Return a safetensors file's tensors (shapes and places), its metadata and its size."""
+    """Return the descriptions of the tensors in a safetensors file, its metadata, and its size in bytes."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -118,7 +142,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not raw.startswith(b"{"):
-        raise ModelError(f"{path}: not a safetensors file")
+        raise ModelError(f"{path}: is not a safetensors file; choose another `model`")
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
@@ -133,5 +157,5 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
         if not isinstance(metadata, dict) or file_bytes != 8 + length + end:
             raise ValueError
     except (ValueError, LookupError, TypeError):
-        raise CorruptFileError(f"{path}: model file is damaged or cut short; copy it again") from None
+        raise CorruptFileError(f"{path}: the model file is damaged or truncated; copy it again") from None
     return header, metadata, file_bytes

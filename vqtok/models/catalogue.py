@@ -1,4 +1,4 @@
-"""Which models there are: bundled, in the Hugging Face cache, of other packages, known to work; without torch."""
+"""The list of available models: bundled, cached, from other packages, or known on the Hub. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqtok.models.registry import ADAPTERS, bundled_models, families, folder_fam
 
 
 class Known(NamedTuple):
-    """A published model that an adapter was written for."""
+    """A published model for which there is an adapter."""
 
     name: str
     family: str
@@ -43,10 +43,10 @@ KNOWN = (
 
 
 def list_models() -> Iterator[dict[str, Any]]:
-    """Describe the models that `--model` takes by name, as `vqtok models --json` prints them.
+    """Yield descriptions of the models that can be opened by name, as `vqtok models --json` prints them.
 
-    `where` is "bundled", "cache" (the Hugging Face cache), "package" (a family that a package or `vqtok.register` adds)
-    or "hub" (to be downloaded).
+    `where` is "bundled", "cache" (in the Hugging Face cache), "package" (a family added by a package or
+    `vqtok.register`) or "hub" (downloaded on first use).
     """
     for name, path in bundled_models().items():
         card = read_card(path)
@@ -67,8 +67,8 @@ def list_models() -> Iterator[dict[str, Any]]:
     for name, folder in cached():
         family = folder_family(folder)
         if family in ADAPTERS or family in families():
-            there = known.pop(name, None) or known.get(name.partition("@")[0])
-            facts = _facts(there) if there else {"family": family}
+            published = known.pop(name, None) or known.get(name.partition("@")[0])
+            facts = _facts(published) if published else {"family": family}
             yield facts | {"name": name, "where": "cache", "file_bytes": _weight_bytes(folder)}
     for family in families():
         yield {"name": f"{family}:...", "where": "package", "family": family}

@@ -1,4 +1,4 @@
-"""A model file's entropy tables and prior, read without torch."""
+"""The entropy tables and the prior of a model file, without torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)
 
 
 def entropy_model(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> EntropyModel:
-    """Make the entropy model of the arrays of a model file whose names begin with `PREFIXES`.
+    """Return the entropy model made of those arrays of a model file whose names begin with `PREFIXES`.
 
     Raises:
-        CorruptFileError: they are damaged.
+        CorruptFileError: The arrays are damaged.
     """
     named = [arrays.get(f"{TABLE_PREFIX}{index}") for index in range(num_codebooks)]
     for table in named:
         if table is not None and (table.ndim != 1 or table.dtype.kind != "i" or not _are_frequencies(table)):
-            raise CorruptFileError("damaged entropy tables; copy it again")
+            raise CorruptFileError("the entropy tables are damaged; copy the file again")
     tables = [None if table is None else table.astype(np.uint16) for table in named]
     return EntropyModel(tables, from_arrays(arrays, num_codebooks))
 

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub, downloaded by its own library into its own cache."""
+"""Models of the Hugging Face Hub, downloaded by its library into its cache."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ WEIGHTS = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
-"""Names of files with weights, in the order in which transformers and diffusers look for them."""
+"""Names of weight files, in the order in which transformers and diffusers look for them."""
 VARIANTS = ("", "fp16", "bf16")
-"""Of a saved model: in full, or of which there is nothing but a copy in half precision (`model.fp16.safetensors`)."""
+"""Variants of a saved model, the best one first: full precision, or half precision (`model.fp16.safetensors`)."""
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>.+))?")
 
 
 def at_revision(name: str | None, revision: str | None) -> str | None:
-    """Add what `--revision` says to a model's name.
+    """Return the name of a model with a revision appended.
 
     Raises:
-        UsageError: the name is not one of the Hub, or has a revision already.
+        UsageError: The name is not one of the Hub, or already has a revision.
     """
     if revision is None:
         return name
     if name is None or not name.startswith("hf:") or "@" in name:
-        raise UsageError(f"--revision {revision}: goes with --model hf:ORG/NAME")
+        raise UsageError(f"`revision` {revision}: only applies to a `model` of the form hf:ORG/NAME")
     return f"{name}@{revision}"
 
 
 def download(source: str) -> Path:
-    """Give the folder of a model of the Hub, `ORG/NAME[/FOLDER][@REVISION]`, downloading what is not in the cache.
+    """Return the local folder of a model of the Hub, `ORG/NAME[/FOLDER][@REVISION]`; download it if it is not cached.
 
     Raises:
-        ModelError: there is no such model, or neither it nor the Hub can be reached.
+        ModelError: The model does not exist or cannot be downloaded.
     """
     match = _NAME.fullmatch(source)
     if match is None:
-        raise ModelError(f"hf:{source}: not a name of the form hf:ORG/NAME, hf:ORG/NAME/FOLDER or hf:ORG/NAME@REVISION")
+        raise ModelError(f"hf:{source}: is not of the form hf:ORG/NAME, hf:ORG/NAME/FOLDER or hf:ORG/NAME@REVISION")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise ModelError(f"hf:{source}: needs transformers or diffusers: pip install 'vqtok[transformers]'") from error
     below = f"{match['folder']}/" if match["folder"] else ""
-    # Pickles only where there is nothing safer, and half precision only where there is no other.
+    # Pickle files are downloaded only if there are no safetensors files, and half precision only if there is no other.
     for variant, suffix in itertools.product(VARIANTS, (".safetensors", ".bin")):
         names = [name for name in WEIGHTS if name.endswith(suffix)]
         files = [in_variant(name, variant) for name in names]
@@ -60,30 +60,30 @@ def download(source: str) -> Path:
             snapshot = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=wanted)
         except LocalEntryNotFoundError as error:
             raise ModelError(
-                f"hf:{source}: not in the Hugging Face cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set; "
-                "connect once, or give the path of a folder with the model"
+                f"hf:{source}: is not in the Hugging Face cache, and the Hub cannot be reached or HF_HUB_OFFLINE is "
+                "set; connect to the network, or set `model` to a folder with the model"
             ) from error
         except (HfHubHTTPError, HFValidationError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ModelError(f"hf:{source}: the Hub does not give it: {reason}") from error
+            raise ModelError(f"hf:{source}: the Hub refuses the download: {reason}") from error
         except OSError as error:
             raise ModelError(f"hf:{source}: cannot be downloaded: {error}") from error
         folder = Path(snapshot) / below
         if any(folder.glob(f"*{suffix}")):
             return folder
     raise ModelError(
-        f"hf:{source}: has no weights that transformers or diffusers would save in {below or 'its folder'}"
+        f"hf:{source}: {below or 'its folder'} has no weight file of transformers or diffusers; choose another `model`"
     )
 
 
 def in_variant(name: str, variant: str) -> str:
-    """Return what transformers and diffusers call a file of a variant."""
+    """Return the name that transformers and diffusers give to a file of a variant."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{variant}.{suffix}" if variant else name
 
 
 def cached() -> Iterator[tuple[str, Path]]:
-    """Give what is in the Hugging Face cache: names for `--model`, and folders with a config.json."""
+    """Yield the name and the folder of each model in the Hugging Face cache that has a config.json."""
     try:
         from huggingface_hub import constants, scan_cache_dir
         from huggingface_hub.errors import CacheNotFound

@@ -1,8 +1,7 @@
-"""Model files: one safetensors file with weights, entropy tables, config, training summary and identity."""
+"""Model files: a safetensors file with weights, entropy tables, config, training summary and identity."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.files.atomic import atomic_write
 from vqtok.files.paths import error_context
-from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, read_card
+from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, hash_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import VQ
@@ -39,8 +38,8 @@ def save_model(
     """Write a model file atomically and return its identity.
 
     Args:
-        entropy_tables: Integer frequencies by codebook; a codebook without is stored bit-packed.
-        prior: Arrays of a context prior, by name.
+        entropy_tables: Integer frequencies by codebook; codes of a codebook without a table are bit-packed.
+        prior: Arrays of a context prior by name.
     """
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
@@ -60,30 +59,32 @@ def save_model(
 
 
 def load_model(path: Path) -> VQModel:
-    """Read a model file, in float32 and evaluation mode, and check its identity.
+    """Load a model file in float32 and evaluation mode, and check its identity.
 
     Raises:
-        ModelError: not a vqtok model. CorruptFileError: damaged. UnsupportedVersionError: of a newer format.
+        ModelError: The file is not a vqtok model.
+        CorruptFileError: It is damaged.
+        UnsupportedVersionError: It has a newer format.
     """
     card = read_card(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise CorruptFileError(f"{path}: damaged model file: {error}") from None
+        raise CorruptFileError(f"{path}: the model file is damaged: {error}; copy it again") from None
     identity = compute_identity(card.config["model"], tensors)
     if identity.hex() != card.identity:
-        raise CorruptFileError(f"{path}: weights do not match the identity {card.identity[:8]}; copy it again")
+        raise CorruptFileError(f"{path}: the weights do not match the identity {card.identity[:8]}; copy it again")
     arrays = {name: tensors.pop(name).numpy() for name in list(tensors) if name.startswith(PREFIXES)}
     try:
         model = VQModel(from_dict(Config, card.config).model)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (UsageError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"{path}: does not fit this version of vqtok: {reason}") from error
+        raise ModelError(f"{path}: is not compatible with this version of vqtok: {reason}") from error
     missing = [name for name in missing if name in decoding_state(model)]
     if missing or unexpected:
-        raise ModelError(f"{path}: weights do not fit the config: {[*missing, *unexpected][0]}")
+        raise ModelError(f"{path}: the weights do not match the config: {[*missing, *unexpected][0]}")
     for module in model.modules():
         if isinstance(module, VQ):
             module.reset_statistics()
@@ -94,7 +95,7 @@ def load_model(path: Path) -> VQModel:
 
 
 def decoding_state(model: VQModel) -> dict[str, Tensor]:
-    """Give the model's state without the running statistics that only training needs."""
+    """Return the model's state without the statistics that only training needs."""
     statistics = {
         f"{name}.{buffer}"
         for name, module in model.named_modules()
@@ -105,14 +106,10 @@ def decoding_state(model: VQModel) -> dict[str, Tensor]:
 
 
 def compute_identity(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Hash all that decoding depends on: quantiser, decoder, tables, prior and model config, as they are stored.
+    """Return the identity of a model: a hash of quantizer, decoder, tables, prior and config, as they are stored."""
 
-    A setting that a later version adds is not in older files, so that their identities stay.
-    """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in sorted(tensors):
-        if not name.startswith("encoder."):
-            tensor = tensors[name]
-            digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.numpy().tobytes())
-    return digest.digest()
+    def read(name: str) -> tuple[str, list[int], bytes]:
+        tensor = tensors[name]
+        return str(tensor.dtype), list(tensor.shape), tensor.numpy().tobytes()
+
+    return hash_identity(config, tensors, read)

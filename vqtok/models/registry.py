@@ -1,4 +1,4 @@
-"""Open any model by its name or path; torch is imported when that is done."""
+"""Open models by name or path, and register families of models. Torch is only imported to open a model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Open a model: a bundled one, a model file, a folder that a known family has saved, or `FAMILY:SOURCE`.
+    """Open a model: a bundled one, a model file, a folder saved by a known family, or `FAMILY:SOURCE`.
 
-    `hf:ORG/NAME[/FOLDER][@REVISION]` is such a folder of the Hugging Face Hub.
+    `hf:ORG/NAME[/FOLDER][@REVISION]` is a folder of the Hugging Face Hub.
 
     Raises:
-        ModelError: there is none of this name, or it cannot be used. CorruptFileError: it is damaged.
+        ModelError: The model does not exist or cannot be used.
+        CorruptFileError: It is damaged.
     """
     path = Path(name)
     if path.is_dir() and name not in bundled_models():
@@ -39,7 +40,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     if colon and not path.exists():
         family = find_family(family_name)
         if family is None:
-            raise ModelError(f"no model {name!r}: there is no family {family_name!r}; vqtok models lists them")
+            raise ModelError(f"{name}: no family of models is called {family_name!r}; `vqtok models` lists them")
         return family(source)
     from vqtok.models.model_file import load_model
 
@@ -58,19 +59,17 @@ def _open_folder(folder: Path) -> Tokenizer:
     name = folder_family(folder)
     family = find_family(name) if name else None
     if family is None:
-        what = (
-            f"a model of kind {name!r}, which is not known here" if name else "a folder without a model's config.json"
-        )
-        raise ModelError(f"{folder}: is {what}; vqtok models lists what is")
+        what = f"a model of the unknown kind {name!r}" if name else "a folder without the config.json of a model"
+        raise ModelError(f"{folder}: is {what}; `vqtok models` lists the known models")
     return family(str(folder))
 
 
 Family: TypeAlias = "Callable[[str], Tokenizer]"
-"""Gives the tokenizer of what stands behind the family's name: `blocks:16` asks the family `blocks` for `16`."""
+"""Returns the tokenizer of a source: the model `blocks:16` is opened by calling the family `blocks` with "16"."""
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 ENTRY_POINTS = "vqtok.tokenizers"
-"""The group in which an installed package names its families."""
+"""The group of entry points by which installed packages add families."""
 
 ADAPTERS = {
     "encodec": "vqtok.models.adapters.encodec:Encodec",
@@ -79,21 +78,21 @@ ADAPTERS = {
     "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
 }
-"""Families that vqtok adapts itself: by the name that a folder's config.json gives, the module and class."""
+"""The module and class of each family with an adapter in vqtok, by the name in the config.json of its models."""
 
 _registered: dict[str, Family] = {}
 
 
 def bundled_models() -> dict[str, Path]:
-    """Give the models that come with vqtok, by name; the default of a modality is named after it."""
+    """Return the models that are part of vqtok, by name; the default model of a modality is named after it."""
     return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
 
 
 def find_model(name: str) -> Path:
-    """Resolve a model file by the name of a bundled one, else by path: `./image` is a file, `image` the bundled model.
+    """Return the file of a bundled model by its name, else by its path: `./image` is a file, `image` a bundled model.
 
     Raises:
-        ModelError: there is none.
+        ModelError: There is no such model.
     """
     models = bundled_models()
     if name in models:
@@ -101,25 +100,25 @@ def find_model(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    raise ModelError(f"no model {name!r}: neither a file nor a bundled model ({', '.join(models) or 'there is none'})")
+    raise ModelError(f"{name}: is neither a model file nor a bundled model ({', '.join(models) or 'there are none'})")
 
 
 def wrong_model(identity: bytes, given: str | None, beside: Path | None = None) -> WrongModelError:
-    """Return the error for tokens whose model is not the given one; it names the right model if that can be found.
+    """Return the error for tokens of another model than the given one; it names the right model if that can be found.
 
     Args:
         identity: The first 8 bytes of the identity of the model that made the tokens.
-        given: The model that the user has named.
+        given: The model that the user chose, if any.
         beside: A folder to search besides the bundled models and those that were opened on this machine before.
     """
     other = f"not by {given}" if given else "which is not a bundled model"
     found = _find_identity(identity, beside)
-    advice = f"`model` {found} is the right one" if found else "give it as `model`"
+    advice = f"use `model` {found}" if found else "set `model` to it"
     return WrongModelError(f"made by model {identity.hex()}, {other}; {advice}")
 
 
 def _find_identity(identity: bytes, beside: Path | None) -> str | None:
-    """Return the name or path of the model with this identity, if it is at hand."""
+    """Return the name or path of the model with this identity; None if it is not found."""
     files = bundled_models()
     for folder in dict.fromkeys(filter(None, (beside, Path()))):
         files |= {str(path): path for path in sorted(folder.glob("*.safetensors"))}
@@ -131,34 +130,34 @@ def _find_identity(identity: bytes, beside: Path | None) -> str | None:
 
 
 def register(name: str, family: Family) -> None:
-    """Make a family of models known by a name: `--model NAME:SOURCE` then calls `family("SOURCE")`.
+    """Register a family of models: the model `NAME:SOURCE` is then opened by calling `family("SOURCE")`.
 
-    A folder whose config.json gives this name as its `model_type` (or `_class_name`) is opened by the family, too. An
-    installed package does the same by an entry point of the group `vqtok.tokenizers`.
+    The family also opens folders whose config.json has this name as `model_type` or `_class_name`. An installed
+    package registers a family by an entry point in the group `vqtok.tokenizers`.
 
     Args:
-        family: Mostly a subclass of `Tokenizer` whose `__init__` takes the source.
+        family: Usually a subclass of `Tokenizer` whose `__init__` takes the source.
 
     Raises:
-        UsageError: a name that is taken, or that could not stand before a colon.
+        UsageError: The name is taken or has characters that are not allowed.
     """
     if not name.replace("_", "").replace("-", "").isalnum() or name == "hf":
-        raise UsageError(f"family {name!r}: the name must be of letters, digits, - and _, and not hf")
+        raise UsageError(f"family {name!r}: a name consists of letters, digits, - and _, and is not hf")
     if name in bundled_models() or name in ADAPTERS:
-        raise UsageError(f"family {name!r}: vqtok has one of this name; choose another")
+        raise UsageError(f"family {name!r}: the name is taken by vqtok; choose another")
     _registered[name] = family
 
 
 def families() -> list[str]:
-    """Give the names of the families that packages and `register` have added."""
+    """Return the names of the families added by packages and by `register`."""
     return sorted({*_registered, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
 
 
 def find_family(name: str) -> Family | None:
-    """Give the family of a name; None where there is none.
+    """Return the family with this name; None if there is none.
 
     Raises:
-        ModelError: the package that has it cannot be imported.
+        ModelError: The package of the family cannot be imported.
     """
     if name in _registered:
         return _registered[name]
@@ -176,7 +175,7 @@ def find_family(name: str) -> Family | None:
 
 
 def is_adapted(name: str) -> bool:
-    """Tell whether a name is that of a family's model rather than of a file, whether or not it is there."""
+    """Return whether a name belongs to a family instead of a model file. The model itself may not exist."""
     if name in bundled_models() or Path(name).is_file():
         return False
     family, colon, _ = name.partition(":")
@@ -186,7 +185,7 @@ def is_adapted(name: str) -> bool:
 
 
 def folder_family(folder: Path) -> str | None:
-    """Give the name of the family that saved a folder, by its config.json; None where there is none."""
+    """Return the name of the family that saved a folder, according to its config.json; None if unknown."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         name = config.get("model_type") or config.get("_class_name")

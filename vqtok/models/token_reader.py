@@ -1,4 +1,4 @@
-"""Read tokens from any file, without torch."""
+"""Read tokens from files of any kind, with the entropy models they need, without torch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vqtok.tokens.vqt.header import parse_header
 
 
 def read_entropy_model(path: Path) -> EntropyModel:
-    """Read the integer frequencies of each codebook, and the prior where there is one, and check the identity."""
+    """Read the entropy tables and the prior of a model file, and check its identity."""
     check_identity(path)
     count = len(read_card(path).codebook_sizes)
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(PREFIXES)}  # noqa: SIM118
     except SafetensorError as error:
-        raise CorruptFileError(f"{path}: damaged model file: {error}") from None
+        raise CorruptFileError(f"{path}: the model file is damaged: {error}; copy it again") from None
     with error_context(path):
         return entropy_model(arrays, count)
 
@@ -52,25 +52,25 @@ def entropy_model_of(identity: bytes, model: str | None, beside: Path | None = N
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:
-    """Open a shard: a mapping of its keys to `Tokens`, each read when it is asked for.
+    """Open a shard: a mapping of its keys to `Tokens`, which are read on access.
 
     Args:
-        model: The model that made it; by default a bundled one. Bit-packed items need none.
+        model: The model that made the tokens; by default a bundled one. Bit-packed items need none.
 
     Raises:
-        VqtokError: as `vqtok.tokens.shard.reader.Shard`.
+        VqtokError: As for `vqtok.tokens.shard.reader.Shard`.
     """
     return Shard(path, functools.partial(entropy_model_of, model=model, beside=Path(path).parent))
 
 
 def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
-    """Open what holds several items, a shard or an export: a mapping of their keys to `Tokens`; None for other files.
+    """Open a shard or an export, which contain several items: a mapping of keys to `Tokens`; None for other files.
 
     Args:
-        model: As `open_shard` takes it.
+        model: As for `open_shard`.
 
     Raises:
-        VqtokError: as `vqtok.tokens.shard.reader.Shard` and `vqtok.tokens.export.export.Export`.
+        VqtokError: As for `vqtok.tokens.shard.reader.Shard` and `vqtok.tokens.export.export.Export`.
     """
     if is_shard(path):
         return open_shard(path, model)
@@ -78,10 +78,10 @@ def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
 
 
 class TokenReader:
-    """Read token files and the items of shards, with what they need of the models that made them.
+    """Reads token files and items of shards, with the entropy models of the models that made them.
 
     Args:
-        model: The model that made them all; by default a bundled one. Bit-packed files need none.
+        model: The model that made all the tokens; by default a bundled one. Bit-packed files need none.
     """
 
     def __init__(self, model: str | None = None) -> None:
@@ -89,10 +89,10 @@ class TokenReader:
         self._shard = functools.lru_cache(maxsize=1)(self._open)
 
     def keys(self, file: Path) -> Iterable[str | None]:
-        """Give the keys of the items of a shard, in order; a token file is one item without a key.
+        """Return the keys of the items of a shard, in order. A token file is a single item without a key.
 
         Raises:
-            CorruptFileError: the shard is damaged where its keys are.
+            CorruptFileError: The list of keys is damaged.
         """
         return self._shard(file) or [None]
 
@@ -100,7 +100,8 @@ class TokenReader:
         """Read a token file or an item of a shard, as `vqtok.tokens.vqt.file.load` does.
 
         Raises:
-            WrongModelError, ModelError: another model made it, or one that is not at hand.
+            WrongModelError: Another model made the tokens, or one that was not found.
+            ModelError: The model cannot be read.
         """
         if key is not None:
             shard = self._shard(file)

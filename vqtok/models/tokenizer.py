@@ -1,4 +1,4 @@
-"""`Tokenizer`: what every model is seen through, ours or another's."""
+"""`Tokenizer`, the interface of all models, including those of other libraries."""
 
 from __future__ import annotations
 
@@ -12,67 +12,72 @@ from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 
 
 class Tokenizer(ABC):
-    """Turn media tensors into codes and back, deterministically.
+    """Converts media tensors to codes and back, deterministically.
 
-    A family of models of one's own is a subclass, made known by `vqtok.register`.
+    To add a family of models, write a subclass and pass it to `vqtok.register`.
 
     Shapes:
-        media: float32 `(batch, channels, height, width)` or `(batch, channels, samples)` in [-1, 1], every size a
-            multiple of `stride` unless `padding` is None; codes: int64 `(batch, num_codebooks, *grid)`.
+        media: float32 `(batch, channels, height, width)` or `(batch, channels, samples)` in [-1, 1]; all sizes are
+            multiples of `stride` unless `padding` is None.
+        codes: int64 `(batch, num_codebooks, *grid)`.
     """
 
     modality: Literal["image", "audio"]
     channels: int = 1
-    """Of a picture (1 grey, 3 sRGB); of a sound those that are coded together: with 1, each is coded by itself."""
+    """For images 1 (gray) or 3 (sRGB). For audio the number of channels that are encoded together."""
     sample_rate: int | None = None
-    """Hz; None for pictures."""
+    """In Hz; None for images."""
     codebook_sizes: tuple[int, ...]
     stride: int
-    """Input steps per grid step: pixels each way, or samples (hop length)."""
+    """Input steps per grid step: pixels in each direction, or samples (hop length)."""
     padding: Literal["symmetric", "constant"] | None = "symmetric"
-    """What fills a medium up to whole grid steps: its mirror image, zeros, or nothing, as the model does it itself."""
+    """How media are padded to whole grid steps: mirrored, with zeros, or not at all, if the model pads by itself."""
     encoder_context: int | None = None
-    """Grid steps to either side that a code depends on; None: all of the medium, which cannot be tiled."""
+    """Grid steps to either side on which a code depends; None if it depends on all, so that media cannot be tiled."""
     decoder_context: int | None = None
-    """Grid steps to either side that the media of a grid step depend on; None: all of them."""
+    """Grid steps to either side on which the decoded media of a grid step depend; None if they depend on all."""
     why_whole: str = ""
-    """Why a context is None, for people to read."""
+    """The reason why a context is None, for humans."""
     one_by_one: bool = False
-    """Whether media do not go into batches, because rounding would be another; needed for side data, too."""
+    """Whether media are not batched because results would be rounded differently; required for side data."""
     identity: bytes
-    """SHA-256 over all that decoding depends on."""
+    """SHA-256 of everything that decoding depends on."""
     entropy_model: EntropyModel = NO_MODEL
-    """How often codes occur, for token files."""
+    """The frequencies of the codes, for the coding of token files."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """Give the codes of media."""
+        """Return the codes of media."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Give the media of codes, or of a prefix of their codebooks."""
+        """Return the media of codes, or of codes of only the first codebooks."""
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
-        """Give the codes of the first so many codebooks, and of more where that spares no work."""
+        """Return the codes of at least the first `num_codebooks` codebooks."""
         return self.encode(x)
 
     def num_steps(self, samples: int) -> int:
-        """Give the grid steps of a sound of so many samples, at the model's rate."""
+        """Return the number of grid steps of audio with so many samples at the model's rate."""
         return -(-samples // self.stride)
 
     def side_data(self, x: Tensor) -> Tensor:
-        """Give what decoding needs of media beside their codes, such as scales: `(batch, numbers)`, mostly none.
+        """Return data that decoding needs besides the codes, such as scales: `(batch, numbers)`; by default none.
 
-        Only of a model that takes media whole and one by one.
+        Side data require `one_by_one` and contexts of None.
         """
         return x.new_zeros(len(x), 0)
 
     def decode_with(self, codes: Tensor, side_data: Tensor) -> Tensor:
-        """Give the media of codes and side data; raises CorruptFileError where these do not go together."""
+        """Return the media of codes and side data.
+
+        Raises:
+            CorruptFileError: The codes and the side data do not belong together.
+        """
         return self.decode(codes)
 
     def facts(self) -> dict[str, Any]:
-        """Give what `vqtok inspect` tells of the model beside the above: `num_parameters`, `config` and the like."""
+        """Return further facts for `vqtok inspect`, such as `num_parameters` and `config`."""
         return {}
 
     def to(self, device: torch.device | str) -> Self:

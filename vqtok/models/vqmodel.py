@@ -1,4 +1,4 @@
-"""`VQModel`: encoder, quantiser, decoder."""
+"""`VQModel`: an encoder, a quantizer and a decoder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vqtok.tokens.coding.coders import NO_MODEL
 
 
 class VQModel(nn.Module, Tokenizer):
-    """A vector-quantised autoencoder: a `Tokenizer` that can be trained.
+    """A vector-quantized autoencoder: a `Tokenizer` that can be trained.
 
-    `identity` and `entropy_model` are those of the file it was loaded from; a model in training has none.
+    `identity` and `entropy_model` belong to the file it was loaded from; a model in training has none.
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
@@ -43,7 +43,10 @@ class VQModel(nn.Module, Tokenizer):
         self.entropy_model = NO_MODEL
 
     def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
-        """Reconstruct media, through the codebooks or (to warm up) around them.
+        """Return the reconstruction of media and the quantizer's output.
+
+        Args:
+            quantize: False bypasses the codebooks, for the start of training.
 
         Shapes:
             x and the reconstruction: `(batch, channels, *size)`.

@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder for pictures and sound of any number of channels."""
+"""Convolutional encoder and decoder for images and audio with any number of channels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vqtok.networks.layers import Axes, Downsample, ResBlock, Upsample, convolut
 
 
 class Encoder(nn.Module):
-    """Media `(batch, channels, *size)` to latents `(batch, dim, *grid)`; sizes are multiples of the stride.
+    """Maps media `(batch, channels, *size)` to latents `(batch, dim, *grid)`; sizes are multiples of the stride.
 
-    Source: van den Oord et al. 2017 and Esser et al. 2021 ("Taming Transformers") for pictures, Tagliasacchi et al.
-        2020 ("SEANet") and Kumar et al. 2023 (DAC) for sound.
-    Unlike: no attention and no norm across positions, so that the receptive field is finite.
+    Source: van den Oord et al. 2017 and Esser et al. 2021 ("Taming Transformers") for images, Tagliasacchi et al.
+        2020 ("SEANet") and Kumar et al. 2023 (DAC) for audio.
+    Unlike: No attention and no norm across positions, so that the receptive field is finite.
     """
 
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dim: int) -> None:
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `(batch, dim, *grid)` back to media `(batch, channels, *size)`: the mirror of `Encoder`."""
+    """Maps latents `(batch, dim, *grid)` to media `(batch, channels, *size)`: the mirror image of `Encoder`."""
 
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dim: int) -> None:
         super().__init__()
@@ -65,10 +65,11 @@ def _blocks(config: NetworkConfig, axes: Axes, width: int, count: int) -> list[R
 
 @torch.no_grad()
 def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
-    """Scale the channels of every stage of untrained networks to unit deviation on media `x`.
+    """Scale the channels between the stages of untrained networks to unit standard deviation on media `x`.
 
-    What one convolution divides by, the next multiplies with, so that the networks compute what they did. But now the
-    blocks between see low and high frequencies alike, where otherwise DC would drown all else.
+    Each convolution is divided by the deviations of its channels and the next one multiplied by them, so that the
+    networks compute the same function. But the blocks in between then receive low and high frequencies at the same
+    level, while otherwise DC would dominate.
 
     Source: Mishkin and Matas 2016, "All You Need Is a Good Init", section 3.
     """
@@ -82,7 +83,7 @@ def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
         up.conv.weight /= before.repeat_interleave(block)[:, None, None, None]
         y = down(y)
         deviation = y.std((0, 2, 3), correction=0)
-        before = deviation.clamp(min=0.01 * float(deviation.max()) or 1.0)  # 1 where the media are blank or silent
+        before = deviation.clamp(min=0.01 * float(deviation.max()) or 1.0)  # 1 for blank or silent media
         down.conv.weight /= before[:, None, None, None]
         up.conv.weight *= before[:, None, None]
         y = y / before[:, None, None]

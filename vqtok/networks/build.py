@@ -1,4 +1,4 @@
-"""From `NetworkConfig` to an encoder and a decoder, between media of `channels` and latents of `dim`."""
+"""Build an encoder or a decoder from a `NetworkConfig`, between media of `channels` and latents of `dim`."""
 
 from __future__ import annotations
 

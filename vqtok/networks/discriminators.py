@@ -1,4 +1,4 @@
-"""Discriminators: networks that learn to tell media from their reconstructions."""
+"""Discriminators: networks that learn to distinguish media from their reconstructions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.nn.utils.parametrizations import weight_norm
 from vqtok.config import Config
 
 PERIODS = (2, 3, 5, 7, 11)
-"""Primes, so that the discriminators see different samples (Kong et al. 2020, "HiFi-GAN", section 2.3)."""
+"""Prime numbers, so that the discriminators see different samples (Kong et al. 2020, "HiFi-GAN", section 2.3)."""
 WINDOWS = (2048, 1024, 512)
 BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Edges, as fractions of half the sample rate. Periods, windows and bands are those of Kumar et al. 2023 (DAC)."""
+"""Band edges as fractions of half the sample rate. Periods, windows and bands are those of Kumar et al. 2023 (DAC)."""
 
 
-class Judgement(NamedTuple):
-    """What one discriminator finds in a batch."""
+class DiscriminatorOutput(NamedTuple):
+    """The output of one discriminator for a batch."""
 
     logits: Tensor
-    """High where it takes media for originals: one for each patch, `(batch, 1, *patches)`."""
+    """One per patch, `(batch, 1, *patches)`; high if the discriminator classifies the patch as original."""
     features: list[Tensor]
     """The activations of its layers, first to last."""
 
 
 class Layers(nn.ModuleList):
-    """Layers one after the other; gives what comes out of each."""
+    """A sequence of layers that returns the output of each."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -38,16 +38,17 @@ class Layers(nn.ModuleList):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judge overlapping patches of 70 x 70 pixels.
+    """Classifies overlapping patches of 70 x 70 pixels.
 
     Shapes:
         x: `(batch, channels, height, width)`.
 
     Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", appendix 6.1.2;
         Esser et al. 2021 ("Taming Transformers").
-    Unlike: weight norm instead of batch norm, and a start that keeps the variance. With batch or group norm and the
-        source's start (deviation 0.02) it told nothing in its first 120 steps on reconstructions of the bundled model
-        (accuracy 0.50, otherwise 0.64); and so no picture's judgement depends on the others of its batch.
+    Unlike: Weight norm instead of batch norm, and an initialization that keeps the variance. With batch or group norm
+        and the source's initialization (deviation 0.02), the accuracy on reconstructions of the bundled model was still
+        0.50 after 120 steps, instead of 0.64. Without batch norm, the output for an image also does not depend on the
+        other images of the batch.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -60,18 +61,18 @@ class PatchDiscriminator(nn.Module):
         )
         self.head = _convolution(widths[-1], 1, (4, 4))
 
-    def forward(self, x: Tensor) -> Judgement:
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
         features = self.layers(x)
-        return Judgement(self.head(features[-1]), features)
+        return DiscriminatorOutput(self.head(features[-1]), features)
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judge a sound by the samples a period apart, each of the period's phases by itself.
+    """Classifies audio by the samples that lie a period apart, each phase of the period separately.
 
     Shapes:
         x: `(batch, 1, samples)`.
 
-    Source: Kong et al. 2020, "HiFi-GAN", section 2.3, in the sizes of Kumar et al. 2023 (DAC).
+    Source: Kong et al. 2020, "HiFi-GAN", section 2.3, with the sizes of Kumar et al. 2023 (DAC).
     """
 
     def __init__(self, period: int, width: int) -> None:
@@ -85,20 +86,20 @@ class PeriodDiscriminator(nn.Module):
         )
         self.head = _convolution(widths[-1], 1, (3, 1))
 
-    def forward(self, x: Tensor) -> Judgement:
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
         x = F.pad(x, (0, -x.shape[-1] % self.period)).unflatten(-1, (-1, self.period))
         features = self.layers(x)
-        return Judgement(self.head(features[-1]), features)
+        return DiscriminatorOutput(self.head(features[-1]), features)
 
 
 class BandDiscriminator(nn.Module):
-    """Judge the complex spectrogram of a sound, each frequency band by layers of its own.
+    """Classifies the complex spectrogram of audio; each frequency band has its own layers.
 
     Shapes:
         x: `(batch, 1, samples)`.
 
     Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", "Discriminator design".
-    Unlike: the spectrogram is divided by the square root of the window size, so that all sizes give like values.
+    Unlike: The spectrogram is divided by the square root of the window size, so that all sizes have similar values.
     """
 
     def __init__(self, window_size: int, width: int) -> None:
@@ -109,24 +110,24 @@ class BandDiscriminator(nn.Module):
         self.bands = nn.ModuleList(_band_layers(width) for _ in self.bins)
         self.head = _convolution(width, 1, (3, 3))
 
-    def forward(self, x: Tensor) -> Judgement:
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
         spectrum = self._spectrum(x)
         bands = [layers(spectrum[..., low:high]) for layers, (low, high) in zip(self.bands, self.bins, strict=True)]
         features = [feature for band in bands for feature in band]
-        return Judgement(self.head(torch.cat([band[-1] for band in bands], -1)), features)
+        return DiscriminatorOutput(self.head(torch.cat([band[-1] for band in bands], -1)), features)
 
     def _spectrum(self, x: Tensor) -> Tensor:
-        """Give real and imaginary parts as channels: `(batch, 2, frames, bins)`."""
+        """Return real and imaginary parts as channels: `(batch, 2, frames, bins)`."""
         x, size = x.squeeze(1).float(), self.window_size
         window = torch.hann_window(size, device=x.device)
-        # Reflection needs more samples than half a window.
+        # Reflection requires more samples than half a window.
         mode = "reflect" if x.shape[-1] > size // 2 else "constant"
         spectrum = torch.stft(x, size, size // 4, window=window, pad_mode=mode, normalized=True, return_complex=True)
         return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
 
 
 def build_discriminators(config: Config) -> nn.ModuleList:
-    """Make the discriminators for a set-up: one for pictures, eight for sound."""
+    """Build the discriminators of a config: one for images, eight for audio."""
     width = config.adversarial.width
     parts: Sequence[nn.Module]
     if config.model.modality == "image":
@@ -155,7 +156,7 @@ def _leaky_convolution(
 def _convolution(
     inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), slope: float = 1.0
 ) -> nn.Conv2d:
-    """Make a weight-normed convolution that keeps the variance, given the slope of the leaky ReLU after it.
+    """Build a convolution with weight norm that keeps the variance, given the slope of the leaky ReLU after it.
 
     Source: Salimans and Kingma 2016, "Weight Normalization"; He et al. 2015, "Delving Deep into Rectifiers".
     """

@@ -1,7 +1,7 @@
-"""Layers shared by pictures and sound.
+"""Layers shared by the networks for images and audio.
 
-A sound is a picture of height 1: `(batch, channels, 1, samples)` with kernels `(1, k)`. So both use the 2-D
-convolutions whose channels_last form is several times faster on CPUs than the 1-D ones.
+Audio is treated as an image of height 1: `(batch, channels, 1, samples)` with kernels `(1, k)`, because 2-D
+convolutions in channels_last memory are several times faster on CPUs than 1-D convolutions.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from torch.utils.checkpoint import checkpoint
 from vqtok.config import NetworkConfig
 
 Axes = Literal[1, 2]
-"""Axes that a layer works along: 1 for sound, 2 for pictures."""
+"""Number of axes that a layer works along: 1 for audio, 2 for images."""
 
 
 def convolution(axes: Axes, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
-    """Make a convolution that keeps the size, with zeros beyond the border."""
+    """Build a convolution that keeps the size; the border is padded with zeros."""
     if kernel == 1:
-        dilation = 2  # Without effect, but a single thread takes oneDNN only for these: twice as fast.
+        # Without effect on the result, but in a single thread torch uses oneDNN, twice as fast, only if it is dilated.
+        dilation = 2
     padding = dilation * (kernel // 2)
     if axes == 2:
         layer = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation)
     else:
         layer = nn.Conv2d(inputs, outputs, (1, kernel), padding=(0, padding), dilation=(1, dilation))
-    # Keeps the variance, which the default of torch divides by three; its random biases would drown quiet sound.
+    # Keeps the variance, while torch's default divides it by three and adds random biases that are louder than quiet
+    # audio.
     nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -39,9 +41,10 @@ def convolution(axes: Axes, inputs: int, outputs: int, kernel: int, dilation: in
 
 @torch.no_grad()
 def start_as(layer: nn.Conv2d, matrix: Tensor) -> None:
-    """Let a convolution start as a matrix `(outputs, inputs)` at each position, cut to the layer's channels.
+    """Initialize a convolution as a matrix `(outputs, inputs)` that is applied at each position.
 
-    Inputs beyond the matrix start without effect, outputs beyond it at random.
+    A matrix that is larger than the layer is cut. Inputs beyond the matrix have no effect at first; outputs beyond it
+    stay random.
     """
     rows, columns = min(layer.out_channels, matrix.shape[0]), min(layer.in_channels, matrix.shape[1])
     layer.weight[:rows] = 0
@@ -50,38 +53,39 @@ def start_as(layer: nn.Conv2d, matrix: Tensor) -> None:
 
 
 def dct_stages(axes: Axes, channels: int, strides: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
-    """Give for each downsampling stage an orthonormal matrix `(outputs, inputs * stride ** axes)` to start as.
+    """Return the initial matrix of each downsampling stage, orthonormal, `(outputs, inputs * stride ** axes)`.
 
-    The stages together are a DCT-II of whole blocks, and of the colours, from low frequencies to high; what the widths
-    have no room for is dropped. Networks that start so are, before any training, a transform codec that drops high
-    frequencies. From random filters pictures take thousands of steps to get there, and sound many more.
+    The stages together compute the DCT-II of whole blocks, and of the colors, sorted from low to high frequencies.
+    Frequencies for which the widths have no room are dropped. Before any training such a network is therefore a
+    transform codec that drops high frequencies. From random filters, images need thousands of steps to get there, and
+    audio many more.
 
     Source: Ahmed et al. 1974, "Discrete Cosine Transform".
     """
     stages = []
-    # The sum of the colours is their DC; their differences are about as weak as the third frequency of a block.
-    colours, frequencies = dct_matrix(channels), (torch.arange(channels) > 0) * 2 / strides[0]
+    # The sum of the colors is their DC. Their differences are about as weak as the third frequency of a block.
+    colors, frequencies = dct_matrix(channels), (torch.arange(channels) > 0) * 2 / strides[0]
     for stride, width in zip(strides, widths, strict=True):
         block, within = dct_matrix(stride), torch.arange(stride) / stride
         if axes == 2:
             block, within = torch.kron(block, block), (within[:, None] + within).flatten()
-        matrix = torch.kron(colours, block)
+        matrix = torch.kron(colors, block)
         frequencies = (frequencies[:, None] + within).flatten()
         order = frequencies.argsort(stable=True)[:width]
         stages.append(matrix[order])
-        frequencies, colours = frequencies[order] * stride, torch.eye(len(order))
+        frequencies, colors = frequencies[order] * stride, torch.eye(len(order))
     return stages
 
 
 def dct_matrix(size: int) -> Tensor:
-    """Give the orthonormal DCT-II `(size, size)`, a row a frequency."""
+    """Return the orthonormal DCT-II matrix `(size, size)`, one row per frequency."""
     matrix = torch.cos(torch.pi / size * torch.arange(size)[:, None] * (torch.arange(size) + 0.5))
     matrix[0] /= math.sqrt(2)
     return matrix * math.sqrt(2 / size)
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each position: it looks at no other position, so tiles can be exact."""
+    """Layer norm over the channels of each position. It uses no other positions, which exact tiling requires."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -89,14 +93,14 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Autocast would compute this in float32, at several times the cost; the kernel sums in float32 anyway.
+        # Autocast would compute this in float32, which takes several times as long; the kernel sums in float32 anyway.
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, 1e-6).movedim(-1, 1)
 
 
 class Snake(nn.Module):
-    """x + sin(a x)^2 / a, with a learned frequency a per channel.
+    """The activation x + sin(a x)^2 / a, with a learned frequency a per channel.
 
     Source: Ziyin et al. 2020, "Neural Networks Fail to Learn Periodic Functions and How to Fix It".
     """
@@ -111,9 +115,9 @@ class Snake(nn.Module):
 
 
 class Activation(nn.Module):
-    """SiLU or ELU, over the numbers that come in if `overwrite` and no gradient needs them.
+    """SiLU or ELU; with `overwrite` in place, unless gradients are needed.
 
-    New memory for a map of features costs more than the function.
+    Allocating memory for a feature map takes longer than the function itself.
     """
 
     def __init__(self, name: str, *, overwrite: bool) -> None:
@@ -130,10 +134,10 @@ def activation(name: str, channels: int, *, overwrite: bool) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A residual block, whose insides need much memory in training."""
+    """A residual block, which can save memory in training by gradient checkpointing."""
 
     recompute = False
-    """Whether the backward pass computes the block again, so that its insides need not be kept."""
+    """Whether the backward pass computes the block again instead of keeping its activations."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -147,8 +151,8 @@ class Block(nn.Module):
 class ResBlock(Block):
     """Norm, activation, convolution, activation, convolution, added to the input.
 
-    The second convolution has the kernel of the first for pictures and 1 for sound, as in SEANet and DAC. It starts at
-    zero, so that a deep network starts as a shallow one.
+    The second convolution has the kernel size of the first for images, and 1 for audio, as in SEANet and DAC. It is
+    initialized with zeros, so that a deep network starts like a shallow one.
     """
 
     def __init__(self, config: NetworkConfig, axes: Axes, channels: int, dilation: int) -> None:
@@ -167,7 +171,7 @@ class ResBlock(Block):
 
 
 class Downsample(nn.Module):
-    """Move blocks of `stride` (squared) positions into channels, then convolve."""
+    """Moves blocks of `stride` (squared) positions into the channels, then convolves."""
 
     def __init__(self, axes: Axes, inputs: int, outputs: int, stride: int, start: Tensor) -> None:
         super().__init__()
@@ -179,12 +183,12 @@ class Downsample(nn.Module):
         high, wide = self.stride
         batch, channels, height, width = x.shape
         x = x.view(batch, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 3, 5, 1)
-        # To channels_last memory in two steps: one would copy runs of `wide` numbers, at several times the cost.
+        # To channels_last memory in two steps. A single step would copy `wide` numbers at a time, several times slower.
         return self.conv(x.flatten(3, 4).mT.flatten(3).movedim(-1, 1))
 
 
 class Upsample(nn.Module):
-    """Convolve, then move channels into blocks of `stride` (squared) positions.
+    """Convolves, then moves channels into blocks of `stride` (squared) positions.
 
     Source: Shi et al. 2016, "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
         Convolutional Neural Network", section 2.2.

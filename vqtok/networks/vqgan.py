@@ -1,6 +1,6 @@
-"""The networks of VQGAN and, in its line, of Open-MAGVIT2: those that many published models of pictures have.
+"""The networks of VQGAN and of its successor Open-MAGVIT2, which many published image models use.
 
-Their group norms and attention look at the whole picture, so that no part of it can be computed by itself.
+Their group norms and attention depend on the whole image, so that it cannot be computed in parts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ EPSILON = 1e-6
 
 
 class VQGANEncoder(nn.Module):
-    """Pictures `(batch, channels, height, width)` to latents `(batch, dim, *grid)`; sizes are multiples of the stride.
+    """Maps images `(batch, channels, height, width)` to latents `(batch, dim, *grid)`.
 
-    Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", appendix B; of kind magvit2
-        Luo et al. 2024, "Open-MAGVIT2".
+    Sizes are multiples of the stride.
+
+    Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", appendix B; for the kind
+        "magvit2" Luo et al. 2024, "Open-MAGVIT2".
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int) -> None:
@@ -42,7 +44,7 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """Latents `(batch, dim, *grid)` back to pictures `(batch, channels, height, width)`; sources as `VQGANEncoder`."""
+    """Maps latents `(batch, dim, *grid)` to images `(batch, channels, height, width)`; sources as `VQGANEncoder`."""
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int) -> None:
         super().__init__()
@@ -69,18 +71,18 @@ class VQGANDecoder(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Norm of 32 groups of channels over all positions."""
+    """Group norm with 32 groups of channels, over all positions."""
 
     def __init__(self, channels: int, *, affine: bool = True) -> None:
         super().__init__(32, channels, EPSILON, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In channels_last memory torch (2.13, CPU) loses the variance of a group far from zero.
+        # In channels_last memory torch (2.13, CPU) computes wrong variances for groups whose mean is far from zero.
         return super().forward(x.contiguous())
 
 
 class ResnetBlock(Block):
-    """Twice group norm, SiLU and convolution, added to the input."""
+    """Group norm, SiLU and convolution, twice, added to the input."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class ResnetBlock(Block):
 
 
 class Attention(nn.Module):
-    """Self-attention of all positions with one head, added to the input."""
+    """Self-attention over all positions with one head, added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class Attention(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Group norm whose scale and shift follow the deviations and the means of the latents' channels."""
+    """Group norm with scale and shift computed from the standard deviations and means of the latents' channels."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -118,14 +120,14 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         latents = z.flatten(2)
-        # A single position has no unbiased variance; it does not vary.
+        # The unbiased variance of a single position is undefined; the biased one is 0.
         variance = latents.var(2, correction=min(1, latents.shape[2] - 1))
         scale, shift = self.scale((variance + EPSILON).sqrt()), self.shift(latents.mean(2))
         return scale[..., None, None] * self.norm(x) + shift[..., None, None]
 
 
 def _blocks(config: NetworkConfig, stage: int, count: int, inputs: int) -> list[nn.Module]:
-    """Make the blocks of a stage, the first of which leads to its width."""
+    """Build the blocks of a stage; the first one changes the number of channels."""
     width = config.widths[stage]
     layers: list[nn.Module] = []
     for index in range(count):
@@ -136,7 +138,7 @@ def _blocks(config: NetworkConfig, stage: int, count: int, inputs: int) -> list[
 
 
 def _middle(config: NetworkConfig, count: int) -> list[nn.Module]:
-    """Make the blocks between the last stage and the latents."""
+    """Build the blocks between the last stage and the latents."""
     width = config.widths[-1]
     if config.kind == "magvit2":
         return [ResnetBlock(width, width, bias=False) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Quantisers: continuous latents to codes and back. Compose them: `Residual([VQ(...), VQ(...)])`."""
+"""Quantizers: continuous latents to codes and back. They compose, as in `Residual([VQ(...), VQ(...)])`."""
 
 from vqtok.quantizers.base import Quantizer, QuantizerOutput
 from vqtok.quantizers.build import build_quantizer

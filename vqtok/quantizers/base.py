@@ -1,4 +1,4 @@
-"""`Quantizer`: the one interface of every kind, and the one straight-through estimator."""
+"""`Quantizer`, the interface that all kinds share, and the straight-through estimator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Losses = dict[str, Tensor]
 
 
 class QuantizerOutput(NamedTuple):
-    """What `Quantizer.forward` returns; `losses` are unweighted named scalars."""
+    """The result of `Quantizer.forward`; `losses` are unweighted named scalars."""
 
     quantized: Tensor
     codes: Tensor
@@ -25,9 +25,9 @@ class QuantizerOutput(NamedTuple):
 class Quantizer(nn.Module):
     """Map latents `(batch, dim, *grid)` to codes `(batch, num_codebooks, *grid)` and back.
 
-    A kind works on vectors `(batch, positions, dim)` in float32 and supplies `bound`, `assign`, `lookup` and,
-    where it learns, `losses`, `prepare` and `update`. This base owns the grid, the precision and the
-    straight-through estimator; a composition supplies `quantize` and `relax` from those of its parts.
+    A kind works on float32 vectors `(batch, positions, dim)` and implements `bound`, `assign`, `lookup` and, if it
+    learns, `losses`, `prepare` and `update`. This base class handles the grid, the precision and the straight-through
+    estimator. A composition implements `quantize` and `relax` with those of its parts.
     """
 
     dim: int
@@ -37,47 +37,48 @@ class Quantizer(nn.Module):
     def num_codebooks(self) -> int:
         return len(self.codebook_sizes)
 
-    # What a kind supplies, on vectors.
+    # The methods that a kind implements; they work on vectors.
 
     def bound(self, z: Tensor) -> Tensor:
-        """Limit latents to the range that the codebook covers, differentiably."""
+        """Limit latents to the range that the codebook covers; differentiable."""
         return z
 
     def assign(self, z: Tensor) -> Tensor:
-        """Choose codes `(batch, positions, num_codebooks)` of unbounded vectors `(batch, positions, dim)`."""
+        """Return the codes `(batch, positions, num_codebooks)` of unbounded vectors `(batch, positions, dim)`."""
         raise NotImplementedError
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Give the vectors `(batch, positions, dim)` of codes, or of a prefix of their codebooks."""
+        """Return the vectors `(batch, positions, dim)` of codes, or of codes of only the first codebooks."""
         raise NotImplementedError
 
     def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
-        """Give this kind's unweighted training losses; `quantized` are the looked-up vectors, without gradient."""
+        """Return the unweighted training losses; `quantized` are the looked-up vectors, without gradient."""
         return {}
 
     @property
     def ready(self) -> bool:
-        """Whether every codebook has had its start, as implicit ones have from the beginning."""
+        """Whether all codebooks are initialized; implicit ones always are."""
         return True
 
     def prepare(self, z: Tensor) -> None:
-        """Initialise codebooks that were never trained from these vectors, once."""
+        """Initialize from these vectors the codebooks that are not initialized yet."""
 
     def update(self, z: Tensor, codes: Tensor) -> None:
-        """Move codebooks that learn by statistics rather than by gradient."""
+        """Update codebooks that learn from statistics instead of gradients."""
 
     def codebooks(self) -> list[Tensor]:
-        """Give the vectors `(size, dim)` of each codebook, in the space that it quantises."""
+        """Return the vectors `(size, dim)` of each codebook, in the space that it quantizes."""
         (size,) = self.codebook_sizes
         return [self.lookup(torch.arange(size)[None, :, None])[0]]
 
-    # What every kind shares.
+    # The methods that all kinds share.
 
     def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
-        """Quantise vectors and, in training, learn from them.
+        """Quantize vectors and, in training, learn from them.
 
         Args:
-            source: The same vectors; they get the gradient of what comes out, `z` that of the losses.
+            z: The vectors; the gradient of the losses flows into them.
+            source: The same vectors; the gradient of the quantized vectors flows into them.
         """
         with torch.no_grad():
             codes = self.assign(z)
@@ -90,11 +91,11 @@ class Quantizer(nn.Module):
         return QuantizerOutput(straight_through(quantized, self.bound(source)), codes, losses)
 
     def relax(self, z: Tensor) -> Tensor:
-        """Pass vectors through all but the rounding, as if codebooks were infinitely fine."""
+        """Return what vectors would be quantized to if the codebooks were infinitely fine."""
         return self.bound(z)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
-        """Quantise latents; in training also learn from them.
+        """Quantize latents and, in training, learn from them.
 
         Shapes:
             z: `(batch, dim, *grid)`, any float type; computed in float32.
@@ -109,25 +110,25 @@ class Quantizer(nn.Module):
         return QuantizerOutput(to_grid(quantized, grid).to(z.dtype), to_grid(codes, grid), losses)
 
     def bypass(self, z: Tensor) -> Tensor:
-        """Give latents `(batch, dim, *grid)` as `forward` would without codebooks; to warm up with."""
+        """Return latents `(batch, dim, *grid)` as `forward` would without codebooks, for the start of training."""
         with exact(z.device):
             return to_grid(self.relax(to_vectors(z.float())), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """Give the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`."""
+        """Return the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`."""
         with exact(z.device):
             return to_grid(self.assign(to_vectors(z.float())), z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Give the float32 latents of codes; fewer codebooks than `num_codebooks` decode as a prefix."""
+        """Return the float32 latents of codes, or of codes of only the first codebooks."""
         with exact(codes.device):
             return to_grid(self.lookup(to_vectors(codes)), codes.shape[2:])
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute in float32, whatever networks compute in."""
+    """Compute in full float32 precision, even if the networks around use autocast or TF32."""
     with torch.autocast(device.type, enabled=False), tf32(False) if device.type == "cuda" else nullcontext():
         yield
 
@@ -143,7 +144,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(values: Tensor, source: Tensor) -> Tensor:
-    """Give `values`, to the last bit, whose gradient goes to `source` of the same shape instead.
+    """Return exactly `values`, but let their gradient flow into `source`, which has the same shape.
 
     Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
     """
@@ -152,10 +153,10 @@ def straight_through(values: Tensor, source: Tensor) -> Tensor:
 
 
 def to_vectors(x: Tensor) -> Tensor:
-    """Turn `(batch, dim, *grid)` into `(batch, positions, dim)`, free of charge for channels_last memory."""
+    """Reshape `(batch, dim, *grid)` to `(batch, positions, dim)`, without a copy if the memory is channels_last."""
     return x.movedim(1, -1).flatten(1, -2)
 
 
 def to_grid(x: Tensor, grid: torch.Size) -> Tensor:
-    """Turn `(batch, positions, dim)` into `(batch, dim, *grid)`."""
+    """Reshape `(batch, positions, dim)` to `(batch, dim, *grid)`."""
     return x.unflatten(1, grid).movedim(-1, 1)

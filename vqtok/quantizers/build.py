@@ -1,4 +1,4 @@
-"""From `QuantizerConfig` to a quantiser."""
+"""Build a quantizer from a `QuantizerConfig`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from vqtok.quantizers.lfq import BSQ, LFQ
 from vqtok.quantizers.vq import VQ
 
 MAX_IMPLICIT_SIZE = 2**24
-"""Codes of a codebook that is not stored; their use is still counted one by one."""
+"""Largest size of a codebook that is not stored; the occurrences of each of its codes are still counted."""
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """Compose the quantiser that the config describes: Residual over Grouped over Projected over the kind."""
+    """Build a quantizer from a config: the kind inside Projected inside Grouped inside Residual, each if needed."""
     dim = config.dim // config.groups
 
-    # What an implicit codebook leaves over is out of scale for the next one; a learned projection rescales it.
+    # The residual of an implicit codebook is too small for the next codebook; a learned projection scales it.
     projected = bool(config.projected_dim) or (config.depth > 1 and config.kind != "vq")
 
     def one() -> Quantizer:
         inner = _kind(config, config.projected_dim or dim)
         return Projected(inner, dim) if projected or inner.dim != dim else inner
 
-    def side_by_side() -> Quantizer:
+    def grouped() -> Quantizer:
         return one() if config.groups == 1 else Grouped([one() for _ in range(config.groups)])
 
     if config.depth == 1:
-        return side_by_side()
-    return Residual([side_by_side() for _ in range(config.depth)], prefix_dropout=config.prefix_dropout)
+        return grouped()
+    return Residual([grouped() for _ in range(config.depth)], prefix_dropout=config.prefix_dropout)
 
 
 def _kind(config: QuantizerConfig, dim: int) -> Quantizer:
@@ -41,7 +41,7 @@ def _kind(config: QuantizerConfig, dim: int) -> Quantizer:
         if math.prod(config.levels) > MAX_IMPLICIT_SIZE or not all(3 <= n <= 1000 for n in config.levels):
             raise UsageError("model.quantizer.levels must each be 3 to 1000, and their product at most 2^24")
         if config.projected_dim not in (0, len(config.levels)):
-            raise UsageError("model.quantizer.projected_dim of fsq is the number of its levels; leave it out")
+            raise UsageError("model.quantizer.projected_dim: for fsq it is the number of levels; remove the setting")
         return FSQ(config.levels)
     if config.kind in ("lfq", "bsq"):
         if 2**dim > MAX_IMPLICIT_SIZE:

@@ -1,4 +1,4 @@
-"""Nearest-neighbour search and k-means over a codebook."""
+"""Nearest-neighbor search and k-means over a codebook."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS, BLOCK, GROUP = 768, 1024, 128
-"""Vectors and codes scored at once (3 MiB of float32, for the caches' sake), and codes in a group."""
+"""Vectors and codes that are scored at once (3 MiB of float32, which fits into caches), and codes per group."""
 
 
 @torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l2") -> Tensor:
-    """Find for each vector the row of the codebook at the smallest L2 distance, or with the largest product.
+    """Return for each vector the row of the codebook with the smallest L2 distance, or with the largest product.
 
-    Exact: the argmax of the float32 scores `x @ c - c @ c / 2`, or `x @ c`, of which only one block exists at a time;
-    of equals the first. A vector's code depends on the vector and the codebook alone, not on the vectors beside it.
+    The result is the exact argmax of the float32 scores `x @ c - c @ c / 2`, or `x @ c`; the first row wins a tie. The
+    scores are computed block by block. The code of a vector does not depend on the other vectors.
 
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
@@ -26,12 +26,13 @@ def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l
     size, dim = codebook.shape
     blocks = ceil(size / BLOCK)
     width = ceil(size / (blocks * GROUP)) * GROUP
-    # Copies of the last row fill the last block up; of equals the first wins.
+    # The last block is filled up with copies of the last row. They never win, because the first row wins a tie.
     surplus = codebook[-1:].expand(blocks * width - size, dim)
     weights = torch.cat([codebook, surplus]).view(blocks, width, dim)
     biases = torch.stack([weight.square().sum(1) for weight in weights]).mul_(-0.5 if metric == "l2" else 0.0)
 
-    # Libraries round otherwise for other shapes, and on narrow ones even by the row: all products are alike and wide.
+    # Libraries round differently for other shapes, and for narrow matrices even from row to row. All products
+    # therefore have the same, wide shape.
     rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS
     chunk = vectors.new_zeros(rows, dim)
     codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
@@ -50,17 +51,19 @@ def _scores(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute `vectors @ weight.T + bias`."""
     if vectors.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return torch.addmm(bias, vectors, weight.T)
-    # For matrices torch takes MKL, which leaves processors of AMD half of their width, for convolutions oneDNN, which
-    # does not: in a single thread for kernels of 1 only if dilated (without effect), and for more than one picture.
-    pictures = vectors.view(2, -1, 1, vectors.shape[1]).movedim(-1, 1)
-    maps = F.conv2d(pictures, weight[:, :, None, None], bias, dilation=2)
+    # For matrix products torch uses MKL, which runs at half speed on processors from AMD. For convolutions it uses
+    # oneDNN, which does not. In a single thread, torch chooses oneDNN for kernels of size 1 only if they are dilated
+    # (which has no effect) and the batch has more than one image.
+    images = vectors.view(2, -1, 1, vectors.shape[1]).movedim(-1, 1)
+    maps = F.conv2d(images, weight[:, :, None, None], bias, dilation=2)
     return maps.movedim(1, -1).reshape(len(vectors), -1)
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Find in each row the largest score and its place, of equals the first."""
-    # argmax over all scores would cost more than the product that made them. amax is vectorised, and so is the
-    # arithmetic that finds the first maximum of the best group.
+    """Return the largest score of each row and its first index."""
+    # argmax over all scores would take longer than the product that computed them. amax is vectorized, and so is the
+    # arithmetic that finds the first maximum within the best group: each match is marked by its distance to the end of
+    # the group, so that the first match has the largest mark.
     groups = scores.view(-1, GROUP)
     top, group = groups.amax(1).view(len(scores), -1).max(1)
     first = torch.arange(0, len(groups), len(groups) // len(scores), device=scores.device)
@@ -73,28 +76,28 @@ def kmeans(vectors: Tensor, size: int, iterations: int = 10) -> tuple[Tensor, Te
     """Cluster vectors `(n, dim)`; an empty cluster restarts from a random vector.
 
     Returns:
-        The centres `(size, dim)` and the number of vectors of each `(size,)`, float32.
+        The centers `(size, dim)` and the number of vectors of each, `(size,)`; both float32.
 
     Source: Lloyd 1982, "Least squares quantization in PCM".
     """
-    centres = pick(vectors, size)
+    centers = pick(vectors, size)
     counts = vectors.new_ones(size)
     for _ in range(iterations):
-        counts, sums = cluster_sums(vectors, nearest(vectors, centres), size)
+        counts, sums = cluster_sums(vectors, nearest(vectors, centers), size)
         empty = counts == 0
-        centres = torch.where(empty[:, None], pick(vectors, size), sums / counts.clamp(min=1)[:, None])
-    return centres, counts
+        centers = torch.where(empty[:, None], pick(vectors, size), sums / counts.clamp(min=1)[:, None])
+    return centers, counts
 
 
 def cluster_sums(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Count and sum the vectors of each code: `(size,)` and `(size, dim)`."""
+    """Return the number `(size,)` and the sum `(size, dim)` of the vectors of each code."""
     counts = torch.bincount(codes, minlength=size).to(vectors.dtype)
     sums = vectors.new_zeros(size, vectors.shape[1]).index_add_(0, codes, vectors)
     return counts, sums
 
 
 def pick(vectors: Tensor, count: int) -> Tensor:
-    """Draw `count` of the vectors at random, without repetition as far as they suffice."""
+    """Draw `count` of the vectors at random; repeat them only if there are too few."""
     n = vectors.shape[0]
     order = torch.randperm(n, device=vectors.device)[:count]
     if n < count:

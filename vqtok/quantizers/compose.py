@@ -1,4 +1,4 @@
-"""Quantisers made of quantisers: `Residual`, `Grouped`, `Projected`."""
+"""Quantizers made of quantizers: `Residual`, `Grouped`, `Projected`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vqtok.quantizers.base import Losses, Quantizer, QuantizerOutput, straight_t
 
 
 class _Composition(Quantizer):
-    """A quantiser whose codebooks are those of its parts, one after the other."""
+    """A quantizer whose codebooks are those of its parts, in order."""
 
     def __init__(self, parts: Sequence[Quantizer], dim: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Composition(Quantizer):
         return [vectors for part in self.parts for vectors in part.codebooks()]
 
     def _with_codes(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
-        """Yield each part with its codes; where `codes` is a prefix, only the parts that it reaches."""
+        """Yield each part with its codes; if `codes` has only the first codebooks, only the parts they belong to."""
         for part in self.parts:
             own, codes = codes[..., : part.num_codebooks], codes[..., part.num_codebooks :]
             if own.shape[-1]:
@@ -37,17 +37,17 @@ class _Composition(Quantizer):
 
 
 class Residual(_Composition):
-    """Quantise with each part what the parts before it left over; coarse first, so that a prefix decodes.
+    """Quantizes with each part the residual of the parts before it; coarse to fine, so that a prefix can be decoded.
 
-    In training each item of the batch decodes from a random prefix of the parts with probability
-    `prefix_dropout`, else from all. Every codebook learns from every item, since codes do not depend on it.
+    In training, each item of a batch is decoded from a random prefix of the parts with probability `prefix_dropout`,
+    else from all parts. Every codebook learns from every item, because the codes do not depend on the prefix.
 
     Source: Zeghidour et al. 2021, "SoundStream", section III-C (residual VQ, quantizer dropout); Kumar et al.
         2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.3 (dropout probability).
-    Unlike: the logarithm of the prefix length is uniform, so that 1, 2-3 and 4-7 of 8 codebooks get equal
-        shares (with a uniform length the coarse rates are hardly trained); commitment losses see z less the
-        *detached* parts before, so that each reaches the encoder, while the reconstruction has the gradient
-        of one straight-through, whatever the depth.
+    Unlike: The logarithm of the prefix length is uniform, so that 1, 2-3 and 4-7 of 8 codebooks are equally likely;
+        with a uniform length the coarse rates are hardly trained. The commitment loss of a part sees z minus the
+        *detached* outputs of the parts before, so that it reaches the encoder, while the gradient of the
+        reconstruction is that of a single straight-through at any depth.
     """
 
     def __init__(self, parts: Sequence[Quantizer], *, prefix_dropout: float = 0.5) -> None:
@@ -75,7 +75,8 @@ class Residual(_Composition):
             output = part.quantize(z, source)
             outputs.append(output)
             total = total + (output.quantized if lengths is None else output.quantized * (lengths > depth))
-            # The residual keeps its graph: for lookup kinds its gradient is 1 - 1 = 0; only the first counts.
+            # The residual stays in the graph. For kinds that look vectors up its gradient is 1 - 1 = 0, so that only
+            # the first part passes the gradient of the reconstruction on.
             source = source - output.quantized
             z = straight_through(source.detach(), whole)
         codes = torch.cat([output.codes for output in outputs], dim=-1)
@@ -89,7 +90,7 @@ class Residual(_Composition):
         return total
 
     def _prefix_lengths(self, z: Tensor) -> Tensor | None:
-        """Draw how many parts each item decodes from: `(batch, 1, 1)`, or None for all."""
+        """Draw the number of parts that each item is decoded from, `(batch, 1, 1)`; None stands for all parts."""
         if not self.training or self.prefix_dropout == 0:
             return None
         batch, full = z.shape[0], len(self.parts)
@@ -104,7 +105,7 @@ class Residual(_Composition):
 
 
 class Grouped(_Composition):
-    """Quantise slices of the vector side by side, each with its own part; groups a prefix lacks are zero.
+    """Quantizes slices of the vector separately, each with a part; slices that a prefix lacks are decoded as zero.
 
     Source: Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", section II-B.
     """
@@ -138,9 +139,9 @@ class Grouped(_Composition):
 
 
 class Projected(Quantizer):
-    """Quantise in a space of another size, reached and left by learned linear maps.
+    """Quantizes in a space of another dimension, between two learned linear maps.
 
-    Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (factorised
+    Source: Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (factorized
         codes).
     """
 
@@ -176,6 +177,6 @@ class Projected(Quantizer):
 
 
 def _average(losses: Sequence[Losses]) -> Losses:
-    """Average the losses of the same name over the parts that have them."""
+    """Return the mean of each loss over the parts that have it."""
     names = dict.fromkeys(name for part in losses for name in part)
     return {name: torch.stack([part[name] for part in losses if name in part]).mean() for name in names}

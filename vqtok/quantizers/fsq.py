@@ -1,4 +1,4 @@
-"""`FSQ`: rounding to a few fixed levels per dimension."""
+"""`FSQ`: finite scalar quantization, which rounds each dimension to a few fixed levels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqtok.quantizers.base import Quantizer
 
 
 class FSQ(Quantizer):
-    """Round each bounded dimension to one of its `levels`; the codebook is their product and is not learned.
+    """Rounds each bounded dimension to one of its `levels`; the codebook is their product and is not learned.
 
     Source: Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple", section 3.1.
     """
@@ -28,7 +28,7 @@ class FSQ(Quantizer):
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def bound(self, z: Tensor) -> Tensor:
-        # The margin keeps the outermost levels reachable by a finite latent (0.1 % as in the paper's code).
+        # Without the margin of 0.1 % (as in the paper's code) no finite latent would reach the outermost levels.
         half = (self.levels - 1) * 1.001 / 2
         offset = (self.levels % 2 == 0) * 0.5
         return (torch.tanh(z + torch.atanh(offset / half)) * half - offset) / (self.levels // 2)

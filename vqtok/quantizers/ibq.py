@@ -1,4 +1,4 @@
-"""`IBQ`: the code whose vector has the largest product with the latent."""
+"""`IBQ`: index backpropagation quantization, which selects the codebook vector with the largest product."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ ENTROPY_TEMPERATURE = 0.01
 
 
 class IBQ(Quantizer):
-    """Replace each vector by that of a learned codebook with the largest product; the gradient reaches all of these.
+    """Replaces each vector by the codebook vector with the largest product; the gradient reaches all codebook vectors.
 
-    It passes through a softmax over the codes, also to the latent. The losses hold commitment, codebook and entropy
-    terms; the last is the mean entropy of a vector's soft assignment less the entropy of the mean assignment, in nats.
+    The gradient passes through a softmax over the codes, to the codebook and to the latent. There are commitment,
+    codebook and entropy losses. The entropy loss is the mean entropy of a vector's soft assignment minus the entropy of
+    the mean assignment, in nats.
 
     Source: Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization", section 3.2.
-    Unlike: the codebook gets the gradient of the softmax alone, not also that of the vector looked up, which the
-        codebook loss moves.
+    Unlike: The reconstruction's gradient reaches the codebook through the softmax alone, not also through the selected
+        vector, which the codebook loss moves.
     """
 
     codebook: Tensor
@@ -49,5 +50,5 @@ class IBQ(Quantizer):
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    # The clamp keeps the gradient finite where a code has no share at all.
+    # Without the clamp the gradient would be infinite for a code of probability 0.
     return -(shares * shares.clamp(min=1e-12).log()).sum(-1)

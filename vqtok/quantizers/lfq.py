@@ -1,4 +1,4 @@
-"""`LFQ` and its spherical form `BSQ`: the sign of each dimension."""
+"""`LFQ`, lookup-free quantization, and its spherical form `BSQ`: a code is the signs of the dimensions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from vqtok.quantizers.base import Losses, Quantizer
 
 JOINT_BITS = 8
-"""Bits whose joint distribution the batch entropy counts at once."""
+"""Number of bits in a group whose joint distribution is computed for the entropy loss."""
 
 
 class LFQ(Quantizer):
-    """Quantise each dimension to +1 or -1; a code is its signs in binary, the first the most significant bit.
+    """Quantizes each dimension to +1 or -1; a code is the signs as a binary number, most significant bit first.
 
-    The losses hold a commitment and an entropy term: mean entropy of a vector's soft assignment (low:
-    decisive) less the entropy of the mean assignment (high: all codes used), in nats.
+    There is a commitment loss and an entropy loss: the mean entropy of a vector's soft assignment (low if decisive)
+    minus the entropy of the mean assignment (high if all codes are used), in nats.
 
     Source: Yu et al. 2023, "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", section
         3.1.
-    Unlike: the mean assignment's entropy is summed over groups of eight bits, an upper bound (Zhao et al.
+    Unlike: The entropy of the mean assignment is summed over groups of eight bits, an upper bound (Zhao et al.
         2024, "Image and Video Tokenization with Binary Spherical Quantization", section 4.1), so that memory
         does not grow with 2 ** dim.
     """
@@ -44,7 +44,8 @@ class LFQ(Quantizer):
 
     def losses(self, z: Tensor, codes: Tensor, quantized: Tensor) -> Losses:
         bounded = self.bound(z)
-        # Squared distances to +scale and -scale differ by 4 * scale * z: a logistic per bit.
+        # The squared distances to +scale and -scale differ by 4 * scale * z. The softmax over all codes is therefore a
+        # product of one logistic function per bit.
         logits = (4 * self.scale * self.inverse_temperature * bounded).flatten(0, 1)
         ones = torch.sigmoid(logits)
         decisiveness = F.binary_cross_entropy_with_logits(logits, ones, reduction="none").sum(-1).mean()
@@ -57,7 +58,7 @@ class LFQ(Quantizer):
 
 
 class BSQ(LFQ):
-    """Project on the unit sphere, then take the sign of each dimension (scaled to length 1).
+    """Projects on the unit sphere, then takes the sign of each dimension, scaled to unit length.
 
     Source: Zhao et al. 2024, "Image and Video Tokenization with Binary Spherical Quantization", section
         4.1.
@@ -72,10 +73,10 @@ class BSQ(LFQ):
 
 
 def _joint_entropy(ones: Tensor) -> Tensor:
-    """Give the entropy (nats) of the mean joint distribution of independent bits `(n, bits)`."""
+    """Return the entropy in nats of the mean joint distribution of independent bits `(n, bits)`."""
     joint = torch.ones_like(ones[:, :1])
     for bit in ones.unbind(-1):
         joint = torch.cat([joint * (1 - bit)[:, None], joint * bit[:, None]], dim=-1)
     mean = joint.mean(0)
-    # The clamp keeps the gradient finite where a code has no mass at all, as most have in a small batch.
+    # Without the clamp the gradient would be infinite for codes of probability 0, which are most in a small batch.
     return -(mean * mean.clamp(min=1e-12).log()).sum()

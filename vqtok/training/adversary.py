@@ -21,7 +21,7 @@ from vqtok.losses.adversarial import (
     generator_loss,
     mean_logits,
 )
-from vqtok.networks.discriminators import Judgement, build_discriminators
+from vqtok.networks.discriminators import DiscriminatorOutput, build_discriminators
 from vqtok.training.optim import cosine
 
 LOWEST_PEAK = 0.01
@@ -52,7 +52,7 @@ class Adversary(nn.Module):
         self._report: dict[str, float] = defaultdict(float)
         self._mean_logits: Tensor | float = 0.0
 
-    def is_heard(self, fraction: float) -> bool:
+    def is_active(self, fraction: float) -> bool:
         return fraction >= self.config.start
 
     def losses(self, x: Tensor, x_hat: Tensor, fraction: float, part: float) -> dict[str, Tensor]:
@@ -79,9 +79,9 @@ class Adversary(nn.Module):
         self._mean_logits += part * mean_logits(real, fake)
         self._report["discriminator"] += part * loss.item()
         self._report["discriminator_accuracy"] += part * accuracy(config.kind, real, fake).item()
-        return self._demands(judged, x_hat) if self.is_heard(fraction) else {}
+        return self.generator_losses(judged, x_hat) if self.is_active(fraction) else {}
 
-    def _demands(self, judged: list[Judgement], x_hat: Tensor) -> dict[str, Tensor]:
+    def generator_losses(self, judged: list[DiscriminatorOutput], x_hat: Tensor) -> dict[str, Tensor]:
         """Give the losses of the model, whose gradients pass through the discriminators but do not stay there."""
         self.discriminators.requires_grad_(False)
         found = self._judge(x_hat)
@@ -94,7 +94,7 @@ class Adversary(nn.Module):
             )
         return losses
 
-    def _judge(self, media: Tensor) -> list[Judgement]:
+    def _judge(self, media: Tensor) -> list[DiscriminatorOutput]:
         with autocast(media.device, self.precision):
             return [discriminator(media) for discriminator in self.discriminators]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast
-from vqtok.compute.distributed import gather, largest, rank, synchronise, world_size
+from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
 from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel
@@ -125,8 +125,8 @@ def start_codebooks(
             model.quantizer.encode(z)
             found = time.monotonic()
             search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters the latents of all.
-            (cost,) = largest((encoded - since + search) / count)
+            (cost,) = all_reduce_max((encoded - since + search) / count)
             wanted = min(wanted, max(int(seconds / max(cost, 1e-9)), *model.codebook_sizes))
     if rank() == 0:
         model.quantizer.prepare(torch.cat(latents, dim=1))
-    synchronise(model.quantizer)
+    broadcast_module(model.quantizer)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from vqtok.compute.device import autocast_dtype, channels_last
 from vqtok.compute.distributed import (
+    all_reduce_max,
     average_gradients,
-    decided_by_first,
+    broadcast_module,
     gather,
-    largest,
+    on_first_process,
     rank,
-    synchronise,
     world_size,
 )
 from vqtok.config import Config, from_dict
@@ -223,7 +223,7 @@ class Trainer:
             losses = self._train_step(x, fraction)
             self.step += 1
             now = self.clock.elapsed
-            self.seconds, asked = largest(now, interrupt.asked)
+            self.seconds, asked = all_reduce_max(now, interrupt.asked)
             self._means.add(losses)
             if self.step - first_step <= 2:
                 self._foresee(self.seconds - started, self.step - first_step)
@@ -235,7 +235,9 @@ class Trainer:
                 self.on_stage("validating")
                 since = self.clock.elapsed
                 validation = self._validate(fraction)
-                self._validation_seconds, last_validation = largest(self.clock.elapsed - since, self.clock.elapsed)
+                self._validation_seconds, last_validation = all_reduce_max(
+                    self.clock.elapsed - since, self.clock.elapsed
+                )
             trained = self.clock.elapsed - started
             speed = (self.step - first_step) * len(x) * world_size() / trained, waited / trained
             if validation or self.step % LOG_STEPS == 0:
@@ -264,7 +266,7 @@ class Trainer:
             self._checkpoint_seconds = time.monotonic() - since
         if not minutes:
             return
-        self.seconds, saving = largest(self.clock.elapsed, self._checkpoint_seconds)
+        self.seconds, saving = all_reduce_max(self.clock.elapsed, self._checkpoint_seconds)
         reserve = self.budget.reserve + self._validation_seconds + saving
         self.budget = replace(self.budget, begin=self.budget.begin or self.seconds, reserve=reserve)
         if self.seconds + reserve >= 60 * minutes and not self.step:
@@ -281,7 +283,7 @@ class Trainer:
                 since = time.monotonic()
                 validate(self.average, self.reconstruction, self.config, crops, Path(folder), 0)
                 cost = time.monotonic() - since
-        (cost,) = largest(cost)
+        (cost,) = all_reduce_max(cost)
         self.rate = cost / crops[0][1].size
         count = self._validation_items or max(MIN_ITEMS, int(seconds / max(cost, 1e-9)))
         self._validation_items = count = min(count, len(self.held_out))
@@ -325,13 +327,13 @@ class Trainer:
     def _start(self) -> None:
         self._started = True
         if self.adversary:
-            synchronise(self.adversary)
+            broadcast_module(self.adversary)
         encoder, decoder = self.model.encoder, self.model.decoder
         if self.initial is None:
             if isinstance(encoder, Encoder) and isinstance(decoder, Decoder):
                 x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
                 scale_to_data(encoder, decoder, x)
-            synchronise(self.model)
+            broadcast_module(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
             # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
@@ -407,7 +409,7 @@ class Trainer:
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
     def _restart_collapsed(self) -> None:
-        found = decided_by_first(lambda: collapsed_codebooks(self.window))
+        found = on_first_process(lambda: collapsed_codebooks(self.window))
         if not found:
             return
         done = mark_for_restart(self.model.quantizer, found)
@@ -415,14 +417,14 @@ class Trainer:
         self.window.clear()
 
     def _run_validation(self) -> Validation:
-        return decided_by_first(
+        return on_first_process(
             lambda: validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
         )
 
     def _validate(self, fraction: float) -> Validation:
         validation = self._run_validation()
         worse = self.regression.check(validation)
-        heard = self.adversary if self.adversary and self.adversary.is_heard(fraction) else None
+        heard = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
         # The score cannot see what discriminators ask for: while they are heard, the latest model that is not clearly
         # worse is the one.
         is_latest = heard is not None and math.isfinite(validation.score) and not self.regression.is_worse

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqtok.codec.codec import Codec
 from vqtok.compute.device import choose_device
-from vqtok.compute.distributed import decided_by_first, joined, rank, world_size
+from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.files.atomic import refuse_existing
@@ -112,7 +112,7 @@ def train(
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
     config, preset, initial = _set_up(folder, preset, settings, init)
-    with joined(choose_device(device)) as training_device:
+    with process_group(choose_device(device)) as training_device:
         if not resume:
             _refuse_existing(output, run_folder, force)
         on_stage("looking for files")
@@ -123,7 +123,7 @@ def train(
         cache = MediaCache(config)
         parent = _prior_to_start_from(initial, config)
         on_stage("measuring the speed of this machine")
-        for_prior = decided_by_first(
+        for_prior = on_first_process(
             lambda: prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parent)
         )
         on_stage("reading held-out files")
@@ -149,11 +149,11 @@ def train(
         if resume:
             trainer.resume()
         else:
-            decided_by_first(lambda: _start_folder(run_folder))
+            on_first_process(lambda: _start_folder(run_folder))
         on_start(config, len(training), len(held_out), run_folder)
         model = trainer.run()
         facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
-        return decided_by_first(
+        return on_first_process(
             lambda: finish(
                 model,
                 config,

@@ -1,1 +1,1 @@
-"""Other libraries' models, each seen as a `Tokenizer` that gives exactly that library's codes."""
+"""Adapters that make models of other libraries a `Tokenizer`, with exactly the codes of the library."""

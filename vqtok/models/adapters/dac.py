@@ -1,4 +1,4 @@
-"""DAC of transformers."""
+"""The DAC models of transformers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Dac(SavedModel):
     """Descript's codec.
 
     Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN".
-    Unlike: the library drops what does not fill a step, and its decoder ends a few samples early where a stride is
-        odd; here sounds are filled up with zeros, as its feature extractor does, and the last sample is held.
+    Unlike: The library drops the samples after the last whole grid step, and its decoder ends a few samples early if a
+        stride is odd. Here audio is padded with zeros, as in its feature extractor, and the last sample is repeated.
     """
 
     modality = "audio"

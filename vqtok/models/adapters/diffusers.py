@@ -1,4 +1,4 @@
-"""VQModel of diffusers, MoVQ included."""
+"""The VQModel of diffusers, including MoVQ."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from vqtok.models.adapters.pretrained import SavedModel
 
 
 class DiffusersVQModel(SavedModel):
-    """The VQGAN of diffusers; with `norm_type` "spatial" MoVQ.
+    """The VQGAN of diffusers, or MoVQ if `norm_type` is "spatial".
 
     Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis"; Zheng et al. 2022, "MoVQ:
         Modulating Quantized Vectors for High-Fidelity Image Generation".
-    Unlike: the library's `encode` gives latents before quantisation; here they are quantised.
+    Unlike: The library's `encode` returns latents before quantization; here they are quantized.
     """
 
     modality = "image"
     package = "diffusers"
     network_class = "VQModel"
-    why_whole = "its norms and its attention look at all of the picture"
+    why_whole = "its norms and its attention depend on the whole image"
     settings = (
         "in_channels",
         "out_channels",
@@ -39,7 +39,7 @@ class DiffusersVQModel(SavedModel):
         self.codebook_sizes = (self.config.num_vq_embeddings,)
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
-        # In the memory format that the library's users have, so that rounding is theirs.
+        # In the memory format that users of the library have, so that results are rounded in the same way.
         latents = self.network.encode(x.contiguous()).latents
         codes: Tensor = self.network.quantize(latents)[2][2]
         return codes.reshape(len(x), 1, *latents.shape[2:])

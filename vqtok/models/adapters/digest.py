@@ -1,4 +1,4 @@
-"""The weights that another library has saved in a folder: which files, and a hash that follows them anywhere."""
+"""Find the weight files that another library saved in a folder, and hash their contents."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ logger = logging.getLogger(__name__)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Give the files with a saved model's weights: one, or all that an index names.
+    """Return the weight files of a saved model: a single one, or those in an index.
 
     Raises:
-        ModelError: there are none.
+        ModelError: There are none.
     """
     return _saved_weights(folder)[1]
 
 
 def weight_variant(folder: Path) -> str | None:
-    """Return the variant to ask the library for: None, unless there is none but one in half precision.
+    """Return the variant to load with the library: None, unless there are only weights in half precision.
 
     Raises:
-        ModelError: there are no weights.
+        ModelError: There are no weights.
     """
     return _saved_weights(folder)[0] or None
 
 
 def _saved_weights(folder: Path) -> tuple[str, list[Path]]:
-    """Find the variant and the files of the weights that the library will load."""
+    """Return the variant and the files of the weights that the library loads."""
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder")
+        raise ModelError(f"{folder}: no such folder; choose another `model`")
     for variant, name in itertools.product(VARIANTS, WEIGHTS):
         path, index = folder / in_variant(name, variant), folder / in_variant(f"{name}.index.json", variant)
         if path.is_file():
@@ -50,22 +50,23 @@ def _saved_weights(folder: Path) -> tuple[str, list[Path]]:
         if index.is_file():
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             return variant, [folder / name for name in names]
-    raise ModelError(f"{folder}: holds no weights; there should be one of {', '.join(WEIGHTS)}")
+    raise ModelError(f"{folder}: contains no weights; one of these files is required: {', '.join(WEIGHTS)}")
 
 
 def weights_digest(files: Sequence[Path]) -> str:
-    """Give the SHA-256 of all tensors in files, whatever their names and their order, in hex.
+    """Return the SHA-256 of all tensors in files, in hex. It does not depend on their names and their order.
 
-    The libraries rename tensors from version to version, so only what is in them counts. The digest is remembered by
-    the files' paths, sizes and times in the user's cache folder.
+    Libraries rename tensors from version to version, so that only the contents may count. The digest is cached by the
+    paths, sizes and times of the files in the user's cache folder.
 
     Raises:
-        ModelError: a pickle that is more than weights. CorruptFileError: a file is damaged or missing.
+        ModelError: A file is a pickle with more than weights.
+        CorruptFileError: A file is damaged or missing.
     """
     try:
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
-        raise CorruptFileError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise CorruptFileError(f"{error.filename}: cannot be read: {error.strerror}; copy the model again") from error
     key = json.dumps(stats)
     known = read_cache("weights.json")
     if key not in known:
@@ -89,15 +90,15 @@ def _tensors(file: Path) -> Iterator[Tensor]:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     yield opened.get_tensor(name)
         except SafetensorError as error:
-            raise CorruptFileError(f"{file}: damaged: {error}; copy it again") from None
+            raise CorruptFileError(f"{file}: is damaged: {error}; copy it again") from None
         return
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
-            f"{file}: a pickle that may run code, which vqtok never does; where you trust it, load it and save it anew "
-            "with save_pretrained, as safetensors"
+            f"{file}: is a pickle that may contain code, which vqtok never runs; if you trust it, load it with its "
+            "library and save it as safetensors with save_pretrained"
         ) from None
     except (OSError, RuntimeError, EOFError) as error:
-        raise CorruptFileError(f"{file}: damaged: {str(error).partition(chr(10))[0]}; copy it again") from None
+        raise CorruptFileError(f"{file}: is damaged: {str(error).partition(chr(10))[0]}; copy it again") from None
     yield from (value for value in state.values() if isinstance(value, Tensor))

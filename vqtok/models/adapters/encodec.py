@@ -1,4 +1,4 @@
-"""EnCodec of transformers."""
+"""The EnCodec models of transformers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vqtok.networks.receptive_field import context
 
 
 class Encodec(SavedModel):
-    """Meta's codec, with all its codebooks rather than those of its lowest bandwidth.
+    """Meta's codec, with all its codebooks instead of those of its lowest bandwidth.
 
-    Some models, that of 48 kHz among them, cut the sound into overlapping segments: the grid has the steps of one
-    after those of the other, and each has a scale, which goes to the side data.
+    Some models, such as the one for 48 kHz, cut audio into overlapping segments. The grid is then the concatenation of
+    the grids of the segments, and the side data are the scales of the segments.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression".
     """
@@ -52,11 +52,11 @@ class Encodec(SavedModel):
         self.has_scales = config.normalize or self.segment is not None
         self.core = None
         if self.segment is not None:
-            self.why_whole = "it cuts sounds into overlapping segments by itself"
+            self.why_whole = "it cuts audio into overlapping segments by itself"
         elif config.normalize or config.norm_type != "weight_norm":
-            self.why_whole = "its norms look at all of the sound"
+            self.why_whole = "its norms depend on the whole audio"
         else:
-            self.why_whole = f"its LSTM runs through all of the sound; convolutions take {CORE_SECONDS:.0f} s at once"
+            self.why_whole = f"its LSTM depends on the whole audio; convolutions process {CORE_SECONDS:.0f} s at a time"
             self.core = round(CORE_SECONDS * self.sample_rate / self.stride)
             causal, trim = config.use_causal_conv, config.trim_right_ratio
             self.front, self.middle = _split(self.network.encoder)
@@ -81,7 +81,7 @@ class Encodec(SavedModel):
         return codes[..., : codes.shape[2] - found.last_frame_pad_length]
 
     def side_data(self, x: Tensor) -> Tensor:
-        """Give the scale of each segment."""
+        """Return the scale of each segment."""
         if not self.has_scales:
             return super().side_data(x)
         filled = self._filled(x)
@@ -104,30 +104,36 @@ class Encodec(SavedModel):
         steps = total if self.segment is None else self._steps_of_first(total, count)
         missing = count * steps - total
         if not 0 <= missing < steps:
-            raise CorruptFileError("these tokens do not have the scales of their segments; encode again")
+            raise CorruptFileError("the number of scales does not match the segments; encode again")
         segments = F.pad(codes, (0, missing)).unflatten(2, (count, steps)).permute(2, 0, 1, 3)
         scales = list(side_data.T) if self.config.normalize else [None] * count
         media: Tensor = self.network.decode(segments, scales, last_frame_pad_length=missing).audio_values
         return media
 
     def _steps_of_first(self, total: int, count: int) -> int:
-        """Return how many of all steps belong to the first of so many segments, and to each but the last."""
+        """Return the number of steps of the first segment, and of every other one but the last.
+
+        Args:
+            total: The number of steps of all segments.
+            count: The number of segments.
+        """
         whole = -(-self.segment // self.stride)
         if count != 2 or total > whole:
             return whole
-        # The second begins so close to the end that the first is not whole either.
+        # The audio is shorter than a segment, but long enough for a second one to begin: neither is whole.
         ends = (self._segment_lengths(samples) for samples in range(self.hop + 1, self.segment))
         steps = ([-(-length // self.stride) for length in lengths] for lengths in ends)
         return next((first for first, last in steps if first + last == total), whole)
 
     def _segment_lengths(self, samples: int) -> list[int]:
-        """Give the samples of each segment of a sound, filled up by a few where the library could not decode it."""
+        """Return the number of samples of each segment; audio that the library cannot decode is padded by a few."""
         if self.segment is None:
             return [samples]
         while True:
             lengths = [min(self.segment, samples - start) for start in range(0, samples, self.hop)]
             steps = [-(-length // self.stride) for length in lengths]
-            # It stacks all but the last as they are, and expects the last to end behind the one before.
+            # The library stacks all segments but the last, which must therefore have equal lengths, and requires that
+            # the last one ends after the one before.
             if (
                 len(set(steps[:-1])) <= 1
                 and self.hop + steps[-1] * self.stride >= max(steps[:-1], default=0) * self.stride
@@ -136,19 +142,19 @@ class Encodec(SavedModel):
             samples += 1
 
     def _filled(self, x: Tensor) -> Tensor:
-        """Fill a sound up with zeros to where its segments end."""
+        """Pad audio with zeros up to the end of its segments."""
         lengths = self._segment_lengths(x.shape[2])
         return F.pad(x, (0, (len(lengths) - 1) * (self.hop or 0) + lengths[-1] - x.shape[2]))
 
 
 def sufficient_bandwidth(network: Any, num_codebooks: int) -> float:
-    """Give the lowest bandwidth, in kbit/s, at which a network of EnCodec's kind gives so many codebooks."""
+    """Return the lowest bandwidth, in kbit/s, at which a network like EnCodec's has at least so many codebooks."""
     count_at = network.quantizer.get_num_quantizers_for_bandwidth
     return next(float(rate) for rate in network.config.target_bandwidths if count_at(rate) >= num_codebooks)
 
 
 def _split(network: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Cut an encoder into the convolutions before its LSTM and the rest, a decoder behind its LSTM."""
+    """Split an encoder before its LSTM, or a decoder after its LSTM."""
     layers = list(network.get_submodule("layers").children())
     place = next(index for index, layer in enumerate(layers) if hasattr(layer, "lstm"))
     place += any(isinstance(module, nn.ConvTranspose1d) for module in network.modules())

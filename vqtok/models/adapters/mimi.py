@@ -1,4 +1,4 @@
-"""Mimi of transformers."""
+"""The Mimi models of transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vqtok.networks.receptive_field import context
 
 
 class Mimi(SavedModel):
-    """Kyutai's codec. Sounds go in one at a time, because the library's encoder does not see where a sound is padded.
+    """Kyutai's codec.
 
     Source: Défossez et al. 2024, "Moshi: a speech-text foundation model for real-time dialogue".
     """
@@ -22,7 +22,7 @@ class Mimi(SavedModel):
     modality = "audio"
     network_class = "MimiModel"
     padding = None
-    why_whole = f"its transformers look back along all of the sound; convolutions take {CORE_SECONDS:.0f} s at once"
+    why_whole = f"its transformers depend on all earlier audio; convolutions process {CORE_SECONDS:.0f} s at a time"
     settings = (
         "sampling_rate",
         "frame_rate",
@@ -49,7 +49,7 @@ class Mimi(SavedModel):
         self.sample_rate, self.stride = config.sampling_rate, config.frame_size
         self.codebook_sizes = (config.codebook_size,) * config.num_quantizers
         self.inner_stride = self.stride // config.latent_stride
-        """Samples of a step of the transformers."""
+        """Samples per step of the transformers."""
         self.core = round(CORE_SECONDS * self.sample_rate / self.inner_stride)
         causal, trim = config.use_causal_conv, config.trim_right_ratio
         self.encoder_reach = context(seanet_layers(self.network.encoder.encoder_seanet, causal, trim))
@@ -78,7 +78,7 @@ class Mimi(SavedModel):
         return in_windows(decoder.decoder_seanet, features, self.core, self.decoder_reach, gives=self.inner_stride)
 
     def _attend(self, transformer: Any, features: Tensor) -> Tensor:
-        """Run a transformer over a long sound, a part at a time, with the keys and values that it looks back to."""
+        """Run a transformer over long audio in parts, with the cached keys and values of the parts before."""
         # transformers 5.24 renamed the argument and the output; 5.40 removes the old names.
         name = "cache" if "cache" in inspect.signature(transformer.forward).parameters else "past_key_values"
         parts, past = [], None

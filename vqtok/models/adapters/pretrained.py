@@ -1,4 +1,4 @@
-"""`SavedModel`: what transformers or diffusers has saved with `save_pretrained`."""
+"""`SavedModel`: a model that transformers or diffusers saved with `save_pretrained`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from vqtok.models.tokenizer import Tokenizer
 
 
 class SavedModel(Tokenizer):
-    """A model in a folder that another library has saved; a family of them is a subclass.
+    """A model in a folder saved by another library; each family is a subclass.
 
     Args:
         source: The folder.
 
     Raises:
-        ModelError: the library is not installed, or cannot load the folder. CorruptFileError: it is damaged.
+        ModelError: The library is not installed or cannot load the folder.
+        CorruptFileError: A weight file is damaged.
     """
 
     package: ClassVar[str] = "transformers"
     network_class: ClassVar[str]
     one_by_one = True
     settings: ClassVar[tuple[str, ...]]
-    """Entries of the config that codes and media depend on, beside the weights."""
+    """Entries of the config that affect codes or media; they are part of the identity, like the weights."""
 
     def __init__(self, source: str) -> None:
         self.folder = Path(source)
@@ -67,11 +68,11 @@ class SavedModel(Tokenizer):
 
 
 def _load(folder: Path, library: str, network_class: str) -> Any:
-    """Load a network in float32 with all weights in their places."""
+    """Load a network in float32. All weights must match the network."""
     try:
         found: Any = getattr(import_module(library), network_class)
     except ImportError as error:
-        raise ModelError(f"{folder}: needs {library}: pip install 'vqtok[{library}]' ({error})") from error
+        raise ModelError(f"{folder}: requires {library}: pip install 'vqtok[{library}]' ({error})") from error
     keyword = "dtype" if library == "transformers" else "torch_dtype"
     try:
         with _silent(library):
@@ -83,19 +84,19 @@ def _load(folder: Path, library: str, network_class: str) -> Any:
                 variant=weight_variant(folder),
                 **{keyword: torch.float32},
             )
-    except Exception as error:  # whatever the library raises about a folder it cannot use
+    except Exception as error:  # The library may raise anything for a folder that it cannot load.
         raise ModelError(f"{folder}: {library} cannot load it: {str(error).strip().partition(chr(10))[0]}") from error
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading.get(what):
             keys = ", ".join(sorted(map(str, loading[what])))
-            raise ModelError(f"{folder}: its weights do not fit its config: {what.replace('_', ' ')} {keys}")
+            raise ModelError(f"{folder}: the weights do not match the config: {what.replace('_', ' ')} {keys}")
     assert isinstance(network, nn.Module)
     return network.eval().requires_grad_(False)
 
 
 @contextmanager
 def _silent(library: str) -> Iterator[None]:
-    """Keep the library's progress bars and warnings off the terminal."""
+    """Suppress the library's progress bars and warnings."""
     logging = import_module(f"{library}.utils.logging")
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

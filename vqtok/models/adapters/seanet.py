@@ -1,4 +1,4 @@
-"""Convolutions over long sounds: how far they look, and running them in windows as if in one."""
+"""Convolutions over long audio: their receptive field, and exact computation in windows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vqtok.media.tiling import windows
 from vqtok.networks.receptive_field import Layer
 
 CORE_SECONDS = 30.0
-"""Seconds of sound that go through convolutions at once; a shorter sound goes through the library as it is."""
+"""Seconds of audio per window. Shorter audio is passed to the library as it is."""
 
 
 def seanet_layers(network: nn.Module, causal: bool, trim_right_ratio: float) -> list[Layer]:
-    """Give the convolutions of EnCodec's or Mimi's networks, whose modules pad and cut off by themselves."""
+    """Return the convolutions of a network of EnCodec or Mimi, whose modules pad and trim by themselves."""
     layers = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and "shortcut" not in name:
@@ -32,11 +32,11 @@ def seanet_layers(network: nn.Module, causal: bool, trim_right_ratio: float) -> 
 def in_windows(
     network: Callable[[Tensor], Tensor], x: Tensor, core: int, context: int, *, takes: int = 1, gives: int = 1
 ) -> Tensor:
-    """Run a chain of convolutions over the last axis, a window at a time.
+    """Run a chain of convolutions over the last axis, one window at a time.
 
     Args:
         core, context: In grid steps.
-        takes, gives: Input and output positions of a grid step.
+        takes, gives: The number of input and output positions per grid step.
     """
     parts = []
     for lies, given in windows(-(-x.shape[-1] // takes), core, context):

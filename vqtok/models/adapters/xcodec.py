@@ -1,4 +1,4 @@
-"""X-codec of transformers."""
+"""The X-codec models of transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Xcodec(SavedModel):
     modality = "audio"
     network_class = "XcodecModel"
     padding = "constant"
-    why_whole = "its speech model attends to all of the sound"
+    why_whole = "its speech model attends to the whole audio"
     settings = (
         "sample_rate",
         "target_bandwidths",
