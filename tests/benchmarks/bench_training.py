@@ -1,7 +1,9 @@
-"""Training throughput beside the bare forward and backward pass of the same network, by processor time.
+"""Compare the throughput of training with the bare forward and backward pass of the network, by processor time.
 
-`python tests/benchmarks/bench_training.py [PRESET...]`; the presets are image, audio and digits. The bare pass has the network,
-the quantiser and the losses; training adds data, clipping, the optimiser, averaging, the watch over the codebooks.
+python tests/benchmarks/bench_training.py [PRESET...]
+
+The presets are image, audio and digits. The bare pass has the network, the quantizer and the losses; training adds data
+loading, clipping, the optimizer, averaging and the monitoring of the codebooks.
 """
 
 from __future__ import annotations
