@@ -111,7 +111,7 @@ def test_picture_and_what_it_would_become(bundled, tmp_path):
     assert facts["would_become"]["grid"] == [5, 9]
     assert facts["would_become"]["num_tokens"] == 4 * 45
     assert facts["would_become"]["raw_bits"] == 4 * 45 * 4
-    with pytest.raises(ModelError, match=r"p\.webp: is image, but model audio codes audio"):
+    with pytest.raises(ModelError, match=r"p\.webp: is image, but model audio encodes audio"):
         inspect(path, "audio")
 
 
