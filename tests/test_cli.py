@@ -19,9 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import soundfile
-from conftest import picture, wave
+from conftest import AUDIO_KEYS, IMAGE_KEYS, files_in, json_lines, picture, wave
 from PIL import Image
-from test_facts import AUDIO_KEYS, IMAGE_KEYS
 
 import vqtok.cli.app
 from vqtok.__main__ import main
@@ -35,20 +34,10 @@ from vqtok.tokens.vqt.header import read_header
 VQTOK = [sys.executable, "-m", "vqtok"]
 
 
-def files_in(folder):
-    """Give the names of all files below a folder, hidden ones too."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 def picture_facts(path):
     """Give format, mode and size of a picture."""
     with Image.open(path) as image:
         return image.format, image.mode, image.size
-
-
-def json_lines(result):
-    lines = map(json.loads, result.stdout.splitlines())
-    return [line for line in lines if line.get("kind") != "summary"]
 
 
 @pytest.fixture

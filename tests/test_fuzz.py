@@ -24,16 +24,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
 from vqtok.inspection import inspect, shard_facts
 from vqtok.models.card import read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
 from vqtok.models.token_reader import read_entropy_model
+from vqtok.tokens import shape
 from vqtok.tokens.coding.coders import EntropyModel
 from vqtok.tokens.export.export import output_files, read_export
 from vqtok.tokens.export.sidecar import json_file
@@ -45,7 +46,6 @@ from vqtok.tokens.shard.index import GROUP, HASH_BYTES, pack_index, parse_index,
 from vqtok.tokens.shard.reader import Shard
 from vqtok.tokens.shard.writer import merge
 from vqtok.tokens.vqt import file as vqt
-from vqtok.tokens.vqt import header
 from vqtok.tokens.vqt.file import dump, load, load_parts
 from vqtok.tokens.vqt.header import parse_header, parse_parts, parse_whole, seal
 
@@ -382,7 +382,7 @@ class Fuzzer:
 
 @pytest.fixture
 def few_tokens(monkeypatch):
-    for module in (header, record):
+    for module in (shape, record):
         monkeypatch.setattr(module, "MAX_TOKENS", FEW_TOKENS)
     for modality in vqt.SEGMENT_POSITIONS:
         monkeypatch.setitem(vqt.SEGMENT_POSITIONS, modality, 2**20)
@@ -432,7 +432,7 @@ def test_a_million_mutated_files():
 def main(count: int, seed: int = 0) -> None:
     """Run mutations in 2 GB of address space, and tell what came of them."""
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
-    header.MAX_TOKENS = record.MAX_TOKENS = FEW_TOKENS
+    shape.MAX_TOKENS = record.MAX_TOKENS = FEW_TOKENS
     for modality in vqt.SEGMENT_POSITIONS:
         vqt.SEGMENT_POSITIONS[modality] = 2**20
     begin = time.monotonic()

@@ -1,7 +1,10 @@
-"""The warning filters of the test configuration: vqtok's own warnings fail, those of other libraries are shown."""
+"""Warnings: in tests vqtok's own are errors and those of other libraries shown, on the command line neither is."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -40,3 +43,27 @@ def test_what_others_deprecate_is_shown_where_it_is_attributed_to_the_caller(cat
 def test_what_fails_out_of_sight_is_an_error() -> None:
     for category in (pytest.PytestUnraisableExceptionWarning, pytest.PytestUnhandledThreadExceptionWarning):
         assert raised("exception ignored in __del__", category, "_pytest.unraisableexception")
+
+
+@pytest.mark.parametrize(("options", "debug", "shown"), [([], "", False), ([], "1", True), (["-Wdefault"], "", True)])
+def test_the_command_line_shows_no_warnings_of_libraries(options: list[str], debug: str, shown: bool) -> None:
+    script = """
+import os, warnings
+import vqtok.__main__, vqtok.cli
+def app():
+    warnings.warn("an argument is deprecated", FutureWarning)
+    print(os.environ.get("TORCH_CPP_LOG_LEVEL"))
+vqtok.cli.app.app = app
+vqtok.__main__.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", script],
+        env=environment | {"VQTOK_DEBUG": debug},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("an argument is deprecated" in done.stderr) is shown
+    assert shown or not done.stderr
+    assert done.stdout.strip() == ("None" if debug else "ERROR")

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
+import warnings
+
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # of TensorBoard
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Environment variables that keep libraries from writing to stderr."""
 
 
 def main() -> None:
@@ -14,6 +24,7 @@ def main() -> None:
     """
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        silence_libraries()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # Not every stdout can show every file name.
         from vqtok.cli.process import set_up_process
@@ -33,6 +44,16 @@ def main() -> None:
     finally:  # The work is done: an interrupt during Python's own shutdown would only look like a crash.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def silence_libraries() -> None:
+    """Keep the messages and Python warnings of libraries off stderr, unless the user has asked for them."""
+    if os.environ.get("VQTOK_DEBUG"):
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":

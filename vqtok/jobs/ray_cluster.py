@@ -138,7 +138,8 @@ def _ray(address: str | None) -> Iterator[Any]:
     try:
         if not was_there:
             here: dict[str, Any] = {} if address else {"include_dashboard": False}
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
+            with _native_stderr_off():  # It tells of the level that is set above.
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield ray
     except ConnectionError as error:
@@ -148,3 +149,20 @@ def _ray(address: str | None) -> Iterator[Any]:
     finally:
         if not was_there:
             ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_off() -> Iterator[None]:
+    """Discard what the process writes to stderr, also by code that is not Python's."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # It is closed.
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -18,6 +18,7 @@ from vqtok.compute.device import choose_device
 from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, load_preset
 from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.files.atomic import refuse_existing
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
 from vqtok.models.model_file import decoding_state, load_model, save_model
@@ -321,8 +322,8 @@ def train_prior(
     for setting in settings:
         apply_setting(values, setting)
     config = from_dict(Config, values)
-    if not force and output.exists():
-        raise OutputError(f"{output}: exists; give --force to overwrite it")
+    if not force:
+        refuse_existing(output)
     if not config.prior.fit_steps or max(model.codebook_sizes) > TOTAL:
         raise UsageError(f"a prior needs prior.fit_steps and codebooks of at most {TOTAL} codes")
     training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
@@ -354,9 +355,9 @@ def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder")
     if not force and (run_folder / CHECKPOINT_NAME).exists():
-        raise OutputError(f"{run_folder}: holds a run; go on with --resume, or start anew with --force")
-    if not force and output.exists():
-        raise OutputError(f"{output}: exists; give --force to overwrite it")
+        raise OutputError(f"{run_folder}: contains a run; `resume` continues it, `overwrite` starts over")
+    if not force:
+        refuse_existing(output)
 
 
 def _start_folder(run_folder: Path) -> None:

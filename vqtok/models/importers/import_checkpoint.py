@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vqtok.config import Config, from_dict, merged
-from vqtok.errors import ModelError, OutputError, UsageError
+from vqtok.errors import ModelError, UsageError
+from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import error_context
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
@@ -65,8 +66,8 @@ def import_checkpoint(
         raise UsageError(f"--family {family}: there are {', '.join(FAMILIES)}")
     if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
         raise UsageError(f"{checkpoint}: would be overwritten by its own output; give another -o")
-    if not force and output.exists():
-        raise OutputError(f"{output}: exists; give --force to overwrite it")
+    if not force:
+        refuse_existing(output)
     settings = read_settings(Path(config)) if config is not None else None
     with error_context(checkpoint):
         weights = read_checkpoint(checkpoint)
