@@ -615,7 +615,7 @@ def test_decoded_format_goes_by_the_suffix(run, photo, sound, tmp_path):
         assert kind == (picture_facts(path)[0] if name.startswith("p") else soundfile.info(path).format)
     result = run("decode", photo.with_suffix(".vqt"), "-o", tmp_path / "p.xyz")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert f"{tmp_path / 'p.xyz'}: cannot write pictures as '.xyz'" in result.stderr
+    assert f"{tmp_path / 'p.xyz'}: cannot write images as '.xyz'" in result.stderr
 
 
 # Names.

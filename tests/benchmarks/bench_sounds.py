@@ -1,10 +1,10 @@
-"""Print how good sounds are at the sizes of their token files, beside Opus at its lowest rate (6 kbps).
+"""Compare the quality of audio at the sizes of its token files with Opus at its lowest rate (6 kbps).
 
 python tests/benchmarks/bench_sounds.py SOUNDS [--model MODEL]
 
-SOUNDS are files or folders, taken as one channel at the model's rate. Means over the sounds. PESQ (wideband) and ViSQOL
-(speech mode at 16 kHz, audio mode at 48 kHz) are computed by the packages `pesq` and `visqol-python`; what they refuse,
-mostly for being short or silent, is left out of their means. kbps are those of whole files, Opus's in Ogg.
+SOUNDS are files or folders, read as mono at the model's rate. The table shows means over the files. The packages `pesq`
+and `visqol-python` compute PESQ (wideband) and ViSQOL (speech mode at 16 kHz, audio mode at 48 kHz); files that they
+refuse, mostly short or silent ones, are left out of their means. kbps are those of whole files, for Opus in Ogg.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def coded(original: Sound, codec: Codec) -> Iterator[tuple[str, Sound, int]]:
-    """Give what each codec makes of a sound at each rate, and its bytes."""
+    """Yield the reconstruction of each codec at each rate, and its bytes."""
     rate = codec.tokenizer.sample_rate
     tokens = codec.encode(Media("audio", original[None], rate))
     for num_codebooks in CODEBOOKS:
@@ -70,7 +70,7 @@ def coded(original: Sound, codec: Codec) -> Iterator[tuple[str, Sound, int]]:
         num_bytes = len(dump(prefix, codec.tokenizer.entropy_model))
         yield f"vqtok, {num_codebooks} codebooks", codec.decode(prefix).data[0], num_bytes
     file = io.BytesIO()
-    # libsndfile's strongest compression is Opus's 6 kbps a channel.
+    # With libsndfile's strongest compression Opus has 6 kbps per channel.
     soundfile.write(file, original, rate, "OPUS", format="OGG", compression_level=1.0)
     num_bytes = len(file.getvalue())
     file.seek(0)

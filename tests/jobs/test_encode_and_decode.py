@@ -107,7 +107,7 @@ def test_jobs_do_not_show(bundled, folder, tmp_path):
             key for key, _ in items if key != "bad.png"
         ]
         errors = [str(outcome.error) for outcome in (*encoded, *decoded, *sharded) if outcome.error]
-        assert errors == [f"{folder / 'bad.png'}: not a picture of a known format"] * 2
+        assert errors == [f"{folder / 'bad.png'}: is not an image of a known format"] * 2
         found.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert found[0] == found[1]
     assert len(found[0]) == 31
@@ -162,7 +162,7 @@ def test_out_of_memory_halves_the_batch(bundled, folder, tmp_path, monkeypatch, 
     assert "not enough memory for batches of" in caplog.text
     failed = [outcome for outcome in outcomes if outcome.error]
     assert {str(outcome.error).partition(": ")[2] for outcome in failed} == {
-        "not a picture of a known format",
+        "is not an image of a known format",
         "too large for the memory of this machine; scale it down or split it",
     }
     assert all(outcome.facts in expected for outcome in outcomes if not outcome.error)

@@ -9,13 +9,13 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from vqtok.media import mpeg
+from vqtok.media.containers import mpeg
 
 RATE = 24000
 
 
 def chord(seconds: float = 1, channels: int = 1, rate: int = RATE) -> NDArray[np.float32]:
-    """A tone that is loud, then soft, so that the frames of variable bit rates differ in size."""
+    """Return a tone that is loud, then quiet, so that frames differ in size if the bit rate is variable."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(0).standard_normal((channels, len(time)))
     return (0.3 * np.sin(2 * np.pi * 440 * time) + 0.1 * noise * (time < seconds / 3)).astype(np.float32)
@@ -28,7 +28,7 @@ def encoded(x: NDArray[np.float32], format: str, rate: int = RATE, **how: object
 
 
 def mp3(x: NDArray[np.float32], rate: int = RATE, xing: bool = True, **how: object) -> bytes:
-    """An MP3 file, with or without the Xing frame at its start."""
+    """Return an MP3 file, with or without the Xing frame at its start."""
     data = encoded(x, "MP3", rate, **how)
     header = mpeg.parse_header(data[:4])
     assert header

@@ -1,4 +1,4 @@
-"""Sounds in every form libsndfile reads, whole and broken."""
+"""Audio files in all formats of libsndfile, valid and damaged."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_nan_and_infinity_are_refused(value: float, subtype: str, tmp_path: Path
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"no sound at all, but words", "not a readable sound: Format not recognised"),
+        (b"no sound at all, but words", "is not readable audio: Format not recognised"),
         (encoded(chord(0), "WAV"), "has no samples"),
         (encoded(chord(1000), "WAV", rate=1), "cannot resample from 1 Hz to 24000 Hz"),
     ],
@@ -201,7 +201,7 @@ def test_a_truncated_mp3_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     data = encoded(chord(2 * RATE), "MP3")
     with pytest.raises(MediaError, match="input: is truncated"):
         read_audio(data[: len(data) // 2])
-    capfd.readouterr()  # the MP3 library has its own say on stderr
+    capfd.readouterr()  # libmpg123 prints to stderr by itself.
 
 
 def test_a_header_written_to_a_pipe_is_not_taken_for_truncation() -> None:
@@ -212,7 +212,7 @@ def test_a_header_written_to_a_pipe_is_not_taken_for_truncation() -> None:
 
 
 def flac(x: NDArray[np.float32], total: int) -> bytes:
-    """A FLAC file whose header says that it has so many samples."""
+    """Return a FLAC file whose header states so many samples."""
     data = bytearray(encoded(x, "FLAC"))
     data[21] = data[21] & 0xF0 | total >> 32
     data[22:26] = struct.pack(">I", total & 0xFFFFFFFF)
@@ -220,16 +220,16 @@ def flac(x: NDArray[np.float32], total: int) -> bytes:
 
 
 def test_a_flac_header_with_a_false_length_is_refused() -> None:
-    with pytest.raises(MediaError, match="input: is truncated: 1000 of"):
+    with pytest.raises(MediaError, match="input: is truncated: has 1000 of"):
         read_audio(flac(chord(1000), (1 << 36) - 1))
 
 
 def test_flac_of_unknown_length_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     x = chord(100_000)
     assert audio_info(flac(x, 0)) == (100_000, RATE, 1)
-    assert not caplog.records  # Asking how long it is tells nobody twice.
+    assert not caplog.records  # The warning is not logged again when the length is asked for.
     assert np.array_equal(read_audio(flac(x, 0)).data, read_audio(encoded(x, "FLAC")).data)
-    assert caplog.messages == ["input: the header does not say how long it is; all that is there is read"]
+    assert caplog.messages == ["input: the header does not state the length; the file is read up to its end"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -251,7 +251,7 @@ def test_a_missing_file_is_a_media_error(name: str, tmp_path: Path) -> None:
 
 def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
     media = Media("audio", chord(), RATE)
-    with pytest.raises(UsageError, match=r"x\.xyz: cannot write sound as '\.xyz'; use \.wav"):
+    with pytest.raises(UsageError, match=r"x\.xyz: cannot write audio as '\.xyz'; use \.wav"):
         write_audio(media, tmp_path / "x.xyz")
     with pytest.raises(MediaError, match=r"x\.mp3: cannot write 1 channels at 22254 Hz as \.mp3"):
         write_audio(Media("audio", chord(), 22254), tmp_path / "x.mp3")
@@ -260,7 +260,7 @@ def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-LIMITS = [  # suffix, sample rate, channels, and what the error says
+LIMITS = [  # suffix, sample rate, channels, and a part of the error
     (".ogg", 200_001, 1, "up to 200000 Hz"),
     (".ogg", 250_000, 2, "up to 200000 Hz"),
     (".oga", 2_147_483_647, 1, "up to 200000 Hz"),
@@ -285,7 +285,7 @@ def test_the_limits_of_formats_are_known_before_libsndfile_is_called(
         raise AssertionError("libsndfile was called, and might have crashed")
 
     monkeypatch.setattr("vqtok.media.audio.soundfile.SoundFile", crash)
-    expected = rf"x\{suffix}: cannot write {channels} channels at {rate} Hz as \{suffix}: it holds .*{message}.*; "
+    expected = rf"x\{suffix}: cannot write {channels} channels at {rate} Hz as \{suffix}: it supports .*{message}.*; "
     with pytest.raises(MediaError, match=expected):
         write_audio(Media("audio", np.zeros((channels, 10), np.float32), rate), tmp_path / f"x{suffix}")
     assert not list(tmp_path.iterdir())
@@ -310,14 +310,14 @@ def test_at_the_limits_formats_can_be_written(suffix: str, rate: int, channels: 
 def test_more_than_a_header_of_32_bits_can_say_is_refused_at_once() -> None:
     for suffix, samples in ((".wav", 1 << 31), (".aiff", 1 << 30), (".au", 1 << 31)):
         with (
-            pytest.raises(MediaError, match=rf"as \{suffix}: it holds at most 4 GiB; use \.w64 or \.flac"),
+            pytest.raises(MediaError, match=rf"as \{suffix}: it supports at most 4 GiB; use \.w64 or \.flac"),
             audio_writer(BytesIO(), "x", suffix, RATE, 2, samples),
         ):
             pass
 
 
 class Full(BytesIO):
-    """A file on a disk that gets full, or a write that the user interrupts."""
+    """A file on a disk that becomes full, or a write that the user interrupts."""
 
     def __init__(self, failure: BaseException, after: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Audio files whose headers, tags and joints mislead decoders: all that is there is read, and no more."""
+"""Audio files with misleading headers, tags and boundaries: exactly their audio is decoded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 
 from media.conftest import RATE, chord, encoded, mp3, with_av
 from vqtok.errors import MediaError
-from vqtok.media import mpeg, quiet
+from vqtok.media import quiet
 from vqtok.media.audio import audio_info, read_audio
+from vqtok.media.containers import mpeg
+from vqtok.media.containers.spliced import Span, Spliced, Window
 from vqtok.media.kinds import sniff
-from vqtok.media.spliced import Span, Spliced, Window
 
 CONSTANT = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
-"""How to write MP3 files of one bit rate; by default they have several."""
+"""Options that write MP3 files with a constant bit rate; by default it is variable."""
 
 
 def id3(size: int) -> bytes:
-    """A tag with the picture of a cover, which is full of what looks like frames."""
+    """Return a tag with a cover image that is full of bytes that look like frames."""
     length = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
     return b"ID3\3\0\0" + length + (b"\xff\xfb\x90\x64" * (size // 4 + 1))[:size]
 
@@ -38,14 +39,14 @@ TAIL = b"TAG" + b"\0" * 125
 
 
 def info_and_read(data: bytes) -> NDArray[np.float32]:
-    """Read a file, and see that it is as long as it is said to be."""
+    """Read a file and assert that it has the length that `audio_info` returns."""
     media = read_audio(data)
     assert audio_info(data) == (media.data.shape[1], media.sample_rate, len(media.data))
     return media.data
 
 
 def closeness(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
-    """The highest correlation of one sound with a part of another, in samples where the other is a bit late."""
+    """Return the highest correlation of audio with other audio that is delayed by a few samples."""
     length = len(x) - 4000
     late = [float(np.corrcoef(x[:length], y[delay : delay + length])[0, 1]) for delay in range(2500)]
     return max(late)
@@ -67,7 +68,7 @@ def test_mpeg_frames_are_counted_without_a_xing_frame(
             bare = info_and_read(data + mp3(x, rate, xing=False, **how))
             frame = 1152 if rate >= 32000 else 576
             assert bare.shape[1] % frame == 0
-            assert 0 < bare.shape[1] - whole.shape[1] < 4 * frame  # what the encoder puts before and after
+            assert 0 < bare.shape[1] - whole.shape[1] < 4 * frame  # The samples that the encoder adds before and after.
             assert np.abs(bare).mean() == pytest.approx(np.abs(whole).mean(), rel=0.1)
     assert not caplog.records
 
@@ -108,13 +109,13 @@ def test_joined_mp3_files_are_read_to_the_end(
 
 def test_joined_files_of_different_form_are_refused() -> None:
     for other in (mp3(chord(1, 2)), mp3(chord(1, 1, 16000), 16000), mp3(chord(1, 2), xing=False)):
-        with pytest.raises(MediaError, match=r"input: 2 streams of different form are joined in it \(.*\); split it"):
+        with pytest.raises(MediaError, match=r"input: contains 2 streams of different formats \(.*\); split it"):
             read_audio(mp3(chord(1)) + other)
 
 
 def test_truncated_is_only_what_lacks_promised_frames(caplog: pytest.LogCaptureFixture) -> None:
     data = mp3(chord(2))
-    with pytest.raises(MediaError, match=r"input: is truncated or damaged: \d+ of 8\d MPEG frames are there"):
+    with pytest.raises(MediaError, match=r"input: is truncated or damaged: has \d+ of 8\d MPEG frames"):
         audio_info(data[: len(data) // 2])
     bare = mp3(chord(2), xing=False, **CONSTANT)
     assert info_and_read(bare[: len(bare) // 2]).shape[1] == pytest.approx(RATE, abs=1200)
@@ -137,12 +138,12 @@ def test_junk_among_frames_is_left_out_with_a_warning(
     junk = np.random.default_rng(1).bytes(3000)
     damaged = info_and_read(data[: size // 2] + junk + data[size // 2 :])
     assert info_and_read(data).shape[1] - damaged.shape[1] in (0, 576)
-    assert re.fullmatch(r"input: 3\d\d\d bytes between the MPEG frames .* left out", caplog.messages[0])
+    assert re.fullmatch(r"input: 3\d\d\d bytes between the MPEG frames .* skipped", caplog.messages[0])
     assert capfd.readouterr().err == ""
 
 
 def made_of_frames(header: bytes, size: int, count: int) -> bytes:
-    """Frames of silence, in a layer or format that no encoder here writes."""
+    """Return frames of silence in a layer or format for which there is no encoder here."""
     return header.ljust(size, b"\0") * count
 
 
@@ -185,7 +186,7 @@ def test_libmpg123_prints_nothing_about_damaged_frames(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, path, *how], capture_output=True, text=True, check=True).stderr
         for how in ([], ["separate"])
     )
-    assert "mpg123" in loud  # or else this shows nothing
+    assert "mpg123" in loud  # Otherwise this test would show nothing.
     assert silent == "done\n"
 
 
@@ -212,7 +213,7 @@ def pages(data: bytes) -> list[bytes]:
 
 
 def ogg_flac(data: bytes) -> bytes:
-    """Put a FLAC file into Ogg pages, one of the frames in each, with checksums that nobody looks at."""
+    """Put a FLAC file into Ogg pages, one frame in each, with wrong checksums, which are not checked."""
     blocks = data.index(b"\xff\xf8")
     frames = [blocks + match.start() for match in re.finditer(rb"\xff\xf8[\x00-\xff]{2}(?=[\x00-\x7f])", data[blocks:])]
     first = b"\x7fFLAC\1\0\0\1" + data[:4] + data[4:42]
@@ -245,9 +246,7 @@ def test_ogg_flac_is_read_chained_too() -> None:
 
 def test_chains_of_different_form_are_refused() -> None:
     parts = [encoded(chord(1, channels), "OGG") for channels in (1, 2)]
-    with pytest.raises(
-        MediaError, match=r"2 streams of different form are joined in it \(24000 Hz x 1, 24000 Hz x 2\)"
-    ):
+    with pytest.raises(MediaError, match=r"contains 2 streams of different formats \(24000 Hz x 1, 24000 Hz x 2\)"):
         audio_info(b"".join(parts))
 
 
@@ -258,13 +257,13 @@ def test_ogg_without_an_end_mark_is_read_with_a_warning(subtype: str, caplog: py
     part = info_and_read(b"".join(pages(data)[:-1]))
     assert RATE < part.shape[1] < whole.shape[1]
     assert np.array_equal(part, whole[:, : part.shape[1]])
-    assert caplog.messages == ["input: the Ogg stream has no end mark, its end may be missing"]
+    assert caplog.messages == ["input: the Ogg stream has no end mark; its end may be missing"]
 
 
 def test_joined_flac_files_are_refused_by_their_number() -> None:
     data = encoded(chord(1), "FLAC")
     for count in (2, 3):
-        with pytest.raises(MediaError, match=f"input: {count} FLAC files are joined in it; split it"):
+        with pytest.raises(MediaError, match=f"input: contains {count} concatenated FLAC files; split it"):
             read_audio(data * count)
 
 
@@ -272,7 +271,7 @@ def test_joined_flac_files_are_refused_by_their_number() -> None:
 
 
 def header_field(format: str, data: bytes) -> tuple[int, str, int]:
-    """Where the header says how many bytes of samples there are, in which form, and how much it adds."""
+    """Return the position and the format of the number of bytes in a header, and what it adds to that number."""
     if format == "RF64":
         return data.index(b"ds64") + 16, "<Q", 0
     place, form, extra = {
@@ -317,7 +316,7 @@ def test_sizes_of_streams_are_no_news(format: str, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_sizes_above_what_is_there_mean_truncation(format: str) -> None:
-    with pytest.raises(MediaError, match=r"is truncated: 2\d\d\d of 9\d\d\d bytes of samples are there"):
+    with pytest.raises(MediaError, match=r"is truncated: has 2\d\d\d of 9\d\d\d bytes of samples"):
         audio_info(with_size(format, 9000)[0])
 
 
@@ -351,7 +350,7 @@ def test_a_streamed_wav_file_may_exceed_its_32_bits(tmp_path: Path) -> None:
     assert audio_info(path) == (((5 << 30) - 44) // 2, RATE, 1)
 
 
-# ---- what PyAV reads
+# ---- formats of PyAV
 
 
 CONTAINERS = [("mp4", "aac"), ("ipod", "aac"), ("mov", "aac"), ("adts", "aac"), ("asf", "wmav2"), ("matroska", "flac")]
@@ -379,15 +378,15 @@ def test_of_a_film_only_the_audio_is_read(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_without_pyav_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtok.media.libav.is_installed", lambda module: False)
+    monkeypatch.setattr("vqtok.media.containers.libav.is_installed", lambda module: False)
     for format, codec in CONTAINERS:
-        with pytest.raises(MediaError, match=r"input: needs PyAV to be read: pip install 'vqtok\[av\]'"):
+        with pytest.raises(MediaError, match=r"input: requires PyAV: pip install 'vqtok\[av\]'"):
             read_audio(with_av(chord(0.1), format, codec))
 
 
 def test_damaged_containers_are_media_errors(capfd: pytest.CaptureFixture[str]) -> None:
     data = with_av(chord(2), "ipod", "aac")
-    with pytest.raises(MediaError, match="input: damaged: Invalid data"):
+    with pytest.raises(MediaError, match="input: is damaged: Invalid data"):
         read_audio(data[: len(data) // 2])
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -414,12 +413,12 @@ def test_spliced_reads_like_a_file() -> None:
             assert spliced.read(size) == (whole[start:] if size < 0 else whole[start : start + size])
     assert spliced.seek(-4, 2) == len(whole) - 4
     assert spliced.seek(2, 1) == len(whole) - 2
-    assert spliced.seek(-1000) == len(whole) - 2  # A position that no file has changes nothing.
+    assert spliced.seek(-1000) == len(whole) - 2  # An impossible position has no effect.
     assert Spliced(file, ()).read() == b""
 
 
 def test_a_window_finds_what_lies_across_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtok.media.spliced._WINDOW_BYTES", 16)
+    monkeypatch.setattr("vqtok.media.containers.spliced._WINDOW_BYTES", 16)
     for place in range(100):
         window = Window(BytesIO(b"." * place + b"LYRICSBEGIN" + b"." * 30))
         assert list(window.search(re.compile(b"LYRICSBEGIN"), 0, window.size)) == [place]

@@ -1,4 +1,4 @@
-"""Pictures in every mode Pillow opens, whole and broken."""
+"""Images in all modes of Pillow, valid and damaged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def as_bytes(media: Media) -> NDArray[np.uint8]:
-    """Undo the scaling, and put the channels last."""
+    """Return the pixels of media as 0..255 with the channels last."""
     assert media.modality == "image"
     assert media.data.dtype == np.float32
     assert media.data.flags.c_contiguous
@@ -48,7 +48,7 @@ def repeated(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def profile_bytes(**changes: bytes) -> bytes:
-    """An sRGB profile with some of its signatures exchanged."""
+    """Return an sRGB profile with some of its signatures exchanged."""
     profile = bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for old, new in changes.items():
         profile = profile.replace(old.encode(), new)
@@ -122,14 +122,14 @@ def test_16_bit_colour_warns(caplog: pytest.LogCaptureFixture) -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
     assert as_bytes(read_image(data))[0, 0].tolist() == [0, 7, 255]
-    assert "16-bit colours are rounded to 8 bits" in caplog.text
+    assert "16-bit colors are rounded to 8 bits" in caplog.text
 
 
 # ---- transparency and animation
 
 
 def transparent(mode: str) -> bytes:
-    """A picture whose left half is transparent black and whose right half is opaque black."""
+    """Return an image whose left half is transparent black and whose right half is opaque black."""
     if mode in ("RGBA", "LA"):
         image = Image.new(mode, (4, 2))
         image.paste((0, 0, 0, 255) if mode == "RGBA" else (0, 255), (2, 0, 4, 2))
@@ -168,13 +168,13 @@ def test_of_an_animation_the_first_frame_is_taken(format: str, caplog: pytest.Lo
     assert caplog.records[0].levelno == logging.WARNING
 
 
-# ---- EXIF and colour profiles
+# ---- EXIF and color profiles
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
-    stored = {  # what each orientation asks to do, as numpy says it
+    stored = {  # the numpy operation for each orientation
         1: COLOUR,
         2: COLOUR[:, ::-1],
         3: COLOUR[::-1, ::-1],
@@ -219,12 +219,12 @@ def test_exif_behind_the_pixels_of_a_png_counts_for_the_size_without_decoding() 
 def test_broken_exif_warns(caplog: pytest.LogCaptureFixture) -> None:
     data = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0no TIFF header")
     assert np.array_equal(as_bytes(read_image(data)), COLOUR)
-    assert "input: EXIF data ignored" in caplog.text
+    assert "input: EXIF data is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_an_icc_profile_is_converted_to_srgb(mode: str, caplog: pytest.LogCaptureFixture) -> None:
-    swapped = profile_bytes(rXYZ=b"tmpX", bXYZ=b"rXYZ", tmpX=b"bXYZ")  # what it calls red is blue
+    swapped = profile_bytes(rXYZ=b"tmpX", bXYZ=b"rXYZ", tmpX=b"bXYZ")  # Its red is blue.
     image = Image.new("RGB", (2, 2), (255, 0, 0)).convert(mode)
     pixels = as_bytes(read_image(encoded(image, icc_profile=swapped)))
     np.testing.assert_allclose(pixels, np.broadcast_to([0, 0, 255], (2, 2, 3)), atol=2)
@@ -268,10 +268,10 @@ def test_a_profile_that_is_broken_or_does_not_fit_warns(
     image = Image.new(mode, (2, 2))
     data = encoded(image, "TIFF", icc_profile=profile)
     assert np.array_equal(as_bytes(read_image(data)), np.asarray(image.convert("RGB")))
-    assert "input: colour profile ignored" in caplog.text
+    assert "input: the color profile is ignored" in caplog.text
 
 
-# ---- files that are no pictures, or too much
+# ---- files that are not images, or are too large
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.4])  # Pillow warns above its limit and raises above twice that
@@ -304,7 +304,7 @@ def test_a_truncated_picture_is_refused(format: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"words, not pixels", "not a picture of a known format")]
+    ("content", "message"), [(b"", "is empty"), (b"words, not pixels", "is not an image of a known format")]
 )
 def test_what_is_no_picture_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.png"
@@ -370,7 +370,7 @@ def test_values_are_rounded_and_clipped() -> None:
 
 def test_writing_refuses_what_cannot_be(tmp_path: Path) -> None:
     media = Media("image", np.zeros((3, 2, 2), np.float32))
-    with pytest.raises(UsageError, match=r"x\.xyz: cannot write pictures as '\.xyz'; use \.png"):
+    with pytest.raises(UsageError, match=r"x\.xyz: cannot write images as '\.xyz'; use \.png"):
         write_image(media, tmp_path / "x.xyz")
     with pytest.raises(UsageError, match=r"\.psd"):
         write_image(media, tmp_path / "x.png", format="psd")

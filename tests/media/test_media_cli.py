@@ -29,7 +29,8 @@ def test_formats_of_packages_are_found_in_folders(run: RUN, tmp_path: Path) -> N
     soundfile.write(folder / "b.wav", wave(100, 8000), 8000)
     result = run("encode", folder, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0
-    assert [Path(json.loads(line)["file"]).name for line in result.stdout.splitlines()] == ["a.m4a", "b.wav"]
+    *lines, _ = map(json.loads, result.stdout.splitlines())
+    assert [Path(line["file"]).name for line in lines] == ["a.m4a", "b.wav"]
 
 
 def test_what_a_format_cannot_hold_is_one_line_and_leaves_nothing(run: RUN, tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_what_a_format_cannot_hold_is_one_line_and_leaves_nothing(run: RUN, tmp_
     result = run("decode", tokens, "-o", tmp_path / "out.ogg")
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "as .ogg: it holds sample rates of up to 200000 Hz; use .wav" in result.stderr
+    assert "as .ogg: it supports sample rates of up to 200000 Hz; use .wav" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bat.vqt", "bat.wav"]
 
 
@@ -49,9 +50,7 @@ def test_the_limit_of_megapixels_is_an_option(run: RUN, tmp_path: Path, monkeypa
     Image.fromarray(np.zeros((60, 100), np.uint8)).save(path)
     result = run("encode", path)
     assert result.exit_code == 1
-    assert (
-        result.stderr == f"error: {path}: has more than 0.005 megapixels; vqtok encode --max-megapixels N allows more\n"
-    )
+    assert result.stderr == f"error: {path}: has more than 0.005 megapixels; --max-megapixels allows more\n"
     assert run("encode", path, "--max-megapixels", "0.006").exit_code == 0
     path.with_suffix(".vqt").unlink()
     assert run("encode", path, "--max-megapixels", "0.0059").exit_code == 1

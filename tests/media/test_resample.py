@@ -38,7 +38,7 @@ def decibels(power: float) -> float:
 
 
 def direct(x: NDArray[np.float32], from_rate: int, to_rate: int, num_samples: int) -> NDArray[np.float64]:
-    """Sum the windowed sinc over all samples, for every output on its own, in float64."""
+    """Compute every output separately as the sum of the windowed sinc over all samples, in float64."""
     reach = 64 * from_rate // min(from_rate, to_rate) + 1
     grid = np.arange(-reach, x.shape[1] + reach)
     padded = np.pad(x.astype(np.float64), ((0, 0), (reach, reach)))
@@ -148,7 +148,7 @@ def test_lengths_are_exact(samples: int, from_rate: int, to_rate: int, num_sampl
     assert y.dtype == np.float32
     assert y.flags.c_contiguous
     assert np.isfinite(y).all()
-    if num_samples is not None:  # asking for another length changes nothing in what both have
+    if num_samples is not None:  # Another length does not change the samples that both results have.
         shared = min(num_samples, natural)
         np.testing.assert_allclose(y[:, :shared], resample(x, from_rate, to_rate)[:, :shared], atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""TIFF files in layouts that Pillow reads wrongly by itself: put right, or refused."""
+"""TIFF files in layouts that Pillow decodes wrongly: decoded correctly or refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}
 
 
 def ramps(channels: int) -> NDArray[np.float64]:
-    """Differing ramps from 0 to 1, `(height, width, channels)`."""
+    """Return different ramps from 0 to 1, `(height, width, channels)`."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     found = [x / (WIDTH - 1), y / (HEIGHT - 1), (x + y) / (HEIGHT + WIDTH - 2), 1 - x / (WIDTH - 1), 0.5 + 0 * x]
     return np.stack(found[:channels], axis=2)
@@ -74,7 +74,7 @@ def tiff(
 
 
 def levels(data: bytes) -> NDArray[np.float32]:
-    """Read a picture as values from 0 to 1, `(height, width, channels)`."""
+    """Read an image as values from 0 to 1, `(height, width, channels)`."""
     assert image_size(data) == (WIDTH, HEIGHT)
     return (read_image(data).data.transpose(1, 2, 0) + 1) / 2
 
@@ -155,14 +155,14 @@ def test_what_pillow_cannot_read_is_refused_as_such(
     path = tmp_path / "odd.tif"
     path.write_bytes(tiff(values, RGB if values.shape[2] == 3 else BLACK_IS_ZERO, planes=planes, extra=extra))
     for reader in (read_image, image_size):
-        with pytest.raises(MediaError, match=r"odd\.tif: a TIFF of .*which Pillow cannot read; save it as PNG"):
+        with pytest.raises(MediaError, match=r"odd\.tif: is a TIFF with .*which Pillow cannot read; save it as PNG"):
             reader(path)
 
 
 def test_grey_with_premultiplied_alpha_is_read() -> None:
     values = np.dstack([ramps(1) * 127, np.full((HEIGHT, WIDTH), 127)]).astype(np.uint8)
     if int(PIL.__version__.split(".")[0]) < 13:
-        with pytest.raises(MediaError, match="a TIFF of 2 channels of 8 bits in a form which Pillow cannot read"):
+        with pytest.raises(MediaError, match="is a TIFF with 2 x 8 bits per pixel, which Pillow cannot read"):
             levels(tiff(values, extra=(1,)))
     else:
         np.testing.assert_allclose(levels(tiff(values, extra=(1,)))[..., :1], ramps(1) / 2 + 0.5, atol=0.02)

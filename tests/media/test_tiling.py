@@ -1,4 +1,4 @@
-"""Windows over an axis, and over a sound that comes in pieces."""
+"""Windows over an axis, and over audio that arrives in pieces."""
 
 from __future__ import annotations
 

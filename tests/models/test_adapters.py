@@ -634,7 +634,7 @@ def test_revisions_on_the_command_line(hub, run, tmp_path, sound):
     for model in ([], ["--model", "image"], ["--model", "hf:me/dac@v2"]):
         result = run("encode", sound, *model, "--revision", "v2", "--force")
         assert result.exit_code == 2
-        assert "revision` v2: only applies to a --model of the form hf:ORG/NAME" in result.stderr
+        assert "--revision v2: only applies to a --model of the form hf:ORG/NAME" in result.stderr
 
 
 def test_every_command_takes_a_saved_folder(saved, run, tmp_path):

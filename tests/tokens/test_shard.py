@@ -519,7 +519,7 @@ def test_encode_reports_a_bad_item_and_does_the_rest(run, album, tmp_path):
     out = tmp_path / "new/all.vqts"
     result = run("encode", album, "--shard", out)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "bad.png: not a picture" in result.stderr
+    assert "bad.png: is not an image" in result.stderr
     assert f"{album}/a.png 9x7 -> {out} " in result.stderr
     assert result.stderr.endswith("4 done, 0 skipped, 1 failed\n")
     assert sorted(path.name for path in out.parent.iterdir()) == ["all.failures.jsonl", "all.vqts"]

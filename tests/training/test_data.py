@@ -16,8 +16,8 @@ from PIL import Image
 
 from vqtok.config import Config, load_preset
 from vqtok.errors import TrainingError, UsageError
+from vqtok.media.containers.mpeg import parse_header
 from vqtok.media.image import read_image
-from vqtok.media.mpeg import parse_header
 from vqtok.training.data import (
     BatchLoader,
     Item,

@@ -1,8 +1,8 @@
-"""MPEG audio (MP1, MP2, MP3): frames counted exactly, and cut out of what else is in the file.
+"""MPEG audio (MP1, MP2, MP3): find the frames in a file and count them exactly.
 
-libmpg123 guesses the number of samples from the first frames where no Xing frame has it, stops at the end of the first
-of several joined files, and prints to stderr about anything that is not a frame. So it is given frames alone, with a
-Xing frame of the right number where the encoder's delay is known.
+libmpg123 guesses the number of samples from the first frames if no Xing frame states it, stops at the end of the first
+of several concatenated files, and prints to stderr about anything that is not a frame. It is therefore only passed
+frames, with a Xing frame that states the correct number if the encoder's delay is known.
 
 Source:
     ISO/IEC 11172-3, 2.4.1 and 13818-3 (headers); "MP3 Info Tag revision 1" (Xing and LAME);
@@ -18,9 +18,9 @@ from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import MediaError
-from vqtok.media.spliced import Link, Span, Window
+from vqtok.media.containers.spliced import Link, Span, Window
 
-# kbps by index, from 1; index 0 is free format
+# kbps by index, from 1; index 0 stands for free format.
 _BITRATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -32,37 +32,37 @@ _BITRATES = {
 _RATES = (44100, 48000, 32000)
 _HEADER_BYTES = 4
 _MAX_FRAME_BYTES = 1 << 13
-"""Above that of free format at 640 kbps, which is as far as decoders go."""
+"""More than a frame of free format at 640 kbps, the maximum of decoders."""
 _SEARCH_BYTES = 1 << 16
-"""Of junk that may come before the first frame."""
+"""The maximum number of junk bytes before the first frame."""
 _SILENT_FRAMES = 256
 _MISCOUNTED = 1
-"""Frames that the number in a Xing frame may be off by: some encoders count the Xing frame itself."""
+"""The tolerance for the number of frames in a Xing frame: some encoders count the Xing frame itself."""
 _SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]")
 
 
 class Header(NamedTuple):
-    """What a frame header says."""
+    """The contents of a frame header."""
 
     size: int
-    """In bytes; 0 in free format."""
+    """Size of the frame in bytes; 0 in free format."""
     samples: int
     sample_rate: int
     channels: int
     layer: int
     side_bytes: int
-    """Of side information after the header and its checksum, in layer III."""
+    """Bytes of side information after the header and its checksum, in layer III."""
     has_checksum: bool
     padding: int
 
     def fits(self, other: Header) -> bool:
-        """Return whether both can be of one stream."""
+        """Return whether both can belong to the same stream."""
         return self[1:6] == other[1:6] and (self.size > 0) == (other.size > 0)
 
 
 @lru_cache(maxsize=4096)
 def parse_header(data: bytes) -> Header | None:
-    """Read a frame header; None if it is none."""
+    """Return the frame header that data begin with; None if there is none."""
     if len(data) < _HEADER_BYTES or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
         return None
     version = {0: 2.5, 2: 2, 3: 1}.get(data[1] >> 3 & 3)
@@ -82,18 +82,18 @@ def parse_header(data: bytes) -> Header | None:
 
 
 class Info(NamedTuple):
-    """What a Xing, Info or VBRI frame says of the stream."""
+    """The contents of a Xing, Info or VBRI frame, which describes the stream."""
 
     frames: int | None = None
     size: int | None = None
-    """In bytes, with the frame itself."""
+    """Size of the stream in bytes, including this frame."""
     delay: bytes | None = None
-    """Three bytes: the samples that the encoder put before and after the sound."""
+    """Three bytes: the number of samples that the encoder added before and after the audio."""
 
 
 @dataclass
 class _Stream:
-    """A stream on the way: frames that fit each other, and the Xing frame before them."""
+    """A stream that is being collected: frames that fit each other, and the Xing frame before them."""
 
     first: bytes
     """The header of its first frame."""
@@ -101,7 +101,7 @@ class _Stream:
     frames: int = 0
     first_bytes: int = 0
     most_bytes: int = 0
-    """Of a frame."""
+    """The size of the largest frame."""
     spans: list[Span] = field(default_factory=list)
 
     @property
@@ -121,7 +121,7 @@ class _Stream:
 
 
 def skip_tags(file: BinaryIO, start: int = 0) -> int:
-    """Return where the tags at the start of a file end."""
+    """Return the position after the tags at the start of a file."""
     reader = Window(file)
     while tag := _tag_size(reader, start):
         start += tag
@@ -129,10 +129,10 @@ def skip_tags(file: BinaryIO, start: int = 0) -> int:
 
 
 def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
-    """Find the streams in an MPEG audio file; none where it is none.
+    """Return the streams in an MPEG audio file; an empty list for other files.
 
     Raises:
-        MediaError: a Xing frame promises more than is there.
+        MediaError: A Xing frame states more frames than there are.
     """
     reader = Window(file)
     first = _first_frame(reader, start)
@@ -141,13 +141,13 @@ def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
     streams, junk = _whole_by_its_info(reader, first) or _scan(reader, first)
     links = [_link(stream) for stream in streams if stream.frames]
     if links and junk:
-        warning = f"{junk} bytes between the MPEG frames are damaged or foreign and left out"
+        warning = f"{junk} bytes between the MPEG frames are damaged or foreign and are skipped"
         links[0] = Link(links[0].pieces, links[0].samples, warning=warning)
     return links
 
 
 def _first_frame(reader: Window, start: int) -> int | None:
-    """Find the first frame, after tags, zeros and some junk; a few that fit each other make sure."""
+    """Return the position of the first frame, after tags, zeros and some junk; frames that fit must follow it."""
     while tag := _tag_size(reader, start):
         start += tag
     while (data := reader.read(start, _SEARCH_BYTES)) and not any(data):
@@ -159,7 +159,7 @@ def _first_frame(reader: Window, start: int) -> int | None:
 
 
 def _is_run(reader: Window, start: int, frames: int) -> bool:
-    """Return whether frames that fit each other begin here: so many, or up to the end or a tag."""
+    """Return whether so many frames that fit each other begin here, or fewer up to the end or a tag."""
     first = header = parse_header(reader.read(start, _HEADER_BYTES))
     if first is None:
         return False
@@ -175,7 +175,7 @@ def _is_run(reader: Window, start: int, frames: int) -> bool:
 
 
 def _free_size(reader: Window, start: int, first: Header) -> int:
-    """Return the bytes of a frame in free format without padding, by where the next ones begin; 0 if nowhere."""
+    """Return the size of a frame in free format without padding, from the positions of the next two; 0 if not found."""
     for found in reader.search(_SYNC, start + _HEADER_BYTES, start + _MAX_FRAME_BYTES):
         header = parse_header(reader.read(found, _HEADER_BYTES))
         if header and header.fits(first):
@@ -187,7 +187,7 @@ def _free_size(reader: Window, start: int, first: Header) -> int:
 
 
 def _whole_by_its_info(reader: Window, start: int) -> tuple[list[_Stream], int] | None:
-    """Take the Xing frame's word for the number of frames where it is right about that of bytes."""
+    """Return the stream as its Xing frame describes it, without a scan, if the size that it states is correct."""
     head = reader.read(start, _HEADER_BYTES)
     header = parse_header(head)
     info = header and _parse_info(reader.read(start, header.size), header)
@@ -202,7 +202,7 @@ def _whole_by_its_info(reader: Window, start: int) -> tuple[list[_Stream], int] 
 
 
 def _scan(reader: Window, start: int) -> tuple[list[_Stream], int]:
-    """Walk over all frames; return the streams and how many bytes are neither frames nor tags."""
+    """Scan all frames; return the streams and the number of bytes that are neither frames nor tags."""
     streams: list[_Stream] = []
     position, junk, free_size = start, 0, 0
     reference: Header | None = None
@@ -221,7 +221,7 @@ def _scan(reader: Window, start: int) -> tuple[list[_Stream], int]:
             position += skipped
             continue
         stop = position + (header.size or free_size + header.padding)
-        if stop > reader.size:  # A recording that stops within a frame.
+        if stop > reader.size:  # The last frame is cut off, as in recordings of broadcasts.
             break
         info = _parse_info(reader.read(position, 200), header) if header.layer == 3 else None
         if info:
@@ -233,7 +233,7 @@ def _scan(reader: Window, start: int) -> tuple[list[_Stream], int]:
 
 
 def _skip(reader: Window, start: int) -> tuple[int, bool]:
-    """Return the bytes up to the next frame or tag, and whether they are junk."""
+    """Return the number of bytes up to the next frame or tag, and whether they are junk."""
     if tag := _tag_size(reader, start):
         return tag, False
     for found in reader.search(_SYNC_OR_TAG, start + 1, reader.size):
@@ -243,26 +243,27 @@ def _skip(reader: Window, start: int) -> tuple[int, bool]:
 
 
 def _link(stream: _Stream) -> Link:
-    """Make a link of a stream's frames that libmpg123 takes for no shorter than it is.
+    """Return a stream's frames in a form that libmpg123 decodes to the end.
 
     Raises:
-        MediaError: its own promises more.
+        MediaError: The Xing frame states more frames than there are.
     """
     header, info = stream.header, stream.info or Info()
     if info.frames and info.frames > stream.frames + _MISCOUNTED:
-        raise MediaError(f"is truncated or damaged: {stream.frames} of {info.frames} MPEG frames are there")
+        raise MediaError(f"is truncated or damaged: has {stream.frames} of {info.frames} MPEG frames")
     if info.delay and info.frames and info.frames >= stream.frames:
         return Link((_xing_frame(stream.first, stream.frames, info.delay), *stream.spans))
-    # The guess of libmpg123 is never too low where silent frames follow, which nobody decodes.
-    there = sum(span.stop - span.start for span in stream.spans)
+    # libmpg123 guesses the length from the size of the file and the first frame. Silent frames at the end, which are
+    # not decoded, make the file so large that the guess is never too low.
+    available = sum(span.stop - span.start for span in stream.spans)
     silence = stream.first.ljust(stream.first_bytes, b"\0") * _SILENT_FRAMES
-    repeats = max(0, stream.frames * stream.most_bytes - there) // len(silence) + 1
+    repeats = max(0, stream.frames * stream.most_bytes - available) // len(silence) + 1
     return Link((*stream.spans, *[silence] * repeats), samples=stream.frames * header.samples)
 
 
 def _xing_frame(first: bytes, frames: int, delay: bytes) -> bytes:
-    """Make a Xing frame for a stream whose first header is given."""
-    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])  # without a checksum, at 128 or 80 kbps
+    """Return a Xing frame for a stream with this first header."""
+    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])  # no checksum, 128 or 80 kbps
     header = parse_header(head)
     assert header
     tag = b"Xing" + struct.pack(">II", 1, frames) + b"LAME".ljust(21, b"\0") + delay
@@ -270,7 +271,7 @@ def _xing_frame(first: bytes, frames: int, delay: bytes) -> bytes:
 
 
 def _parse_info(frame: bytes, header: Header) -> Info | None:
-    """Read the Xing, Info or VBRI frame that a frame may be."""
+    """Return the contents of a Xing, Info or VBRI frame; None for other frames."""
     for start in {_HEADER_BYTES + header.side_bytes, _HEADER_BYTES + header.side_bytes + 2 * header.has_checksum}:
         if frame[start : start + 4] in (b"Xing", b"Info"):
             return _parse_xing(frame[start + 4 :])
@@ -295,7 +296,7 @@ _SYNC_OR_TAG = re.compile(_SYNC.pattern + rb"|ID3|TAG|APETAGEX|LYRICSBEGIN")
 
 
 def _tag_size(reader: Window, start: int) -> int:
-    """Return the bytes of the tag that begins here; 0 if none does."""
+    """Return the size in bytes of the tag that begins here; 0 if there is none."""
     head = reader.read(start, 32)
     if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
         size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]

@@ -1,4 +1,4 @@
-"""Ogg files: the streams that are chained in one, by their pages.
+"""Ogg files: find the chained streams by their pages.
 
 Source:
     RFC 3533 (pages); "FLAC - Ogg mapping" at xiph.org.
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import MediaError
-from vqtok.media.spliced import Link, Span, Window
+from vqtok.media.containers.spliced import Link, Span, Window
 
 _CAPTURE = re.compile(rb"OggS\0")
 _HEADER_BYTES = 27
 _FIRST, _LAST = 2, 4  # header type flags
 _FLAC = b"\x7fFLAC"
-_FLAC_MAPPING_BYTES = 9  # before what is a native FLAC stream but for the pages
+_FLAC_MAPPING_BYTES = 9  # before the native FLAC stream, which is split into pages
 
 
 class _Page(NamedTuple):
@@ -29,10 +29,10 @@ class _Page(NamedTuple):
 
 
 def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
-    """Find the streams that are chained in an Ogg file; those that run in parallel stay together.
+    """Return the chained streams of an Ogg file. Parallel streams stay together.
 
     Raises:
-        MediaError: the last page is not whole.
+        MediaError: The last page is truncated.
     """
     chain = list[list[_Page]]()
     for page in _pages(file, start):
@@ -44,16 +44,18 @@ def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
 
 def _link(file: BinaryIO, pages: list[_Page]) -> Link:
     is_ended = {page.serial for page in pages} == {page.serial for page in pages if page.flags & _LAST}
-    warning = "" if is_ended else "the Ogg stream has no end mark, its end may be missing"
+    warning = "" if is_ended else "the Ogg stream has no end mark; its end may be missing"
     file.seek(pages[0].body)
-    if file.read(len(_FLAC)) == _FLAC:  # Not every libsndfile reads FLAC in Ogg, but all do without the pages.
+    if (
+        file.read(len(_FLAC)) == _FLAC
+    ):  # Some versions of libsndfile cannot read FLAC in Ogg, but all read it without the pages.
         spans = [Span(page.body, page.stop) for page in pages if page.serial == pages[0].serial]
         return Link((Span(spans[0].start + _FLAC_MAPPING_BYTES, spans[0].stop), *spans[1:]), warning=warning)
     return Link((Span(pages[0].start, pages[-1].stop),), is_open_ended=not is_ended, warning=warning)
 
 
 def _pages(file: BinaryIO, start: int) -> Iterator[_Page]:
-    """Yield the whole pages; what lies between them is passed over."""
+    """Yield the pages; skip anything between them."""
     window = Window(file)
     while (found := next(window.search(_CAPTURE, start, window.size), None)) is not None:
         head = window.read(found, _HEADER_BYTES + 255)

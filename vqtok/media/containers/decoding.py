@@ -1,4 +1,4 @@
-"""Decode audio files: find out who can, and hand libsndfile what it reads rightly."""
+"""Choose a decoder for an audio file, and pass to libsndfile only data that it decodes correctly."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import soundfile
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
-from vqtok.media import mpeg, ogg, riff
-from vqtok.media.libav import LibavDecoder, format_of
+from vqtok.media.containers import mpeg, ogg, riff
+from vqtok.media.containers.libav import LibavDecoder, format_of
+from vqtok.media.containers.spliced import Link, Span, Spliced, Window
 from vqtok.media.quiet import native_stderr_closed
-from vqtok.media.spliced import Link, Span, Spliced, Window
 
 _MAX_FRAMES = 1 << 40
-"""Above all that is real: libsndfile's way to say that the length is unknown."""
+"""More than any real file has. libsndfile returns larger numbers if the length is unknown."""
 _FLAC, _OGG = b"fLaC", b"OggS"
 _FLAC_START = re.compile(rb"fLaC[\0\x80]\0\0\x22")
 _READ_AHEAD = 1 << 20
-"""Bytes that libsndfile reads at most before it decodes them."""
+"""The maximum number of bytes that libsndfile reads ahead of decoding."""
 _COUNT_FRAMES = 1 << 18
 
 
@@ -31,7 +31,7 @@ class Decoder(Protocol):
     """An audio file that can be decoded, any number of times.
 
     Raises:
-        MediaError: truncated or damaged.
+        MediaError: The file is truncated or damaged.
     """
 
     sample_rate: int
@@ -42,14 +42,14 @@ class Decoder(Protocol):
         """Return the number of samples."""
 
     def read(self, samples: int) -> Iterator[NDArray[np.float32]]:
-        """Yield all frames `(samples, channels)` in pieces of about so many samples."""
+        """Yield all audio `(samples, channels)` in pieces of about `samples` samples."""
 
 
 def open_decoder(file: BinaryIO) -> Decoder:
-    """Find a decoder for what follows in a file that can seek.
+    """Return a decoder for the audio at the current position of a file that can seek.
 
     Raises:
-        MediaError: no known kind of audio, truncated or damaged.
+        MediaError: The audio is of no known format, truncated or damaged.
     """
     start = mpeg.skip_tags(file, file.tell())
     file.seek(start)
@@ -66,83 +66,83 @@ def open_decoder(file: BinaryIO) -> Decoder:
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
-    """A file that is read from its start to its end: soundfile seeks after each read, which not all files can."""
+    """A file that is only read from start to end. soundfile seeks after each read unless `seekable` is false."""
 
     def seekable(self) -> bool:
         return False
 
 
 class SndfileDecoder:
-    """Decode the streams that are joined in a file one after another, through libsndfile.
+    """Decodes the streams of a file one after another with libsndfile.
 
     Raises:
-        MediaError: they differ in sample rate or channels, or cannot be read; so do all methods.
+        MediaError: The streams differ in sample rate or channels, or cannot be read; also raised by all methods.
     """
 
     def __init__(self, file: BinaryIO, links: Sequence[Link]) -> None:
         self._file, self._links = file, links
         self.warnings = [link.warning for link in links if link.warning]
         self._samples = list[int | None]()
-        """Of each link; None where only decoding shows."""
+        """The number of samples of each stream; None if only decoding can find it out."""
         formats = set[tuple[int, int]]()
         for link in links:
-            with self._opened(link) as (sound, _):
-                formats.add((sound.samplerate, sound.channels))
-                is_open_ended = link.is_open_ended or sound.frames > _MAX_FRAMES
-                self._samples.append(None if is_open_ended else link.samples or sound.frames)
+            with self._opened(link) as (opened, _):
+                formats.add((opened.samplerate, opened.channels))
+                is_open_ended = link.is_open_ended or opened.frames > _MAX_FRAMES
+                self._samples.append(None if is_open_ended else link.samples or opened.frames)
             if is_open_ended and not link.is_open_ended:
-                self.warnings.append("the header does not say how long it is; all that is there is read")
+                self.warnings.append("the header does not state the length; the file is read up to its end")
         if len(formats) > 1:
             kinds = ", ".join(f"{rate} Hz x {channels}" for rate, channels in sorted(formats))
-            raise MediaError(f"{len(links)} streams of different form are joined in it ({kinds}); split it")
+            raise MediaError(f"contains {len(links)} streams of different formats ({kinds}); split it")
         ((self.sample_rate, self.channels),) = formats
 
     def count(self) -> int:
-        """Return the number of samples, by decoding where nothing else shows it."""
+        """Return the number of samples. Decode only if there is no other way."""
         return sum(
             sum(map(len, self._frames(link, None, _COUNT_FRAMES))) if samples is None else samples
             for link, samples in zip(self._links, self._samples, strict=True)
         )
 
     def read(self, samples: int) -> Iterator[NDArray[np.float32]]:
-        """Yield all frames `(samples, channels)` in pieces of so many samples, less at the end of a stream."""
+        """Yield all audio `(samples, channels)` in pieces of `samples` samples, fewer at the end of a stream."""
         for link, total in zip(self._links, self._samples, strict=True):
             yield from self._frames(link, total, samples)
 
     def _frames(self, link: Link, total: int | None, samples: int) -> Iterator[NDArray[np.float32]]:
-        with self._opened(link) as (sound, stream):
+        with self._opened(link) as (opened, stream):
             found = 0
             while total is None or found < total:
                 wanted = samples if total is None else min(samples, total - found)
                 with native_stderr_closed():
-                    frames = sound.read(wanted, dtype="float32", always_2d=True)
+                    frames = opened.read(wanted, dtype="float32", always_2d=True)
                 if not len(frames):
                     break
                 found += len(frames)
                 yield frames
             if total is not None and found < total:
-                raise MediaError(f"is truncated: {found} of {total} samples are there")
-            if sound.format == "FLAC":
-                _refuse_joined(stream)
+                raise MediaError(f"is truncated: has {found} of {total} samples")
+            if opened.format == "FLAC":
+                _check_single(stream)
 
     @contextmanager
     def _opened(self, link: Link) -> Iterator[tuple[_SoundFile, Spliced]]:
         stream = Spliced(self._file, link.pieces)
         try:
             with native_stderr_closed():
-                sound = _SoundFile(stream)
-            with sound:
-                yield sound, stream
+                opened = _SoundFile(stream)
+            with opened:
+                yield opened, stream
         except soundfile.SoundFileRuntimeError as error:
-            reason = str(getattr(error, "error_string", error))  # str(error) would show the stream's repr
-            if "does not exist" in reason:  # what libsndfile says where libmpg123 finds no frame
+            reason = str(getattr(error, "error_string", error))  # str(error) would contain the stream's repr.
+            if "does not exist" in reason:  # The misleading message of libsndfile if libmpg123 finds no frame.
                 reason = "Format not recognised."
-            raise MediaError(f"not a readable sound: {reason}") from error
+            raise MediaError(f"is not readable audio: {reason}") from error
 
 
-def _refuse_joined(stream: Spliced) -> None:
-    """Refuse a FLAC stream that has been read with another one after it, which libsndfile passes over."""
+def _check_single(stream: Spliced) -> None:
+    """Raise if another FLAC stream follows the one that has been read, which libsndfile ignores."""
     start = max(1, stream.tell() - _READ_AHEAD)
     window = Window(stream)
     if more := sum(1 for _ in window.search(_FLAC_START, start, window.size)):
-        raise MediaError(f"{1 + more} FLAC files are joined in it; split it")
+        raise MediaError(f"contains {1 + more} concatenated FLAC files; split it")

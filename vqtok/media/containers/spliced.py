@@ -1,4 +1,4 @@
-"""Files as decoders are to see them: `Spliced` from parts of a file and other bytes, and looked into by a `Window`."""
+"""`Spliced`, a file made of parts of another file and other bytes, and `Window`, for random access to a file."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Piece: TypeAlias = Span | bytes
 
 @dataclass(frozen=True)
 class Link:
-    """One stream of an audio file, which a decoder can read by itself."""
+    """One stream of an audio file, which a decoder can read separately."""
 
     pieces: tuple[Piece, ...]
     samples: int | None = None
-    """None: as many as the decoder says."""
+    """The number of samples; None if the decoder knows it."""
     is_open_ended: bool = False
-    """Whether only decoding shows how many samples there are."""
+    """Whether only decoding can find out the number of samples."""
     warning: str = ""
-    """What to tell the user before it is decoded."""
+    """A warning for the user, logged before decoding."""
 
 
 class Spliced:
     """A read-only file made of pieces.
 
-    Several may share one file, but not among threads.
+    Several of them may share one file, but not in different threads.
     """
 
     def __init__(self, file: BinaryIO, pieces: Sequence[Piece]) -> None:
@@ -48,7 +48,7 @@ class Spliced:
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Read up to `size` bytes, all that follow where it is negative."""
+        """Read up to `size` bytes; all that follow if it is negative."""
         end = self._ends[-1] if self._ends else 0
         wanted = end - self._position if size < 0 else min(size, end - self._position)
         parts = []
@@ -69,7 +69,7 @@ class Spliced:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Move to a position and return it; one that no file has, as damaged ones make decoders seek to, is refused."""
+        """Move to a position and return it. Impossible positions, which damaged files can lead to, are ignored."""
         end = self._ends[-1] if self._ends else 0
         origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: end}[whence]
         if 0 <= origin + offset < 1 << 62:
@@ -86,7 +86,7 @@ class Seekable(Protocol):
 
 
 class Window:
-    """Read a file at any position, through a window of it in memory."""
+    """Reads a file at any position, with a part of it in memory."""
 
     def __init__(self, file: Seekable) -> None:
         self._file = file
@@ -103,13 +103,13 @@ class Window:
         return self._window[offset : offset + size]
 
     def chunks(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield a stretch bit by bit, without the zeros about each."""
+        """Yield the bytes from `start` up to `stop` in pieces, each without zeros at its start and end."""
         while start < stop and (data := self.read(start, min(_WINDOW_BYTES, stop - start))):
             yield data.strip(b"\0")
             start += len(data)
 
     def search(self, pattern: re.Pattern[bytes], start: int, stop: int) -> Iterator[int]:
-        """Yield where a pattern of at most 11 bytes matches from `start` up to `stop`."""
+        """Yield the positions from `start` up to `stop` at which a pattern of at most 11 bytes matches."""
         while start < min(stop, self.size):
             data = self.read(start, min(_WINDOW_BYTES, stop - start + 10))
             last = len(data) if start + len(data) >= min(stop, self.size) else len(data) - 10

@@ -1,4 +1,4 @@
-"""Uncompressed audio in chunks (WAV, RF64, W64, AIFF, CAF) or after a header (AU): false sizes put right."""
+"""Uncompressed audio in chunks (WAV, RF64, W64, AIFF, CAF) or after a header (AU): correct wrong sizes in headers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from io import SEEK_END
 from typing import BinaryIO, NamedTuple
 
 from vqtok.errors import MediaError
-from vqtok.media.spliced import Link, Span
+from vqtok.media.containers.spliced import Link, Span
 
 _STREAMED_BYTES = {
     True: (range(0x7F000000, 0x80000100), range(0xFFFFFF00, 1 << 32)),
     False: (range(1 << 62, 1 << 63),),
 }
-"""Programs that write to a pipe put such sizes, or negative ones, into headers: into short ones of 32 bits, or long."""
+"""Sizes, besides negative ones, that programs write into headers if the output is a pipe; by whether it has 32 bits."""
 _MAX_32_BITS = 0xFFFFFFFF
 _MAX_HEADER_BYTES = 128
-"""A size may be off by no more where the header was counted with the samples."""
+"""The maximum error of a size that includes the header by mistake."""
 _CHECKED_BYTES = 1 << 16
 _WITH_TYPE, _TYPES = (b"RIFF", b"RIFX", b"RF64", b"FORM"), (b"WAVE", b"AIFF", b"AIFC")
 
 
 class _Layout(NamedTuple):
-    """How the chunks of a format lie."""
+    """The layout of the chunks of a format."""
 
     first: int
     id_bytes: int
     size: str
     """The struct format of a chunk's size."""
     data: bytes
-    """The identifier of the chunk with the samples begins so."""
+    """The first bytes of the identifier of the chunk with the samples."""
     own_bytes: int = 0
-    """How much of the chunk's header its size counts."""
+    """The bytes of a chunk's header that its size includes."""
     alignment: int = 2
 
     @property
@@ -52,7 +52,7 @@ _LAYOUTS = {
 
 @dataclass(frozen=True)
 class _Data:
-    """Where the samples are, how many bytes the header says, and where it says so."""
+    """The position of the samples, their number of bytes according to the header, and the position of that number."""
 
     start: int
     declared: int
@@ -65,10 +65,10 @@ class _Data:
 
 
 def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
-    """Find the samples of an uncompressed audio file, or of several joined ones; none where it is none.
+    """Return the streams of an uncompressed audio file, or of several concatenated ones; an empty list for other files.
 
     Raises:
-        MediaError: there are fewer samples than the header says.
+        MediaError: There are fewer samples than the header states.
     """
     end, links = file.seek(0, SEEK_END), list[Link]()
     while start < end and (data := _find_data(file, start, end)):
@@ -79,25 +79,27 @@ def find_links(file: BinaryIO, start: int = 0) -> list[Link]:
 
 
 def _link(file: BinaryIO, start: int, data: _Data, end: int) -> Link:
-    there = end - data.start
+    available = end - data.start
     whole = Link((Span(start, end),))
     is_short = data.format[1] == "I"
     is_streamed = data.declared < 0 or any(data.declared in sizes for sizes in _STREAMED_BYTES[is_short])
-    if data.declared == there or (data.declared > there and is_streamed):
-        return whole  # libsndfile reads up to the end.
-    if data.declared > there + min(data.start - start, _MAX_HEADER_BYTES):
-        raise MediaError(f"is truncated: {there} of {data.declared} bytes of samples are there")
-    if 0 <= data.declared < there and _is_metadata(file, data, is_streamed):
+    if data.declared == available or (data.declared > available and is_streamed):
+        return whole  # libsndfile reads up to the end in these cases.
+    if data.declared > available + min(data.start - start, _MAX_HEADER_BYTES):
+        raise MediaError(f"is truncated: has {available} of {data.declared} bytes of samples")
+    if 0 <= data.declared < available and _is_metadata(file, data, is_streamed):
         return whole
-    warning = "" if is_streamed else f"the header is wrong: it says {data.declared} bytes of samples, {there} are there"
-    if there + data.own_bytes > _MAX_32_BITS and is_short:
+    warning = (
+        "" if is_streamed else f"the header is wrong: it states {data.declared} bytes of samples, but has {available}"
+    )
+    if available + data.own_bytes > _MAX_32_BITS and is_short:
         return Link(_as_rf64(file, start, data, end), warning=warning)
-    size = struct.pack(data.format, there + data.own_bytes)
+    size = struct.pack(data.format, available + data.own_bytes)
     return Link((Span(start, data.field.start), size, Span(data.field.stop, end)), warning=warning)
 
 
 def _next_file(file: BinaryIO, data: _Data, end: int) -> int | None:
-    """Find where the next of several joined files begins."""
+    """Return the position of the next of several concatenated files; None if there is none."""
     position = data.start + max(0, data.declared)
     while position + 12 <= end:
         file.seek(position)
@@ -148,7 +150,7 @@ def _find_data(file: BinaryIO, start: int, end: int) -> _Data | None:
 
 
 def _is_metadata(file: BinaryIO, data: _Data, is_streamed: bool) -> bool:
-    """Return whether what follows the samples, as the header has it, is a chunk, a tag or padding."""
+    """Return whether a chunk, a tag or padding follows the samples, whose size the header states."""
     starts = {data.start + data.declared, data.start + data.declared + -data.declared % data.alignment}
     for start in starts:
         file.seek(start)
@@ -161,14 +163,14 @@ def _is_metadata(file: BinaryIO, data: _Data, is_streamed: bool) -> bool:
 
 
 def _as_rf64(file: BinaryIO, start: int, data: _Data, end: int) -> tuple[Span | bytes, ...]:
-    """Make an RF64 file of a WAV file whose size takes more than 32 bits.
+    """Return a WAV file whose size does not fit into 32 bits as an RF64 file.
 
     Raises:
-        MediaError: it is of a format that has no such form.
+        MediaError: The file has a format without a 64-bit form.
     """
     file.seek(start)
     if file.read(4) != b"RIFF":
-        raise MediaError("has more than 4 GiB of samples, but a header for less; convert it to WAV")
+        raise MediaError("has more than 4 GiB of samples, which its header cannot state; convert it to WAV")
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, end - start + 28, end - data.start, 0, 0)
     head = b"RF64\xff\xff\xff\xffWAVE" + sizes
     return head, Span(start + 12, data.field.start), b"\xff" * 4, Span(data.field.stop, end)

@@ -1,4 +1,4 @@
-"""Read AAC, WMA and the audio of MP4, WebM and Matroska files, through PyAV."""
+"""Decode AAC, WMA and the audio of MP4, WebM and Matroska files with PyAV."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
+from vqtok.media.containers.spliced import Span, Spliced
 from vqtok.media.kinds import is_installed
-from vqtok.media.spliced import Span, Spliced
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -24,28 +24,28 @@ _FORMATS = {
     "asf": re.compile(rb"0&\xb2u\x8ef\xcf\x11"),
     "aac": re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"),
 }
-"""What libav calls a format, and how it begins; no other is tried: some, such as playlists, open further files."""
+"""libav's names of the supported formats and their first bytes. Others, such as playlists, could open further files."""
 _PADDING_SAMPLES = 4096
-"""At most as many does a codec add at the end."""
+"""The maximum number of samples that a codec adds at the end."""
 _MISSING_SECONDS = 0.5
-"""Durations that containers state may be off by as much."""
+"""The tolerance for durations that containers state."""
 
 
 def format_of(head: bytes) -> str | None:
-    """Return what libav calls the format of a file that begins so; None if it is not for libav."""
+    """Return libav's name of the format of a file by its first bytes; None if libav does not decode it here."""
     return next((name for name, pattern in _FORMATS.items() if pattern.match(head)), None)
 
 
 class LibavDecoder:
-    """Decode the first audio stream of a file.
+    """Decodes the first audio stream of a file.
 
     Raises:
-        MediaError: there is none, or it is damaged; so do all methods.
+        MediaError: There is none, or it is damaged; also raised by all methods.
     """
 
     def __init__(self, file: BinaryIO, format: str, start: int) -> None:
         if not is_installed("av"):
-            raise MediaError("needs PyAV to be read: pip install 'vqtok[av]', or convert it to FLAC")
+            raise MediaError("requires PyAV: pip install 'vqtok[av]', or convert it to FLAC")
         self._file, self._span, self._format = file, Span(start, file.seek(0, SEEK_END)), format
         with self._opened() as container:
             self.warnings = ["only its audio is read, not the video"] if _has_video(container) else []
@@ -58,7 +58,7 @@ class LibavDecoder:
             self.channels: int = len(frame.layout.channels)
 
     def count(self) -> int:
-        """Return the number of samples, by decoding all where the file does not state it exactly."""
+        """Return the number of samples. The file is decoded if it does not state it exactly."""
         with self._opened() as container:
             stated, is_exact = _stated_samples(container, self.sample_rate)
         if is_exact:
@@ -66,7 +66,7 @@ class LibavDecoder:
         return sum(len(frames) for frames in self.read(0))
 
     def read(self, samples: int) -> Iterator[NDArray[np.float32]]:
-        """Yield all frames `(samples, channels)` in pieces of at least so many samples, but for the last."""
+        """Yield all audio `(samples, channels)` in pieces of at least `samples` samples; the last may have fewer."""
         import av
 
         with self._opened() as container:
@@ -79,7 +79,7 @@ class LibavDecoder:
                 for frame in resampler.resample(decoded):
                     piece = np.asarray(frame.to_ndarray().T, np.float32)
                     if is_exact and 0 <= stated - found < len(piece) and len(piece) <= _PADDING_SAMPLES:
-                        piece = piece[: stated - found]  # The codec filled up its last frame.
+                        piece = piece[: stated - found]  # The codec has padded its last frame.
                     found += len(piece)
                     held.append(piece)
                 if sum(map(len, held)) >= max(samples, 1):
@@ -88,7 +88,7 @@ class LibavDecoder:
             if held:
                 yield np.concatenate(held)
             if stated - found > _MISSING_SECONDS * self.sample_rate:
-                message = f"is truncated: {found} of {stated} samples are there"
+                message = f"is truncated: has {found} of {stated} samples"
                 if is_exact:
                     raise MediaError(message)
                 self.warnings.append(message)
@@ -103,20 +103,20 @@ class LibavDecoder:
             with av.open(file, "r", format=self._format, metadata_errors="replace") as container:
                 if not container.streams.audio:
                     raise MediaError("has no audio stream")
-                if container.streams.audio[0].codec_context is None:  # Some versions crash on it.
-                    raise MediaError("damaged: of no known codec")
+                if container.streams.audio[0].codec_context is None:  # Decoding would crash some versions.
+                    raise MediaError("is damaged: has no known codec")
                 yield container
         except (av.FFmpegError, ValueError) as error:
-            raise MediaError(f"damaged: {getattr(error, 'strerror', None) or error}") from error
+            raise MediaError(f"is damaged: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _has_video(container: Any) -> bool:
-    """Return whether there is a video beside the audio, more than the picture of a cover."""
+    """Return whether the file has a video stream that is not only a cover image."""
     return any(not stream.disposition & stream.disposition.attached_pic for stream in container.streams.video)
 
 
 def _stated_samples(container: InputContainer, sample_rate: int) -> tuple[int, bool]:
-    """Return the number of samples that the file states, 0 if none, and whether it is exactly that of the stream."""
+    """Return the number of samples that the file states, 0 if none, and whether it is exact."""
     stream = container.streams.audio[0]
     if container.format.name.startswith("mov") and stream.duration and stream.time_base:
         return round(stream.duration * stream.time_base * sample_rate), True
