@@ -254,7 +254,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(
     whole = make_trainer(media, tmp_path / "whole", budget, *settings)
     expected = watched(whole)
     best = whole.run()
-    # Validations, and with them checkpoints, are at 10 and 15; discriminators are trained from step 5 on, and used from 8.
+    # Validations and checkpoints are at 10 and 15; discriminators are trained from step 5 on, and used from 8.
     first = make_trainer(media, tmp_path / "run", budget, *settings, on_progress=kill_at(15))
     with pytest.raises(Killed):
         first.run()

@@ -89,7 +89,7 @@ def test_a_preset_may_agree_but_not_contradict() -> None:
     ("settings", "message"),
     [
         (["train.freeze=encoder,decoder"], "must leave the encoder or the decoder"),
-        (["train.freeze=codebook", "train.restart_codebook=true"], "exclude each other"),
+        (["train.freeze=codebook", "train.restart_codebook=true"], "cannot be combined with a frozen codebook"),
         (["train.freeze=all"], "train.freeze must be 'encoder' or 'codebook' or 'decoder', not 'all'"),
     ],
 )

@@ -277,8 +277,8 @@ class Trainer:
         if self.seconds + reserve >= 60 * minutes and not self.step:
             enough = _minutes(2 * self.seconds + 2 * reserve)
             raise TrainingError(
-                f"`minutes` {minutes:g} leaves no time to train: the start took {self.seconds:.0f} s, and the end of the "
-                f"run takes {reserve:.0f} s; raise `minutes` to {enough} or more"
+                f"`minutes` {minutes:g} leaves no time to train: the start took {self.seconds:.0f} s, and the end of "
+                f"the run takes {reserve:.0f} s; raise `minutes` to {enough} or more"
             )
 
     def _size_validations(self, seconds: float) -> None:
