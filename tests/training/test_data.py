@@ -50,7 +50,7 @@ def loader(config: Config, items: list[TrainingItem], seed: int = 0) -> BatchLoa
     return BatchLoader(config, items, MediaCache(config), seed)
 
 
-def test_all_pictures_below_a_folder_in_a_stable_order(tmp_path: Path) -> None:
+def test_all_images_below_a_folder_in_a_stable_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.png", "a/z.JPG", "a/y.webp", "a/deep/er/x.bmp"):
         write_picture(tmp_path / name)
     soundfile.write(tmp_path / "a.wav", wave(100, RATE), RATE)
@@ -58,6 +58,7 @@ def test_all_pictures_below_a_folder_in_a_stable_order(tmp_path: Path) -> None:
     items = find_items(tmp_path, "image")
     assert [item.name for item in items] == ["a/deep/er/x.bmp", "a/y.webp", "a/z.JPG", "b.png"]
     assert [item.path for item in items] == [tmp_path / item.name for item in items]
+    assert caplog.messages == [f"{tmp_path}: passed over 2 files of other kinds: 1 .txt, 1 .wav"]
     assert [item.name for item in find_items(tmp_path, "audio")] == ["a.wav"]
 
 
