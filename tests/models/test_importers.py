@@ -413,7 +413,7 @@ def test_a_pickle_that_needs_more_than_weights_is_refused_with_the_way_to_conver
         import_checkpoint(checkpoint, tmp_path / "m.safetensors", family="vqgan")
     message = str(refusal.value)
     assert "\n" not in message
-    assert "contains more than weights (test_importers.Callback)" in message
+    assert "contains more than weights (models.test_importers.Callback)" in message
     # The command in the message works.
     monkeypatch.chdir(tmp_path)
     exec(message.partition('python -c "')[2].removesuffix('"'))

@@ -665,6 +665,7 @@ def test_a_prior_is_fitted_to_a_model_that_exists(pictures: Path, tmp_path: Path
         train_prior(pictures, tmp_path / "x.safetensors", str(first), settings=["train.seed=1"])
 
 
+@pytest.mark.slow  # measures time
 def test_the_minutes_are_those_of_the_whole_command(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -685,7 +686,7 @@ def test_minutes_too_few_for_a_prior_leave_it_out_and_say_so(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vqtok.training.prior.step_seconds", lambda *others: 0.5)
-    result = run_train(pictures, tmp_path / "model.safetensors", minutes=0.06)
+    result = run_train(pictures, tmp_path / "model.safetensors", steps=8, minutes=1)
     assert not read_card(result.model).has_prior
     # 50 steps of 0.5 s in 0.6 of 0.12 of the time
     assert "the model gets no prior, " in caplog.text
