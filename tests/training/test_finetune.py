@@ -184,7 +184,15 @@ def test_tuning_by_the_clock_fits_the_prior_further(
 
     monkeypatch.setattr("vqtok.training.prior.fit_prior", fit)
     output = tmp_path / "child.safetensors"
-    child = train(pictures, output, init=str(with_prior.model), settings=QUICK, steps=20, minutes=2, device="cpu")
+    child = train(
+        pictures,
+        output,
+        init=str(with_prior.model),
+        settings=[*QUICK, "prior.fit_steps=20"],
+        steps=20,
+        minutes=2,
+        device="cpu",
+    )
     before, after = prior_of(with_prior), prior_of(child)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
