@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-# The work of the tests is too small to share, also in the processes they start.
+# The tests are too small to profit from several threads; this also holds for the processes they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -33,11 +33,11 @@ from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.export.options import ExportOptions
 from vqtok.tokens.shape import Modality
 
-# A busy machine is no reason to fail.
+# Tests must not fail on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# Processes that are killed by the dozen start from one that has loaded everything.
+# Tests that start many processes fork them from one that has loaded everything.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(
     ["vqtok.cli.app", "vqtok.cli.tables", "vqtok.jobs.planning", "vqtok.jobs.runner", "vqtok.models.model_file"]
@@ -63,7 +63,7 @@ CONFIGS = {
 
 
 def picture(width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
-    """Draw a smooth picture with some noise, `(height, width, channels)`."""
+    """Return a smooth image with some noise, `(height, width, channels)`."""
     y, x = np.mgrid[:height, :width] / 32
     waves = np.stack([np.sin(x + i) * np.cos(y * (i + 1)) for i in range(channels)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 6, waves.shape)
@@ -71,20 +71,20 @@ def picture(width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
 
 
 def wave(samples: int, sample_rate: int, channels: int = 1) -> NDArray[np.float32]:
-    """Make a sweep that differs from channel to channel, `(samples, channels)`."""
+    """Return a sweep that differs between channels, `(samples, channels)`."""
     time = np.arange(samples)[:, None] / sample_rate
     return (0.5 * np.sin(2 * np.pi * (200 + 3000 * time) * time * np.arange(1, channels + 1))).astype(np.float32)
 
 
 @pytest.fixture
 def quick_kmeans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the k-means start of codebooks take a few batches."""
+    """Let the k-means start of codebooks use only a few batches."""
     monkeypatch.setattr("vqtok.training.initialise.KMEANS_VECTORS", 256)
 
 
 @pytest.fixture
 def sounds(tmp_path: Path) -> Path:
-    """A folder with six short sounds."""
+    """Return a folder with six short audio files."""
     folder = tmp_path / "sounds"
     folder.mkdir()
     for index in range(6):
@@ -94,7 +94,7 @@ def sounds(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MAKE_MODEL:
-    """Give a function that writes a tiny model with random weights, k-means codebooks and entropy tables."""
+    """Return a function that writes a tiny model with random weights, k-means codebooks and entropy tables."""
     import torch
 
     from vqtok.config import Config, from_dict
@@ -132,7 +132,7 @@ def audio_model(make_model: MAKE_MODEL) -> Path:
 
 @pytest.fixture
 def bundled(image_model: Path, audio_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> Path:
-    """Put the tiny models in the place of the bundled ones."""
+    """Replace the bundled models by the tiny ones."""
     folder = tmp_path_factory.mktemp("bundled")
     for path in (image_model, audio_model):
         (folder / path.name).symlink_to(path)
@@ -156,7 +156,7 @@ def sound(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(bundled: Path) -> Iterator[RUN]:
-    """Give a function that runs a command line in this process, with the tiny models as defaults."""
+    """Return a function that runs a command line in this process, with the tiny models as defaults."""
     from vqtok.cli.app import app
 
     root = logging.getLogger()
@@ -170,10 +170,10 @@ def run(bundled: Path) -> Iterator[RUN]:
 
 
 class Started:
-    """A command line that runs in a process of its own.
+    """A command line that runs in a separate process.
 
     Args:
-        before: Is called in the process first.
+        before: Called in the process first.
     """
 
     def __init__(self, folder: Path, *args: object, before: Callable[[], object] | None = None) -> None:
@@ -183,7 +183,7 @@ class Started:
         self.process.start()
 
     def send(self, number: signal.Signals, after: float = 0.0) -> None:
-        """Send it a signal so many seconds after it has begun to work, unless it has ended."""
+        """Send a signal some seconds after the process has begun to work, unless it has ended."""
         self.await_begin()
         time.sleep(0.005 + after)
         if self.process.is_alive():
@@ -196,7 +196,7 @@ class Started:
             time.sleep(0.001)
 
     def wait(self) -> int:
-        """Give its exit code."""
+        """Wait for the process and return its exit code."""
         self.process.join(120)
         assert self.process.exitcode is not None
         return self.process.exitcode
@@ -228,7 +228,7 @@ def _run(folder: Path, arguments: list[str], before: Callable[[], object] | None
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
-    """Give a function that starts a command line in a process of its own, in hardly any time."""
+    """Return a function that quickly starts a command line in a separate process."""
     running: list[Started] = []
 
     def begin(*args: object, before: Callable[[], object] | None = None) -> Started:

@@ -1,4 +1,4 @@
-"""Presets, `--set`, and the errors that name what is wrong."""
+"""Presets, settings, and their errors."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_set_leaves_the_rest_alone_and_the_last_one_holds() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.batch", "give path=value"),
-        ("=3", "give path=value"),
-        ("nothing=3", "unknown setting nothing; there are model, data, loss, train"),
+        ("train.batch", "must be path=value"),
+        ("=3", "must be path=value"),
+        ("nothing=3", "unknown setting nothing; known are model, data, loss, train"),
         ("train.nothing=3", "unknown setting train.nothing"),
         ("model.network.nothing=3", "unknown setting model.network.nothing"),
         ("train.batch_size.more=3", "batch_size is a value, not a section"),
@@ -96,10 +96,10 @@ def test_set_leaves_the_rest_alone_and_the_last_one_holds() -> None:
         ("data.flip=1", "data.flip must be bool, not 1"),
         ("data.note=3", "data.note must be str, not 3"),
         ("model.modality=sound", "model.modality must be 'image' or 'audio', not 'sound'"),
-        ("model.channels=2", r"model.channels must be 1 \(grey\) or 3 \(RGB\), not 2"),
+        ("model.channels=2", r"model.channels must be 1 \(gray\) or 3 \(RGB\), not 2"),
         ("model.sample_rate=8000", "model.sample_rate must be set for audio, and only for audio"),
         ("model.modality=audio", "model.sample_rate must be set for audio"),
-        ("model.network.strides=4,2,2", "model.network: .* need equal lengths"),
+        ("model.network.strides=4,2,2", "model.network: .* must have equal lengths"),
         ("model.network.strides=4,two", "model.network.strides must be int, not '4,two'"),
         ("model.network.strides=[4,", "model.network.strides must be int"),
         ("model.network.strides=4,0", "model.network.strides must be at least 1, not 0"),
@@ -118,7 +118,9 @@ def test_bad_settings_name_the_path(setting: str, message: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="no preset 'imagge'; there are audio, audio-gan, digits, image, image-gan"):
+    with pytest.raises(
+        UsageError, match="`preset` 'imagge' does not exist; use audio, audio-gan, digits, image, image-gan or a"
+    ):
         load_preset("imagge")
 
 
@@ -158,7 +160,7 @@ def test_crops_too_small_for_the_discriminator() -> None:
 
 def test_weights_that_cannot_be_found_are_refused() -> None:
     balanced = ["adversarial.weight=1", "adversarial.weighting=balanced"]
-    with pytest.raises(UsageError, match=r"weighting must be fixed with train\.accumulate above 1"):
+    with pytest.raises(UsageError, match=r"weighting must be fixed if train\.accumulate is above 1"):
         load_preset("image", [*balanced, "train.accumulate=2"])
     with pytest.raises(UsageError, match=r"leave decoder out of train\.freeze"):
         load_preset("image", ["adversarial.weight=1", "adversarial.weighting=adaptive", "train.freeze=decoder"])

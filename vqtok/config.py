@@ -1,4 +1,4 @@
-"""Every knob: frozen dataclasses, read from TOML presets and `--set path=value`, stored as JSON in the model."""
+"""The configuration: frozen dataclasses, read from TOML presets and settings, stored as JSON in the model file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kind = Literal["vq", "fsq", "lfq", "bsq", "ibq"]
 AdversarialKind = Literal["hinge", "non_saturating", "least_squares"]
 PerceptualKind = Literal["efficientnet", "lpips"]
 
-# Numbers are never negative; these have narrower limits, and those of a tuple hold for each of its items.
+# No number may be negative. These have narrower limits; in a tuple they hold for each number.
 # fmt: off
 AT_LEAST_ONE = frozenset({
     "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
@@ -38,54 +38,55 @@ class NetworkConfig:
     encoder_blocks: tuple[int, ...] = (2, 2)
     decoder_blocks: tuple[int, ...] = (3, 3)
     kernel: int = 3
-    """Of the convolutions in a block; odd."""
+    """Size of the convolutions in a block; odd."""
     dilations: tuple[int, ...] = (1,)
-    """Of the blocks of a stage in turn."""
+    """Dilations of the blocks of a stage, repeated cyclically."""
     activation: Literal["silu", "elu", "snake"] = "silu"
     norm: Literal["channel", "none"] = "channel"
-    """none lets loudness pass through the network, which sound needs."""
+    """With "none" the loudness passes through the network, which audio needs."""
     kind: Literal["convolutional", "vqgan", "magvit2"] = "convolutional"
-    """Of the others, published for pictures, strides are 1 or 2, widths multiples of 32, and kernel to norm are fixed.
-    They look at the whole picture, which thus cannot be tiled."""
+    """The published networks ("vqgan", "magvit2") are for images: strides are 1 or 2, widths are multiples of 32, and
+    `kernel`, `dilations`, `activation` and `norm` have no effect. They need the whole image at once, so it cannot be
+    tiled."""
     attention: tuple[bool, ...] = ()
-    """Of vqgan: the stages whose blocks are followed by self-attention; none by default."""
+    """For vqgan: whether the blocks of each stage are followed by self-attention; by default nowhere."""
     middle_attention: bool = True
-    """Of vqgan: self-attention between the two blocks at the grid's resolution."""
+    """For vqgan: self-attention between the two blocks at the resolution of the grid."""
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """`Residual` x `Grouped` x `Projected` x kind, as far as the numbers ask for them."""
+    """The quantizer: `kind`, wrapped in `Projected`, `Grouped` and `Residual` if the numbers require it."""
 
     kind: Kind = "vq"
     dim: int = 32
     """Channels of the latent."""
     codebook_size: int = 1024
-    """Of `vq` and `ibq`; the other kinds have implicit codebooks."""
+    """Number of codes of `vq` and `ibq`; the other kinds have implicit codebooks."""
     depth: int = 1
-    """Residual codebooks, coarse first."""
+    """Number of residual codebooks, from coarse to fine."""
     groups: int = 1
-    """Slices of the latent that are quantised side by side, at each depth."""
+    """Number of slices of the latent that are quantized separately, at each depth."""
     projected_dim: int = 0
-    """Size of the space the lookup takes place in; for `lfq` and `bsq` the number of bits. 0: that of the latent."""
+    """Dimension in which codes are looked up; for `lfq` and `bsq` the number of bits. 0 for that of the latent."""
     levels: tuple[int, ...] = ()
-    """Of `fsq`, one per dimension."""
+    """Levels of each dimension of `fsq`."""
     metric: Literal["l2", "cosine"] = "l2"
     learning: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     restart_below: float = 0.03
-    """Codes used less than this fraction of uniform use restart from current latents."""
+    """Codes whose usage is below this fraction of uniform usage restart from current latents."""
     prefix_dropout: float = 0.5
-    """Probability that an item of the batch is decoded from a random prefix of the codebooks."""
+    """Probability that an item of a batch is decoded from a random prefix of the codebooks."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that the weights depend on; part of the model's identity."""
+    """The architecture, on which the weights depend; part of the model's identity."""
 
     modality: Literal["image", "audio"] = "image"
     channels: int = 3
-    """Of the image; sound is coded one channel at a time."""
+    """Channels of the image; audio is encoded one channel at a time."""
     sample_rate: int = 0
     """Hz; 0 for images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -94,18 +95,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The training data and how it is cut."""
+
     crop_pixels: int = 96
     crop_seconds: float = 1.0
     flip: bool = True
     """Mirror images at random."""
     validation_fraction: float = 0.05
-    """Of the files, chosen by a hash of their names."""
+    """Fraction of the files that are held out, selected by a hash of their names."""
     cache_gb: float = 4.0
-    """Decoded media kept in memory; what does not fit is decoded again each time."""
+    """Memory for decoded media; files that do not fit are decoded each time."""
     workers: int = 2
     """Threads that cut crops ahead of the training step."""
     note: str = ""
-    """Recorded in the model card: what the data are, and their licences."""
+    """A note for the model card: the data and its licenses."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class LossConfig:
     loudness: float = 0.0
     perceptual: float = 0.0
     perceptual_kind: PerceptualKind = "efficientnet"
-    """Whose features are compared; lpips fetches its network's weights at the first use."""
+    """The network whose features are compared; lpips downloads its weights at the first use."""
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
@@ -128,14 +131,16 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """The optimization and its schedule."""
+
     steps: int = 20_000
-    """Used when neither --steps nor --minutes is given."""
+    """Number of steps, if neither steps nor minutes are given to `train`."""
     batch_size: int = 16
-    """Items a step takes, in each process."""
+    """Items per step, in each process."""
     accumulate: int = 1
-    """Parts that a batch is worked through in, to save memory."""
+    """Number of parts that a batch is split into, to save memory."""
     gradient_checkpointing: bool = False
-    """Compute the residual blocks again for the backward pass instead of keeping them: less memory, more time."""
+    """Recompute the residual blocks in the backward pass, which saves memory and takes more time."""
     learning_rate: float = 1e-3
     resampling_scale: float = 0.4
     """Learning rate of the convolutions between blocks, relative to that of the blocks."""
@@ -143,72 +148,73 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 200
     continuous_steps: int = 250
-    """First steps without quantisation; the codebooks then start by k-means."""
+    """Number of first steps without quantization, after which k-means initializes the codebooks."""
     clip_norm: float = 1.0
     average_decay: float = 0.999
-    """Of the averaged weights that are validated and saved."""
+    """Decay of the averaged weights, which are validated and saved."""
     validations: int = 15
-    """Spread over the run."""
+    """Number of validations in the run."""
     validation_items: int = 32
-    """Held-out files at each validation; the final one uses all."""
+    """Number of held-out files in a validation; the final evaluation uses all."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """auto: bfloat16 autocast where the processor has it in hardware."""
+    """With "auto", bfloat16 autocast if the hardware supports it, else float32."""
     stored_precision: Literal["float16", "float32"] = "float16"
-    """Of the weights in the model file."""
+    """Type of the weights in the model file."""
     freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = ()
-    """What --init leaves as it is."""
+    """Parts that fine-tuning leaves unchanged."""
     restart_codebook: bool = False
-    """Let --init keep the networks only; the codebooks start by k-means."""
+    """Let fine-tuning keep only the networks, and initialize the codebooks by k-means."""
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The context prior that makes token files smaller, fitted when training ends."""
+    """The context prior, which makes token files smaller; it is fitted after training."""
 
     fit_steps: int = 1000
-    """At most, and at most a quarter of the run's own steps; 0 leaves the prior out."""
+    """Maximum number of steps, and at most a quarter of the run's steps; 0 for no prior."""
     learning_rate: float = 4e-3
     dim: int = 32
-    """Channels of the embeddings of known codes."""
+    """Dimension of the embeddings of known codes."""
     hidden: int = 48
     positions: int = 600_000
-    """Grid positions of training media that it learns from, at most."""
+    """Maximum number of grid positions of training media that it is fitted to."""
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The discriminators beside the model, and how much they have to say.
+    """The discriminators and the weights of their losses.
 
-    Source: the learning rate, the clipping of which 1 is the lowest seen, and a fixed weight of 0.02 to 0.1 from a
-        fifth or a third of the run on, with LeCam at 0.001: the public set-ups of VQGAN+ (Weber et al. 2024,
-        "MaskBit") and TA-TiTok (Kim et al. 2025). betas: Esser et al. 2021. Those for sound stand in its preset.
+    Source: the public configurations of VQGAN+ (Weber et al. 2024, "MaskBit") and TA-TiTok (Kim et al. 2025) for the
+        learning rate, the clipping (1 is the lowest value there), and a fixed weight of 0.02 to 0.1 from a fifth or a
+        third of the run on, with LeCam at 0.001. betas: Esser et al. 2021. For audio see the preset audio-gan.
     """
 
     weight: float = 0.0
-    """Of the adversarial loss; 0: there are no discriminators."""
+    """Weight of the adversarial loss; 0 for no discriminators."""
     kind: AdversarialKind = "hinge"
     feature_matching: float = 0.0
     """Weight of the differences in the discriminators' features."""
     lecam: float = 0.001
-    """Weight of the LeCam regularisation, which steadies the discriminators."""
+    """Weight of the LeCam regularization, which stabilizes the discriminators."""
     weighting: Literal["fixed", "adaptive", "balanced"] = "fixed"
-    """adaptive: `weight` is relative to what makes the adversarial gradient at the last layer as large as that of the
-    other losses. balanced: all weights are shares of the gradient at the reconstruction."""
+    """With "adaptive", `weight` is relative to the weight that makes the adversarial gradient at the last layer as
+    large as that of the other losses. With "balanced", all weights are shares of the gradient at the
+    reconstruction."""
     start: float = 0.2
     """Fraction of the run after which the discriminators' losses are used."""
     warm_up: float = 0.05
-    """Fraction of the run that the discriminators learn before that."""
+    """Fraction of the run before `start` in which the discriminators are already trained."""
     width: int = 64
     """Channels of the discriminators' first layers."""
     learning_rate: float = 1e-4
-    """Of the discriminators; it follows the run's cosine."""
+    """Learning rate of the discriminators; it follows the cosine of the run."""
     betas: tuple[float, float] = (0.5, 0.9)
     clip_norm: float = 10.0
 
 
 @dataclass(frozen=True)
 class Config:
-    """A training set-up: what a preset holds and a model file records."""
+    """A training configuration, as in presets and model files."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -219,7 +225,7 @@ class Config:
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Give the weight of each loss term by name."""
+        """The weight of each loss term by name."""
         weights = dict(_numbers(self.loss))
         return weights | {
             "adversarial": self.adversarial.weight,
@@ -227,11 +233,11 @@ class Config:
         }
 
     def __post_init__(self) -> None:
-        for complaint in self._complaints():
-            raise UsageError(complaint)
+        for problem in self._problems():
+            raise UsageError(problem)
 
-    def _complaints(self) -> Iterator[str]:
-        """Say what makes no sense; each check relies on those before it."""
+    def _problems(self) -> Iterator[str]:
+        """Yield what is invalid. The first one is raised, so each check relies on the earlier ones."""
         for path, value in _numbers(self):
             name = path.rpartition(".")[2]
             lowest = 1 if name in AT_LEAST_ONE else 0
@@ -242,17 +248,17 @@ class Config:
         model, network, quantizer = self.model, self.model.network, self.model.quantizer
         lengths = {len(x) for x in (network.strides, network.widths, network.encoder_blocks, network.decoder_blocks)}
         if len(lengths) > 1 or 0 in lengths:
-            yield "model.network: strides, widths, encoder_blocks and decoder_blocks need equal lengths"
+            yield "model.network: strides, widths, encoder_blocks and decoder_blocks must have equal lengths"
         if network.kind != "convolutional":
-            yield from _published_complaints(model)
+            yield from _published_problems(model)
         if network.kernel % 2 == 0:
             yield f"model.network.kernel must be odd, not {network.kernel}"
         if not network.dilations:
-            yield "model.network.dilations needs at least one, for example [1]"
+            yield "model.network.dilations needs at least one value, for example [1]"
         if (model.modality == "audio") != (model.sample_rate > 0):
             yield "model.sample_rate must be set for audio, and only for audio"
         if model.modality == "image" and model.channels not in (1, 3):
-            yield f"model.channels must be 1 (grey) or 3 (RGB), not {model.channels}"
+            yield f"model.channels must be 1 (gray) or 3 (RGB), not {model.channels}"
         if self.adversarial.weight and model.modality == "image" and self.data.crop_pixels < 24:
             yield "data.crop_pixels must be at least 24 for the discriminator (adversarial.weight above 0)"
         if quantizer.codebook_size < 2:
@@ -264,11 +270,11 @@ class Config:
         if {"encoder", "decoder"} <= set(self.train.freeze):
             yield "train.freeze must leave the encoder or the decoder to train"
         if self.train.restart_codebook and "codebook" in self.train.freeze:
-            yield "train.restart_codebook and a frozen codebook exclude each other"
+            yield "train.restart_codebook cannot be combined with a frozen codebook"
         if self.adversarial.weight and self.adversarial.weighting != "fixed" and self.train.accumulate > 1:
-            yield "adversarial.weighting must be fixed with train.accumulate above 1: whole batches show the weights"
+            yield "adversarial.weighting must be fixed if train.accumulate is above 1; other weights need whole batches"
         if self.adversarial.weight and self.adversarial.weighting == "adaptive" and "decoder" in self.train.freeze:
-            yield "adversarial.weighting=adaptive goes by the decoder's last layer; leave decoder out of train.freeze"
+            yield "adversarial.weighting=adaptive needs the decoder's last layer; leave decoder out of train.freeze"
         if quantizer.dim % quantizer.groups:
             yield "model.quantizer.dim must be a multiple of groups"
 
@@ -276,24 +282,24 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def _published_complaints(model: ModelConfig) -> Iterator[str]:
-    """Say what does not fit a network of a published kind."""
+def _published_problems(model: ModelConfig) -> Iterator[str]:
+    """Yield what is invalid for a published network."""
     network = model.network
     if model.modality != "image":
         yield f"model.network.kind {network.kind} is for images"
     if not set(network.strides) <= {1, 2}:
         yield f"model.network.strides of {network.kind} must be 1 or 2, for example 1,2,2,2"
     if any(width % 32 for width in network.widths):
-        yield f"model.network.widths of {network.kind} must be multiples of 32, for its group norms"
+        yield f"model.network.widths of {network.kind} must be multiples of 32 (its group norms need that)"
     if len(network.attention) not in (0, len(network.strides)):
-        yield "model.network.attention needs true or false for each stage, or nothing"
+        yield "model.network.attention must be empty or have true or false for each stage"
 
 
 T = TypeVar("T")
 
 
 def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of a config dataclass with its path."""
+    """Yield every number of a configuration with its path."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
@@ -304,16 +310,16 @@ def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def preset_names() -> list[str]:
-    """Name the presets that come with vqtok."""
+    """Return the names of the bundled presets."""
     folder = resources.files("vqtok") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
-    """Read a preset by name, or a TOML file by path, and apply `path=value` settings.
+    """Read a preset by name, or a TOML file by path, and apply settings of the form `path=value`.
 
     Raises:
-        UsageError: an unknown preset, key or value.
+        UsageError: The preset, a key or a value is unknown or invalid.
     """
     values = read_preset(name)
     for setting in settings:
@@ -322,16 +328,18 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Read what a preset or TOML file says, over what the preset says that it names as its `base`; unchecked.
+    """Read the values of a preset or TOML file, merged into those of the preset that it names as `base`.
+
+    The values are not checked.
 
     Raises:
-        UsageError: there is none of that name, or it is no TOML.
+        UsageError: The preset does not exist or is not valid TOML.
     """
     source = Path(name) if name.endswith(".toml") else resources.files("vqtok") / "presets" / f"{name}.toml"
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no preset {name!r}; there are {', '.join(preset_names())}, or a .toml file") from None
+        raise UsageError(f"`preset` {name!r} does not exist; use {', '.join(preset_names())} or a .toml file") from None
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -345,7 +353,7 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Give settings with changes to some of them, section by section."""
+    """Return values with some of them changed, section by section."""
     sections = {
         key: merged(base[key], value)
         for key, value in changes.items()
@@ -355,19 +363,19 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Set one `path=value`, such as `train.batch_size=8`; the value is TOML, a list without brackets, or plain text.
+    """Apply a setting such as `train.batch_size=8`. The value is TOML, a list without brackets, or plain text.
 
     Raises:
-        UsageError: not of that form, or a path through something that is no section.
+        UsageError: The setting has another form, or its path leads through something that is not a section.
     """
     path, equals, text = setting.partition("=")
     if not equals or not path:
-        raise UsageError(f"--set {setting!r}: give path=value, such as train.batch_size=8")
+        raise UsageError(f"`settings` {setting!r}: must be path=value, for example train.batch_size=8")
     *sections, key = path.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UsageError(f"--set {setting!r}: {section} is a value, not a section")
+            raise UsageError(f"`settings` {setting!r}: {section} is a value, not a section")
     values[key] = _parse_value(text.strip())
 
 
@@ -381,15 +389,15 @@ def _parse_value(text: str) -> Any:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
-    """Build a config dataclass from plain values, checking names and types.
+    """Create a configuration from plain values, and check names and types.
 
     Raises:
-        UsageError: naming the path of what is unknown or of the wrong type.
+        UsageError: A name is unknown or a value has the wrong type; the message has its path.
     """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UsageError(f"unknown setting {path}{unknown[0]}; there are {', '.join(path + name for name in hints)}")
+        raise UsageError(f"unknown setting {path}{unknown[0]}; known are {', '.join(path + name for name in hints)}")
     return cls(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in values.items()})
 
 

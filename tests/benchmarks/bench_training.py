@@ -1,9 +1,9 @@
-"""Compare the speed of training with the bare forward and backward pass of the same network, in processor time.
+"""Compare the throughput of training with the bare forward and backward pass of the network, by processor time.
 
 python tests/benchmarks/bench_training.py [PRESET...]
 
-The presets are image, audio and digits. The bare pass has the network, the quantizer and the losses; training adds
-data, clipping, the optimizer, averaging, and the monitoring of the codebooks.
+The presets are image, audio and digits. The bare pass has the network, the quantizer and the losses; training adds data
+loading, clipping, the optimizer, averaging and the monitoring of the codebooks.
 """
 
 from __future__ import annotations

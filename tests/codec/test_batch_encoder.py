@@ -49,7 +49,7 @@ def test_options(bundled, photo, sound, image_model):
 def test_what_is_no_fault_of_a_medium_is_raised(encoder, photo, sound, image_model):
     with pytest.raises(UsageError, match="needs a column"):
         encoder({"name": ["x"]})
-    with pytest.raises(ModelError, match="no model"):
+    with pytest.raises(ModelError, match="neither a model file nor a bundled model"):
         vqtok.Encoder("none", device="cpu")({"path": [str(photo)]})
     with pytest.raises(ModelError, match=r"sound.wav: this model encodes image"):
         vqtok.Encoder(str(image_model), device="cpu")({"path": [str(sound)]})
@@ -98,8 +98,8 @@ def test_what_is_no_medium_is_an_error_of_its_row(encoder, photo):
     ]
     found = encoder({"bytes": [data, *wrong, data]})
     assert [bool(tokens) for tokens in found["tokens"]] == [True, *[False] * len(wrong), True]
-    assert found["error"][1:4].tolist() == ["input: neither bytes nor a path"] * 3
-    assert found["error"][4] == "input: bytes must be those of a file, not str"
+    assert found["error"][1:4].tolist() == ["input: has neither bytes nor a path"] * 3
+    assert found["error"][4] == "input: bytes must be the contents of a file, not str"
     assert all(found["error"][1:-1])
     names = [None, 7, "", "a\0b.png", ".", "s3:///x.png", "nosuch://bucket/x.png", str(photo / "x"), "x" * 5000]
     found = encoder({"path": [*names, photo]})

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, imported: the same codes, the same media, every weight accounted for."""
+"""Imported checkpoints of other projects: same codes, same media, and no weight is ignored."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ ORIGINALS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
 }
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give weights under which pictures have many codes, and media about the range of pictures."""
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Set random weights with which images have many codes, and reconstructions about the range of images."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -82,17 +82,17 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture(scope="module")
 def made() -> Callable[[str], nn.Module]:
     models: dict[str, nn.Module] = {}
-    return lambda name: models.setdefault(name, randomised(ORIGINALS[name][1]()))
+    return lambda name: models.setdefault(name, randomized(ORIGINALS[name][1]()))
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], **entries: Any) -> Path:
-    """Write a checkpoint as Lightning does."""
+    """Write a checkpoint in the format of Lightning."""
     torch.save({"epoch": 3, "global_step": 7, "state_dict": dict(tensors), "optimizer_states": [], **entries}, path)
     return path
 
 
 def config(path: Path, target: str = "taming.models.vqgan.VQModel", **changes: Any) -> Path:
-    """Write a YAML as taming-transformers has it."""
+    """Write a YAML in the format of taming-transformers."""
     networks = {"double_z": False, "z_channels": Z, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": CH}
     networks |= {"ch_mult": list(MULT), "num_res_blocks": BLOCKS, "attn_resolutions": [16], "dropout": 0.0}
     values = {"embed_dim": DIM, "n_embed": SIZE, "ddconfig": networks}
@@ -103,7 +103,7 @@ def config(path: Path, target: str = "taming.models.vqgan.VQModel", **changes: A
 
 
 def check_same(original: nn.Module, path: Path, width: int = 72, height: int = 56) -> None:
-    """Compare codes and media on a picture of whole grid steps."""
+    """Assert that codes and reconstruction of an image of whole grid steps are equal."""
     x = torch.from_numpy(picture(width, height)).permute(2, 0, 1)[None] / 127.5 - 1.0
     codec = Codec(load_model(path))
     tokens = codec.encode(Media("image", x[0].numpy()))
@@ -143,7 +143,7 @@ def test_pictures_of_any_size_come_back_exactly(made: Any, tmp_path: Path) -> No
     np.testing.assert_allclose(codec.decode(tokens).data, expected, rtol=0, atol=1e-4)
 
 
-# Where the weights stand in a file.
+# The location of weights in a file.
 
 
 def test_inside_a_latent_diffusion_model(made: Any, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_inside_a_latent_diffusion_model(made: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["magvit2", "ibq", "taming"])
 def test_averages_are_preferred(name: str, made: Any, tmp_path: Path) -> None:
-    original, other = made(name), randomised(ORIGINALS[name][1](), seed=9)
+    original, other = made(name), randomized(ORIGINALS[name][1](), seed=9)
     original.loss = nn.Linear(2, 2)
     tensors = other.state_dict() | {f"loss.{n}": x for n, x in original.loss.state_dict().items()}
     tensors |= {f"model_ema.{n}": x for n, x in originals.LitEma(original).state_dict().items()}
@@ -197,13 +197,13 @@ def test_averages_that_could_be_of_two_weights_are_refused(made: Any, tmp_path: 
     tensors["model_ema.encoderconv_inweight"] = torch.ones(1)
     tensors["model_ema.encoderconvinweight"] = torch.ones(1)
     tensors["encoder.conv.in.weight"] = torch.ones(1)
-    with pytest.raises(ModelError, match="encoderconvinweight may be the average of several weights"):
+    with pytest.raises(ModelError, match="encoderconvinweight could be the average of several weights"):
         import_checkpoint(save(tmp_path / "a.ckpt", tensors), tmp_path / "m.safetensors", family="vqgan")
 
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_llamagen_files_of_training(made: Any, averaged: bool, tmp_path: Path) -> None:
-    original, other = made("llamagen"), randomised(llamagen(), seed=9)
+    original, other = made("llamagen"), randomized(llamagen(), seed=9)
     content = {"model": (other if averaged else original).state_dict(), "optimizer": {}, "steps": 5}
     content |= {"args": argparse.Namespace(vq_model="VQ-16")}
     if averaged:
@@ -242,14 +242,14 @@ def test_what_wraps_a_model_is_no_part_of_its_names(wrap: str, made: Any, tmp_pa
 
 
 def test_parts_of_a_model_may_be_wrapped(made: Any, tmp_path: Path) -> None:
-    """By torch.compile or DistributedDataParallel, the encoder alone."""
+    """Only the encoder is wrapped by torch.compile or DistributedDataParallel."""
     tensors = made("llamagen").state_dict()
     plain = import_checkpoint(save(tmp_path / "plain.ckpt", tensors), tmp_path / "plain.safetensors")
     wrapped = {name.replace("encoder.", "encoder._orig_mod.module.", 1): tensor for name, tensor in tensors.items()}
     assert wrapped.keys() != tensors.keys()
     found = import_checkpoint(save(tmp_path / "wrapped.ckpt", wrapped), tmp_path / "wrapped.safetensors")
     assert found.identity == plain.identity
-    with pytest.raises(ModelError, match="holds several weights that are encoder.conv_in.weight in the model"):
+    with pytest.raises(ModelError, match="has several weights for encoder.conv_in.weight of the model"):
         import_checkpoint(save(tmp_path / "both.ckpt", tensors | wrapped), tmp_path / "both.safetensors")
 
 
@@ -270,7 +270,7 @@ def test_sections_of_a_checkpoint(path: list[str], averaged: bool, made: Any, tm
     for name in reversed(path):
         content = {name: content, "discriminator": {"0.weight": torch.ones(1)}, "step": 5}
     if averaged:
-        content["model"] = randomised(llamagen(), seed=9).state_dict()
+        content["model"] = randomized(llamagen(), seed=9).state_dict()
     torch.save(content, tmp_path / "a.pt")
     found = import_checkpoint(tmp_path / "a.pt", tmp_path / "m.safetensors")
     check_same(made("llamagen"), found.model)
@@ -329,12 +329,15 @@ def test_the_config_tells_the_family(target: str, family: str, made: Any, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_embed": 16384}, r"c\.yaml: says n_embed 16384, the checkpoint has 40; is it another's config\?"),
-        ({"ch_mult": [1, 2, 2]}, r"says ch_mult \[1, 2, 2\], the checkpoint has \[1, 1, 2\]"),
+        (
+            {"n_embed": 16384},
+            r"c\.yaml: n_embed is 16384, but the checkpoint has 40; is this the config of another",
+        ),
+        ({"ch_mult": [1, 2, 2]}, r"ch_mult is \[1, 2, 2\], but the checkpoint has \[1, 1, 2\]"),
         ({"double_z": True}, "double_z: True is not supported"),
         ({"attn_type": "linear"}, "attn_type: linear is not supported"),
         ({"l2_normalize": True}, "l2_normalize is not supported"),
-        ({"target": "ldm.models.autoencoder.AutoencoderKL"}, "AutoencoderKL is no model that can be imported"),
+        ({"target": "ldm.models.autoencoder.AutoencoderKL"}, "AutoencoderKL cannot be imported"),
     ],
 )
 def test_configs_that_do_not_fit(changes: dict[str, Any], message: str, made: Any, tmp_path: Path) -> None:
@@ -350,8 +353,11 @@ def test_configs_that_do_not_fit(changes: dict[str, Any], message: str, made: An
     [
         ("a: [", "not valid YAML"),
         ("model: !!python/object/apply:os.system [echo]", "not valid YAML"),
-        ("model: {target: x, params: {n_embed: 3}}", "is no config of a tokenizer: needs model.params with a ddconfig"),
-        ("just words", "is no config of a tokenizer"),
+        (
+            "model: {target: x, params: {n_embed: 3}}",
+            "not the config of a tokenizer: needs model.params with a ddconfig",
+        ),
+        ("just words", "not the config of a tokenizer"),
     ],
 )
 def test_yaml_that_is_no_config(text: str, message: str, tmp_path: Path) -> None:
@@ -362,11 +368,11 @@ def test_yaml_that_is_no_config(text: str, message: str, tmp_path: Path) -> None
 
 def test_without_pyyaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(UsageError, match=r"--config needs PyYAML: pip install 'vqtok\[import\]'"):
+    with pytest.raises(UsageError, match=r"`config` needs PyYAML: pip install 'vqtok\[import\]'"):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "m.safetensors", config=tmp_path / "c.yaml")
 
 
-# What is refused.
+# Checkpoints that are refused.
 
 
 def test_weights_that_are_unknown_missing_or_of_another_shape(made: Any, tmp_path: Path) -> None:
@@ -374,30 +380,28 @@ def test_weights_that_are_unknown_missing_or_of_another_shape(made: Any, tmp_pat
         import_checkpoint(save(tmp_path / "a.ckpt", tensors), tmp_path / "m.safetensors", family=family, force=True)
 
     tensors = made("taming").state_dict()
-    with pytest.raises(
-        ModelError, match=r"a\.ckpt: holds 7 weights that are not known: extra\.0, .*, extra\.4, \.\.\."
-    ):
+    with pytest.raises(ModelError, match=r"a\.ckpt: has 7 unknown weights: extra\.0, .*, extra\.4, \.\.\."):
         attempt(tensors | {f"extra.{i}": torch.ones(1) for i in range(7)})
-    with pytest.raises(ModelError, match=r"lacks decoder\.up\.1\.block\.0\.norm2\.bias; is it of another family\?"):
+    with pytest.raises(ModelError, match=r"has no decoder\.up\.1\.block\.0\.norm2\.bias; it may be of another family"):
         attempt({name: tensor for name, tensor in tensors.items() if name != "decoder.up.1.block.0.norm2.bias"})
     with pytest.raises(ModelError, match=r"has shape \(32, 32, 1, 1\), not \(32, 32, 3, 3\)"):
         attempt(tensors | {"decoder.up.0.block.1.conv2.weight": torch.ones(32, 32, 1, 1)})
-    with pytest.raises(ModelError, match=r"holds 1 entries that are no weights: _metadata"):
+    with pytest.raises(ModelError, match=r"has entries that are not weights: _metadata"):
         attempt(tensors | {"_metadata": 3})
-    with pytest.raises(ModelError, match=r"lacks quantize\.proj\.weight"):
+    with pytest.raises(ModelError, match=r"has no quantize\.proj\.weight"):
         attempt(tensors, "gumbel")
-    with pytest.raises(ModelError, match=r"has no encoder\.conv_blocks\.0; is it of another family\?"):
+    with pytest.raises(ModelError, match=r"has no encoder\.conv_blocks\.0; it may be of another family"):
         attempt(tensors, "llamagen")
-    with pytest.raises(UsageError, match="give its --config, or --family: the weights of vqgan and ibq"):
+    with pytest.raises(UsageError, match="give `config` or `family`, since the weights of vqgan and ibq"):
         attempt(tensors, None)
-    with pytest.raises(ModelError, match="has no weights of vqgan, gumbel, llamagen, magvit2, ibq"):
+    with pytest.raises(ModelError, match="its weights are of no known family"):
         attempt({"weight": torch.ones(1)}, None)
-    with pytest.raises(UsageError, match="--family vae: there are vqgan, gumbel, llamagen, magvit2, ibq"):
+    with pytest.raises(UsageError, match="`family` 'vae' is unknown; known are vqgan, gumbel, llamagen, magvit2, ibq"):
         attempt(tensors, "vae")
 
 
 class Callback:
-    """What old versions of Lightning put into their files."""
+    """An object like those in checkpoints of old versions of Lightning."""
 
 
 def test_a_pickle_that_needs_more_than_weights_is_refused_with_the_way_to_convert_it(
@@ -409,8 +413,8 @@ def test_a_pickle_that_needs_more_than_weights_is_refused_with_the_way_to_conver
         import_checkpoint(checkpoint, tmp_path / "m.safetensors", family="vqgan")
     message = str(refusal.value)
     assert "\n" not in message
-    assert "holds more than weights (test_importers.Callback)" in message
-    # The command that it names does what it says.
+    assert "contains more than weights (models.test_importers.Callback)" in message
+    # The command in the message works.
     monkeypatch.chdir(tmp_path)
     exec(message.partition('python -c "')[2].removesuffix('"'))
     result = import_checkpoint("weights.ckpt", tmp_path / "m.safetensors", family="vqgan")
@@ -437,7 +441,7 @@ def test_what_exists_is_kept(made: Any, tmp_path: Path) -> None:
         import_checkpoint(checkpoint, checkpoint, force=True)
 
 
-# Imported models are models like all others.
+# Imported models work like others.
 
 
 @pytest.fixture(scope="module")

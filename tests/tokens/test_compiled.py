@@ -31,7 +31,7 @@ def test_compiles_once_and_keeps_name_and_docstring(monkeypatch):
     assert total not in made
     assert quick.__name__ == "total"
     assert [quick(np.arange(n)) for n in (5, 6)] == [10, 15]
-    assert made.count(total) == 1  # among those of numba's own
+    assert made.count(total) == 1  # Others are numba's own functions.
 
 
 def test_works_where_nothing_can_be_kept(monkeypatch):
@@ -62,7 +62,7 @@ def test_packed_tokens_need_no_compiler():
 
 
 def arguments(name: str, rng: np.random.Generator) -> list:
-    """Draw arguments of a compiled loop, as the prior has them."""
+    """Return random arguments of a compiled loop, like those that the prior passes."""
     high, wide = [(3, 3), (1, 7), (5, 1)][rng.integers(3)]
     height, width, dim, hidden = (int(n) for n in rng.integers(1, 9, 4))
     positions = rng.permutation(height * width)[: rng.integers(1, height * width + 1)]
@@ -77,7 +77,7 @@ def arguments(name: str, rng: np.random.Generator) -> list:
         x, codes = whole(9000, len(positions), hidden), rng.integers(0, size, (height, width), dtype=np.int32)
         stages = rng.integers(0, 3, (height, width))
         return [x, whole(20_000, high * wide, size, hidden), codes, stages, int(rng.integers(3)), positions, high, wide]
-    if name == "_requantise":
+    if name == "_requantize":
         return [whole(1 << 20, len(positions), hidden), whole(1 << 16, hidden)]
     if name == "_of_group":
         group = rng.integers(0, 4, len(positions))
@@ -86,7 +86,7 @@ def arguments(name: str, rng: np.random.Generator) -> list:
     return [whole(1 << 22, len(positions), int(rng.integers(1, 70)))]
 
 
-@pytest.mark.parametrize("name", ["_surroundings", "_add_known", "_requantise", "_of_group", "_cumulative"])
+@pytest.mark.parametrize("name", ["_surroundings", "_add_known", "_requantize", "_of_group", "_cumulative"])
 def test_operations_on_arrays_equal_the_loops(name):
     quick, plain = getattr(loops, name), getattr(loops.fixed_point, name.removeprefix("_"))
     for seed in range(30):
@@ -94,14 +94,14 @@ def test_operations_on_arrays_equal_the_loops(name):
         for function in (quick, plain):
             given = arguments(name, np.random.default_rng(seed))
             returned = function(*given)
-            # Some change the first in place.
+            # Some functions change their first argument in place.
             results.append(given[0] if returned is None else returned)
         assert results[0].dtype == results[1].dtype
         assert np.array_equal(*results), (name, seed)
 
 
 def test_without_numba_the_bytes_are_the_same_and_it_is_said_once(tmp_path):
-    """Of all coders, for streams with lanes and without; also decoding."""
+    """Check all coders, streams with and without lanes, and decoding."""
     rng = np.random.default_rng(0)
     frequencies = np.array([rans.TOTAL - 300, 100, 200])
     codes = [rng.choice(3, size, p=frequencies / rans.TOTAL).astype(np.int32) for size in (0, 1, 1000, 70_000)]
@@ -140,7 +140,7 @@ print(json.dumps(found))
         said = done.stderr.splitlines()
         if numba_is == "without":
             assert len(said) == 1
-            assert said[0].startswith("numba cannot be imported: entropy coding takes many times as long")
+            assert said[0].startswith("numba cannot be imported, so entropy coding will be many times slower: ")
         else:
             assert not said
     assert len(results["with"]) == 4 + 4 + 3

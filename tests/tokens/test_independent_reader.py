@@ -1,4 +1,4 @@
-"""The README's specification: a reader written from it, and its example."""
+"""The specification: a reader that was written from it, and its example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import dump
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+FORMAT = (ROOT / "vqtok/tokens/FORMAT.md").read_text(encoding="utf-8")
 
 
 def model_of(name: str) -> Path:
@@ -87,8 +87,8 @@ def test_damage_is_refused():
                 read_file(flipped, {})
 
 
-def test_the_example_in_the_readme():
-    block = re.search(r"### An example.*?```text\n(.*?)```", README, re.DOTALL)
+def test_the_example_of_the_specification():
+    block = re.search(r"## An example.*?```text\n(.*?)```", FORMAT, re.DOTALL)
     assert block
     data = bytes.fromhex("".join(re.split(r"   +", line)[0] for line in block[1].splitlines()))
     codes = np.array([[[0, 0, 1], [2, 0, 3]]])

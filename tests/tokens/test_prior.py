@@ -34,7 +34,7 @@ SMALL = PriorConfig(dim=8, hidden=24, learning_rate=2e-2)
 
 
 def walks(rng: np.random.Generator, *grid: int) -> NDArray[np.int32]:
-    """Give codes that say much of their neighbours: a sloping plane, and its remainder."""
+    """Return codes that are correlated with their neighbors: a sloping plane, and its remainder."""
     slope = sum(np.indices(grid)) + rng.integers(20) + rng.integers(0, 2, grid)
     return np.stack([slope % 30, slope % 30 // 5]).astype(np.int32)
 
@@ -73,7 +73,7 @@ def test_what_was_learnt_takes_fewer_bits(fitted):
     modality, prior, _ = fitted
     codes = walks(np.random.default_rng(1), *((40, 40) if modality == "image" else (1600,)))
     bits = [8 * len(stream) / 1600 for stream in prior.encode(codes)]
-    # A position's noise is a bit, of which the neighbours tell nothing; the second codebook follows from the first.
+    # The noise of a position is one bit, independent of the neighbors; the second codebook follows from the first.
     assert bits[0] < 0.6 * math.log2(30)
     assert bits[1] < 0.6 * math.log2(7)
 
@@ -211,7 +211,7 @@ def test_shards_with_a_prior(fitted, tmp_path):
     rng = np.random.default_rng(7)
     items = {}
     for number in range(12):
-        # The third of each three says nothing of its neighbours, and no prior helps.
+        # The last of the three is independent of its neighbors, so that no prior helps.
         grid = tuple(rng.integers(8, 30, 2)) if modality == "image" else (int(rng.integers(100, 900)),)
         codes = walks(rng, *grid) if number % 3 else np.stack([rng.integers(0, size, grid) for size in SIZES])
         size = (8 * grid[-1], 8 * grid[0]) if modality == "image" else (8 * grid[0], 8000, 1)

@@ -1,4 +1,4 @@
-"""Discriminators in a training run: both sides learn, nothing leaks from one to the other, and runs resume exactly."""
+"""Discriminators in a training run: both sides learn, their gradients are separate, and runs resume exactly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SOUNDS = [*TINY_AUDIO, *GAN, "adversarial.width=2", "adversarial.feature_matchin
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with 40 pictures of fine stripes, which a small model smooths."""
+    """Return a folder with 40 images of fine stripes, which a small model smooths."""
     rng = np.random.default_rng(0)
     stack = rng.choice([40, 200], (40, 32, 1, 3)).repeat(32, axis=2) + rng.integers(0, 40, (40, 1, 1, 3))
     folder = tmp_path / "pictures"
@@ -63,7 +63,7 @@ def adversary_of(*settings: str, modality: str = "image", precision: torch.dtype
 
 
 def pair(modality: str = "image") -> tuple[Tensor, Tensor]:
-    """A batch, and a reconstruction of it that depends on a parameter."""
+    """Return a batch, and a reconstruction of it that depends on a parameter."""
     generator = torch.Generator().manual_seed(0)
     shape = (4, 3, 32, 32) if modality == "image" else (4, 1, 400)
     x = torch.randn(shape, generator=generator)
@@ -71,7 +71,7 @@ def pair(modality: str = "image") -> tuple[Tensor, Tensor]:
     return x, x * gain
 
 
-# By itself.
+# Without a training loop.
 
 
 def test_discriminators_learn_from_some_time_before_they_are_heard() -> None:
@@ -132,7 +132,7 @@ def test_discriminators_learn_to_tell_and_the_model_learns_to_fool() -> None:
     before = adversary.losses(x, x * gain, 0.6, 1.0)["adversarial"]
     before.backward()
     assert gain.grad is not None
-    # To be taken for an original, the picture has to become as strong as one.
+    # A higher gain makes the reconstruction more similar to the original.
     assert gain.grad.item() < 0
     assert adversary.losses(x, x * (gain + 0.2), 0.6, 1.0)["adversarial"] < before
 
@@ -177,7 +177,7 @@ def test_the_adaptive_weight_is_found_at_the_last_layer() -> None:
     decoder = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 3, padding=1))
     x_hat = decoder(x)
     losses = {"l2": (x - x_hat).square().mean()}
-    assert adversary.weights(losses, x_hat, decoder, 1.0)["adversarial"] == 0.5  # They are not heard yet.
+    assert adversary.weights(losses, x_hat, decoder, 1.0)["adversarial"] == 0.5  # There is no adversarial loss yet.
     losses |= adversary.losses(x, x_hat, 0.6, 1.0)
     weight = adversary.weights(losses, x_hat, decoder, 1.0)["adversarial"]
     pulls = [
@@ -201,7 +201,7 @@ def test_balanced_weights_are_shares() -> None:
     assert weights["commitment"] == adversary.loss_weights["commitment"]
 
 
-# In the loop.
+# In the training loop.
 
 
 def test_until_they_are_heard_the_run_is_the_one_without(pictures: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(
     whole = make_trainer(media, tmp_path / "whole", budget, *settings)
     expected = watched(whole)
     best = whole.run()
-    # Validations, and with them checkpoints, are at 10 and 15; discriminators learn from step 5 on, heard from 8.
+    # Validations and checkpoints are at 10 and 15; discriminators are trained from step 5 on, and used from 8.
     first = make_trainer(media, tmp_path / "run", budget, *settings, on_progress=kill_at(15))
     with pytest.raises(Killed):
         first.run()
@@ -275,7 +275,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(
 def test_the_result_is_the_latest_once_discriminators_are_heard(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # At 6 steps (no codebooks yet), 12, 18, 24 and 30, of which those from 15 on count as heard.
+    # At 6 steps (no codebooks yet), 12, 18, 24 and 30; discriminators are used from 15 on.
     scores = iter([0.5, 0.7, 0.9, math.nan])
     averages: list[torch.nn.Module] = []
 
@@ -329,7 +329,7 @@ def test_when_training_goes_back_so_do_the_discriminators(pictures: Path, tmp_pa
 def test_a_regression_halves_what_they_ask_for_and_the_model_before_is_kept(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # At 6 steps there are no codebooks yet; validations are at 12, 18, 24 and 30, heard from 15 on.
+    # At 6 steps there are no codebooks yet; validations are at 12, 18, 24 and 30; discriminators are used from 15 on.
     figures = iter([30.0, 29.9, 29.0, 28.0])
     averages: list[torch.nn.Module] = []
 
@@ -342,7 +342,7 @@ def test_a_regression_halves_what_they_ask_for_and_the_model_before_is_kept(
     trainer = make_trainer(pictures, tmp_path, Budget(steps=5 * CONTINUOUS_STEPS), *settings)
     best = trainer.run()
     assert trainer.alarms.lines() == [
-        "step 30: validation got worse: PSNR 28.00 dB, 30.00 at its best; "
+        "step 30: validation got worse: PSNR 28.00 dB, best 30.00 dB; "
         "adversarial.weight is halved to 0.25; the best model is kept"
     ]
     assert [equal_state(best, average) for average in averages] == [False, True, False, False]
@@ -359,7 +359,7 @@ TOGETHER = [*PICTURES, *EXACT, "adversarial.lecam=1", "adversarial.learning_rate
 
 
 def assert_alike(whole: Path, found: Path, half: Path) -> None:
-    """Check that two runs differ by rounding, far less than from one that saw half of each batch."""
+    """Assert that two runs differ only by rounding, far less than from a run with half of each batch."""
     for module in ("model.decoder", "adversary.discriminators", "adversary.lecam"):
         far = distance(whole, half, module)
         assert far > 0.005, module
@@ -401,7 +401,7 @@ def test_a_decoder_is_tuned_against_discriminators(pictures: Path, tmp_path: Pat
     child, before = load_model(output), load_model(parent)
     assert torch.equal(child.encode(x), before.encode(x))
     assert not equal_state(child.decoder, before.decoder)
-    # A model trained against discriminators brings them along.
+    # Fine-tuning a model that was trained against discriminators uses them, too.
     assert tuning_config(read_card(output).config, None, []).adversarial.weighting == "adaptive"
     events = event_accumulator.EventAccumulator(str(tmp_path / "child.run" / "tensorboard"))
     events.Reload()

@@ -1,4 +1,4 @@
-"""Training data: which files, which crops, in which order, and what is done about those that cannot be read."""
+"""Training data: which files, which crops, in which order, and how unreadable files are handled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vqtok.media.containers.mpeg import parse_header
 from vqtok.media.image import read_image
 from vqtok.training.data import (
     BatchLoader,
-    Item,
     MediaCache,
+    TrainingItem,
     crop_samples,
     find_items,
     split_items,
@@ -46,11 +46,11 @@ def write_picture(path: Path, width: int = 40, height: int = 30, level: int = 0)
     Image.fromarray(picture(width, height) // 2 + level).save(path)
 
 
-def loader(config: Config, items: list[Item], seed: int = 0) -> BatchLoader:
+def loader(config: Config, items: list[TrainingItem], seed: int = 0) -> BatchLoader:
     return BatchLoader(config, items, MediaCache(config), seed)
 
 
-def test_all_pictures_below_a_folder_in_a_stable_order(tmp_path: Path) -> None:
+def test_all_images_below_a_folder_in_a_stable_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.png", "a/z.JPG", "a/y.webp", "a/deep/er/x.bmp"):
         write_picture(tmp_path / name)
     soundfile.write(tmp_path / "a.wav", wave(100, RATE), RATE)
@@ -58,6 +58,7 @@ def test_all_pictures_below_a_folder_in_a_stable_order(tmp_path: Path) -> None:
     items = find_items(tmp_path, "image")
     assert [item.name for item in items] == ["a/deep/er/x.bmp", "a/y.webp", "a/z.JPG", "b.png"]
     assert [item.path for item in items] == [tmp_path / item.name for item in items]
+    assert caplog.messages == [f"{tmp_path}: passed over 2 files of other kinds: 1 .txt, 1 .wav"]
     assert [item.name for item in find_items(tmp_path, "audio")] == ["a.wav"]
 
 
@@ -69,7 +70,7 @@ def test_what_training_wrote_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_weights_follow_what_is_there_not_what_a_decoder_estimates(tmp_path: Path) -> None:
-    """An MP3 file that begins with silence, without a Xing frame, seemed four times as long as it is."""
+    """Decoders estimate four times the duration for an MP3 file that begins with silence and has no Xing frame."""
     sound = np.concatenate([np.zeros((1, RATE)), wave(2 * RATE, RATE)], axis=None)
     soundfile.write(tmp_path / "x.mp3", sound, RATE)
     data = (tmp_path / "x.mp3").read_bytes()
@@ -109,7 +110,7 @@ def test_a_picture_that_proves_broken_while_training_is_reported_once(
     assert source.cache.unreadable == {"b.png"}
     assert source.cache.read(items[1]) is None
     assert len(caplog.records) == 1
-    # It is left out of a batch alike whether or not that is known from before.
+    # A batch is the same whether or not the file is already known to be unreadable.
     assert np.array_equal(batches[0], source.batch(0))
 
 
@@ -120,8 +121,8 @@ def test_nothing_readable_at_all(tmp_path: Path) -> None:
         loader(image_config(), find_items(tmp_path, "image")).batch(0)
 
 
-def some_items(count: int) -> list[Item]:
-    return [Item(Path(f"{i}.png"), f"folder/{i}.png") for i in range(count)]
+def some_items(count: int) -> list[TrainingItem]:
+    return [TrainingItem(Path(f"{i}.png"), f"folder/{i}.png") for i in range(count)]
 
 
 def test_split_is_by_name_and_disjoint() -> None:
@@ -129,7 +130,7 @@ def test_split_is_by_name_and_disjoint() -> None:
     training, held_out = split_items(items, 0.05)
     assert (len(training), len(held_out)) == (190, 10)
     assert sorted([*training, *held_out], key=items.index) == items
-    # Neither the order of the files nor where the folder lies counts.
+    # Neither the order of the files nor the location of the folder matters.
     moved = [dataclasses.replace(item, path=Path("elsewhere") / item.path) for item in reversed(items)]
     assert {item.name for item in split_items(moved, 0.05)[1]} == {item.name for item in held_out}
 
@@ -200,7 +201,7 @@ def test_the_stored_form_is_that_of_the_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(stored / np.float32(127.5) - 1, read_image(item.path).data, atol=1e-6)
 
 
-def crops_of(config: Config, items: list[Item], steps: int = 3) -> NDArray[np.float32]:
+def crops_of(config: Config, items: list[TrainingItem], steps: int = 3) -> NDArray[np.float32]:
     source = loader(config, items)
     return np.concatenate([source.batch(step) for step in range(steps)])
 

@@ -1,4 +1,4 @@
-"""Several processes, or several parts of a batch, train as one process does with the whole batch."""
+"""Several processes, or several parts of a batch, train like one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def assert_alike(whole: Path, found: Path, half: Path) -> None:
-    """Assert that two runs differ far less from each other than from one that saw half of each batch."""
+    """Assert that two runs differ far less from each other than from a run with half of each batch."""
     for module in ("model.encoder", "model.quantizer", "model.decoder", "average.decoder"):
         far = distance(whole, half, module)
         assert far > 0.01

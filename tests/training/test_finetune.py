@@ -1,4 +1,4 @@
-"""Fine-tuning: what is taken from a model, what may differ, what is kept or frozen, and what the card says."""
+"""Fine-tuning: what is copied from a model, what may differ, what is frozen, and the facts in the model card."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def tune(pictures: Path, output: Path, parent: TrainingResult, *settings: str, *
 
 
 def kept(a: Path, b: Path, part: str) -> bool:
-    """Tell whether the tensors of a part are equal in two model files."""
+    """Return whether the tensors of a part are equal in two model files."""
     before, after = load_file(a), load_file(b)
     names = [name for name in before if name.startswith(part)]
     assert names
     return all(torch.equal(before[name], after[name]) for name in names)
 
 
-# The set-up.
+# The configuration.
 
 
 def test_a_model_brings_its_architecture_and_its_way_of_training() -> None:
@@ -89,7 +89,7 @@ def test_a_preset_may_agree_but_not_contradict() -> None:
     ("settings", "message"),
     [
         (["train.freeze=encoder,decoder"], "must leave the encoder or the decoder"),
-        (["train.freeze=codebook", "train.restart_codebook=true"], "exclude each other"),
+        (["train.freeze=codebook", "train.restart_codebook=true"], "cannot be combined with a frozen codebook"),
         (["train.freeze=all"], "train.freeze must be 'encoder' or 'codebook' or 'decoder', not 'all'"),
     ],
 )
@@ -111,7 +111,7 @@ def test_tuning_the_decoder_keeps_the_codes(
     assert not kept(parent.model, output, "decoder.")
     x = torch.rand(1, 3, 16, 16)
     assert torch.equal(load_model(output).encode(x), load_model(parent.model).encode(x))
-    # What it started from is measured first, and is the parent on the same held-out pictures.
+    # The first validation measures the parent, on the same held-out images.
     first, *_, last = [row["validation"] for row in metrics(tmp_path / "child.run") if "validation" in row]
     before = [row["validation"] for row in metrics(parent.model.with_suffix(".run")) if "validation" in row][-1]
     assert first["quality"] == pytest.approx(before["quality"], abs=0.3)  # weights rounded to float16
@@ -127,7 +127,7 @@ def test_all_is_trained_and_codebooks_kept_unless_said_otherwise(
 ) -> None:
     tuned, restarted = tmp_path / "tuned.safetensors", tmp_path / "restarted.safetensors"
     tune(pictures, tuned, parent, "train.freeze=decoder")
-    # Nothing is scaled to the data, and the codebook only drifts.
+    # The networks are not scaled to the data, and the codebook only drifts.
     assert kept(parent.model, tuned, "decoder.")
     assert not kept(parent.model, tuned, "encoder.")
     tune(pictures, restarted, parent, "train.freeze=encoder", "train.restart_codebook=true")
@@ -139,7 +139,7 @@ def test_all_is_trained_and_codebooks_kept_unless_said_otherwise(
 
 def test_what_cannot_start_is_said(pictures: Path, tmp_path: Path, parent: TrainingResult) -> None:
     output = tmp_path / "child.safetensors"
-    with pytest.raises(UsageError, match="give --init"):
+    with pytest.raises(UsageError, match="give `init`"):
         train(pictures, output, preset="digits", settings=[*TINY, "train.freeze=encoder"])
     tune(pictures, output, parent)
     with pytest.raises(UsageError, match="other settings"):
@@ -168,7 +168,7 @@ def test_a_short_tuning_keeps_the_prior_and_says_so(
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert before["prior.0.rank"].dtype == after["prior.0.rank"].dtype
-    assert "the prior is that of the model it started from: the run is too short to fit one" in caplog.text
+    assert "the run is too short to fit a prior, so the model keeps that of the model it started from" in caplog.text
     restarted = tune(pictures, tmp_path / "restarted.safetensors", with_prior, "train.restart_codebook=true")
     assert not prior_of(restarted)
 
@@ -184,7 +184,7 @@ def test_tuning_by_the_clock_fits_the_prior_further(
 
     monkeypatch.setattr("vqtok.training.prior.fit_prior", fit)
     output = tmp_path / "child.safetensors"
-    child = train(pictures, output, init=str(with_prior.model), settings=QUICK, minutes=0.1, device="cpu")
+    child = train(pictures, output, init=str(with_prior.model), settings=QUICK, steps=20, minutes=2, device="cpu")
     before, after = prior_of(with_prior), prior_of(child)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -199,6 +199,6 @@ def test_a_prior_is_taken_over_exactly(with_prior: TrainingResult) -> None:
     config = load_preset("digits").prior
     found = fit_prior(codes, model.quantizer.codebooks(), "image", config, 0, start=prior)
     assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in prior_of(with_prior).items())
-    # Of other sizes: a new one.
+    # Other sizes need a new prior.
     found = fit_prior(codes, model.quantizer.codebooks(), "image", replace(config, dim=8), 0, start=prior)
     assert found["prior.0.embedding"].shape == (16, 8)

@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted at any moment, and two at once: what the next one makes of it."""
+"""Runs that are killed or interrupted at any moment, or run twice at once, and the runs that continue them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 from vqtok.tokens.shard.writer import ShardWriter
 
 MANY = [pytest.param(20, marks=pytest.mark.slow), 3]
-"""How often; twenty times takes a while."""
+"""The number of repetitions; twenty take a while."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Give what is in all files below a folder, hidden ones too."""
+    """Return the contents of all files below a folder, including hidden ones."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -35,7 +35,7 @@ def album(tmp_path: Path) -> Path:
 
 
 class Case:
-    """A command line, the folder it writes to, and what it makes and how long it takes undisturbed."""
+    """A command line, the folder it writes to, and its output and duration without interruption."""
 
     def __init__(self, start, folder: Path, *command: object) -> None:
         self.start, self.folder, self.command = start, folder, command
@@ -67,7 +67,7 @@ def case(request, start, album, image_model, tmp_path):
 
 
 def finished(folder: Path) -> tuple[int, dict[str, int]]:
-    """Give how many items are done, and the inodes of the files that have their names."""
+    """Return the number of finished items, and the inodes of their files."""
     partial = folder / "x.vqts.part"
     if partial.exists() and partial.stat().st_size:
         copy = folder.parent / "copy"
@@ -90,7 +90,7 @@ def test_kill_and_go_on(case, times):
         again = case.begin()
         assert again.wait() == 0
         assert contents(case.folder) == case.expected
-        # What was whole is not done again.
+        # Finished items are not done again.
         assert again.stdout.count('"skipped": true') == num_done
         assert inodes.items() <= finished(case.folder)[1].items()
     assert killed >= times // 3

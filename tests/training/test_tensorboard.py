@@ -1,4 +1,4 @@
-"""TensorBoard files hold what `metrics.jsonl` and the run folder hold."""
+"""TensorBoard files have the contents of `metrics.jsonl` and of the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Encoder`: encode batches of a data pipeline."""
+"""`Encoder`: encodes batches of a data pipeline."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from vqtok.tokens.vqt.file import dump
 
 
 class Encoder:
-    """Encode batches of pictures or sounds: a callable for Ray Data's `map_batches` and its like.
+    """Encodes batches of images or audio: a callable for Ray Data's `map_batches` and similar functions.
 
-    The model is loaded when it is first needed, once in the life of the object.
+    The model is loaded once per object, when it is first needed.
 
     Args:
-        model: Name or path of the model; by default the bundled one of each medium's modality.
-        num_codebooks, mono, coder: As `vqtok encode` takes them.
-        codes: Give the codes as arrays, too.
-        device: Such as "cuda"; "auto" is the best there is.
+        model: Name or path of the model; by default the bundled one for the modality of each item.
+        num_codebooks: The number of codebooks to keep; by default all.
+        mono: Mix audio down to one channel.
+        coder: "auto", "prior", "static" or "packed".
+        codes: Also return the codes as arrays.
+        device: For example "cuda"; "auto" is the best available one.
         options: How the network runs.
     """
 
@@ -56,19 +58,20 @@ class Encoder:
         """Encode the media in a batch of columns.
 
         Args:
-            batch: With a column `bytes` (whole files), `path` (names, which may have a scheme), or both: a row without
-                bytes is read from its path. Values may be of Python, numpy or pyarrow; what cannot be one of them is an
-                error of its row.
+            batch: Has a column `bytes` (contents of files), `path` (paths or URLs), or both; a row without bytes is
+                read from its path. Values may be of Python, numpy or pyarrow. Other values are errors of their rows.
 
         Returns:
-            Its columns but `bytes`, and `tokens` (the bytes of a .vqt file each; empty where it failed), `error` (why
-            it failed, or empty), and if asked for `codes` (int32 `(num_codebooks, *grid)`; empty where it failed).
+            The columns of the batch except `bytes`, and `tokens` (the bytes of a .vqt file, empty if the row failed),
+            `error` (the reason of the failure, else empty), and with the argument `codes` also `codes` (int32
+            `(num_codebooks, *grid)`, empty if the row failed).
 
         Raises:
-            UsageError: there is neither column. ModelError: the model is not there.
+            UsageError: The batch has neither column.
+            ModelError: The model does not exist or does not fit the media.
         """
         if "bytes" not in batch and "path" not in batch:
-            raise UsageError("a batch to encode needs a column `bytes` or `path`")
+            raise UsageError("the batch needs a column 'bytes' or 'path'")
         size = len(batch["bytes" if "bytes" in batch else "path"])
         rows = zip(*(batch.get(name, repeat(None, size)) for name in ("bytes", "path")), strict=True)
         found = list(in_order(lambda row: self._encode(*row), rows, 2 * self._codecs.jobs))
@@ -80,14 +83,14 @@ class Encoder:
         return columns
 
     def _encode(self, content: object, name: object) -> tuple[bytes, str, NDArray[np.int32]]:
-        """Return tokens, error and codes of a row."""
+        """Return the tokens, error and codes of a row."""
         shown, path = "input", None
         try:
             data, path = _as_bytes(_plain(content)), _as_path(_plain(name))
             shown = str(path or shown)
             media = path if data is None else BytesIO(data)
             if media is None:
-                raise MediaError(f"{shown}: neither bytes nor a path")
+                raise MediaError(f"{shown}: has neither bytes nor a path")
             with error_context(shown):
                 tokens, codec = encode_media(media, self._codecs, num_codebooks=self._num_codebooks, mono=self._mono)
             return codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, self._coder)), "", tokens.codes
@@ -95,7 +98,7 @@ class Encoder:
             found = str(error)
         except UsageError as error:
             if not isinstance(path, RemotePath):
-                raise  # What all rows have in common; a file system that is not there is a fault of this one.
+                raise  # It concerns all rows, unlike a file system that is not available, which concerns this one.
             found = str(error)
         except MemoryError as error:
             found = str(error) or "too large for this machine's memory"
@@ -105,8 +108,8 @@ class Encoder:
 
 
 def _plain(value: object) -> object:
-    """Return a value of a column as one of Python; None where it is missing."""
-    if hasattr(value, "as_py"):  # a scalar of pyarrow
+    """Return a value of a column as a Python value; None if it is missing."""
+    if hasattr(value, "as_py"):  # A scalar of pyarrow.
         value = value.as_py()
     # Missing values of pandas are NaN.
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -119,7 +122,7 @@ def _as_bytes(value: object) -> bytes | None:
         return bytes(value)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         return value.tobytes()
-    raise MediaError(f"input: bytes must be those of a file, not {type(value).__name__}")
+    raise MediaError(f"input: bytes must be the contents of a file, not {type(value).__name__}")
 
 
 def _as_path(value: object) -> Path | None:
@@ -130,11 +133,11 @@ def _as_path(value: object) -> Path | None:
             return as_path(os.fsdecode(value))
         except UsageError as error:
             raise MediaError(str(error)) from None
-    raise MediaError(f"input: path must be the name of a file, not {type(value).__name__}")
+    raise MediaError(f"input: path must be that of a file, not {type(value).__name__}")
 
 
 def _objects(values: Sequence[object]) -> NDArray[np.object_]:
-    """Make a column of things of any shapes."""
+    """Return a column of arbitrary objects."""
     column = np.empty(len(values), object)
     for index, value in enumerate(values):
         column[index] = value

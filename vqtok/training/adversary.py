@@ -1,4 +1,4 @@
-"""The discriminators in a training run: their own learning, and what they ask of the model."""
+"""Discriminators in a training run: their own training, and their losses for the model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from vqtok.networks.discriminators import DiscriminatorOutput, build_discriminat
 from vqtok.training.optim import cosine
 
 LOWEST_PEAK = 0.01
-"""Sounds are judged at full level, as in DAC, but not the noise of silence: no peak below this is raised to 1."""
+"""Audio is normalized to a peak of 1, as in DAC. Lower peaks count as this one, so that noise is not amplified."""
 
 
 class Adversary(nn.Module):
-    """Discriminators that learn beside a model, with their optimiser; all that a run has to keep is in its state.
+    """Discriminators that are trained along with a model, and their optimizer.
 
-    For each part of a batch: `losses`, then `weights`, then the model's backward pass; at the end of the step, `step`.
+    Call `losses`, `weights` and the model's backward pass for each part of a batch, and `step` at the end of the
+    training step. A checkpoint needs only the state of this module and of `optimizer`.
     """
 
     weight_scale: Tensor
@@ -39,7 +40,7 @@ class Adversary(nn.Module):
     def __init__(self, config: Config, device: torch.device, precision: torch.dtype) -> None:
         super().__init__()
         self.config, self.loss_weights = config.adversarial, config.loss_weights
-        self.is_sound = config.model.modality == "audio"
+        self.is_audio = config.model.modality == "audio"
         self.precision = precision
         self.discriminators = build_discriminators(config)
         self.lecam = LeCam(len(self.discriminators))
@@ -56,21 +57,22 @@ class Adversary(nn.Module):
         return fraction >= self.config.start
 
     def losses(self, x: Tensor, x_hat: Tensor, fraction: float, part: float) -> dict[str, Tensor]:
-        """Let the discriminators learn from media, and give what they ask of the model: nothing before `start`.
+        """Add the gradients of the discriminators, and return their losses for the model: none before `start`.
 
         Args:
-            x_hat: The reconstruction of `x`, part of the model's graph.
-            fraction: Progress of the run.
-            part: How much of the step's batch this is.
+            x: A part of a batch.
+            x_hat: The reconstruction of `x`, with the model's graph.
+            fraction: The progress of the run, from 0 to 1.
+            part: The size of the part as a fraction of the batch.
         """
         config = self.config
         if fraction < config.start - config.warm_up:
             return {}
-        if self.is_sound:
-            # Both at the level of the original, so that an error of level is seen as well.
+        if self.is_audio:
+            # Both are divided by the peak of the original, so that the discriminators also see an error of the level.
             level = x.abs().amax((1, 2), keepdim=True).clamp(min=LOWEST_PEAK)
             x, x_hat = x / level, x_hat / level
-        # One pass for both, of which nothing reaches the model.
+        # One pass for originals and reconstructions; `detach` keeps its gradient from the model.
         judged = self._judge(torch.cat([x, x_hat.detach()]))
         halves = [judgement.logits.float().chunk(2) for judgement in judged]
         real, fake = [half[0] for half in halves], [half[1] for half in halves]
@@ -82,7 +84,7 @@ class Adversary(nn.Module):
         return self.generator_losses(judged, x_hat) if self.is_active(fraction) else {}
 
     def generator_losses(self, judged: list[DiscriminatorOutput], x_hat: Tensor) -> dict[str, Tensor]:
-        """Give the losses of the model, whose gradients pass through the discriminators but do not stay there."""
+        """Compute the losses of the model; their gradients do not add to those of the discriminators' weights."""
         self.discriminators.requires_grad_(False)
         found = self._judge(x_hat)
         self.discriminators.requires_grad_(True)
@@ -99,15 +101,17 @@ class Adversary(nn.Module):
             return [discriminator(media) for discriminator in self.discriminators]
 
     def weights(self, losses: Mapping[str, Tensor], x_hat: Tensor, decoder: nn.Module, part: float) -> dict[str, float]:
-        """Give the weights of all losses by name.
+        """Return the weights of all losses by name.
 
         Args:
-            losses: Those that depend on the reconstruction, and no others.
-            part: How much of the step's batch this is.
+            losses: The losses that depend on the reconstruction, and no others.
+            x_hat: The reconstruction, with the model's graph.
+            decoder: The decoder, whose last layer the adaptive weight uses.
+            part: The size of the part as a fraction of the batch.
         """
         weights = dict(self.loss_weights)
         if self.config.weighting == "balanced":
-            # The gradient of an item is that many times smaller in the mean over all processes.
+            # The mean of the gradients over all processes divides the gradient of an item by their number.
             weights |= {name: weight * world_size() for name, weight in self.balancer(losses, x_hat).items()}
         elif self.config.weighting == "adaptive" and "adversarial" in losses:
             others = [weights[name] * loss for name, loss in losses.items() if name != "adversarial"]
@@ -120,12 +124,12 @@ class Adversary(nn.Module):
         return weights
 
     def soften(self) -> str:
-        """Halve the weight of the adversarial loss, and say so."""
+        """Halve the weight of the adversarial loss, and return a description of this."""
         self.weight_scale /= 2
         return f"adversarial.weight is halved to {self.weight_scale.item() * self.config.weight:.3g}"
 
     def step(self, fraction: float, learning_rate_scale: float) -> dict[str, float]:
-        """Let the discriminators take their step, and give what there is to report of it."""
+        """Update the discriminators, and return the figures to report, if any."""
         if not self._report:
             return {}
         assert isinstance(self._mean_logits, Tensor)

@@ -1,4 +1,4 @@
-"""Alarms: what goes wrong in training is said at once, counted, and kept for the model card."""
+"""Alarms: problems in training, which are logged, counted and recorded in the model card."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from vqtok.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 COLLAPSED_USAGE = 0.2
-"""Of the entries that even use of the codebook would reach; below it a codebook has collapsed."""
+"""A codebook has collapsed if its usage is below this fraction of the usage that uniform codes would reach."""
 PATIENCE = 2
-"""Validations in a row that must be worse than the best before that is an alarm."""
+"""The number of successive validations worse than the best one that cause an alarm."""
 WORSE_PSNR, WORSE_MEL_DISTANCE = 0.5, 0.05
-"""How much is worse: in dB, and as a fraction of the best."""
+"""How much worse than the best a validation must be: in dB, and as a fraction of the best distance."""
 
 
 @dataclass
 class Alarms:
-    """Say alarms in the log and in `metrics.jsonl`; each kind the first, second, fourth, eighth... time it comes."""
+    """Writes alarms to the log and to `metrics.jsonl`: the first, second, fourth, eighth... one of each kind."""
 
     folder: Path
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of each kind the first message, its step, the last step and the count."""
+    """For each kind: the first message and its step, the last step and the count."""
 
     def add(self, kind: str, step: int, message: str) -> None:
+        """Count an alarm, and report it if its count is a power of two."""
         entry = self.kinds.setdefault(kind, {"message": message, "step": step, "count": 0})
         entry["count"] += 1
         entry["last_step"] = step
         count = entry["count"]
         if count & (count - 1) == 0:
-            logger.warning("step %d: %s%s", step, message, f" (time {count})" if count > 1 else "")
+            logger.warning("step %d: %s%s", step, message, f" (occurrence {count})" if count > 1 else "")
             append_metrics(self.folder, {"step": step, "alarm": kind, "message": message, "count": count})
 
     def count(self, kind: str) -> int:
         return self.kinds[kind]["count"] if kind in self.kinds else 0
 
     def lines(self) -> list[str]:
-        """Sum up each kind in one line."""
+        """Summarize each kind of alarm in one line."""
         return [
             f"step {entry['step']}: {entry['message']}"
             + (f" ({entry['count']} times, last at step {entry['last_step']})" if entry["count"] > 1 else "")
@@ -52,7 +53,7 @@ class Alarms:
 
 
 def collapsed_codebooks(window: CodebookWindow) -> list[int]:
-    """Find codebooks that carry less than half their bits, or of which few entries are used, over a whole window."""
+    """Return the codebooks that carry less than half of their bits, or use few codes, over a full window."""
     if not window.full:
         return []
     use = window.summary()
@@ -66,39 +67,39 @@ def collapsed_codebooks(window: CodebookWindow) -> list[int]:
 
 
 def describe_collapse(window: CodebookWindow, found: list[int]) -> str:
-    """Say which codebooks have collapsed and how far."""
+    """Describe which codebooks have collapsed, and how far."""
     use = window.summary()
     figures = [
         f"{index + 1} (usage {use['usage'][index]:.1%}, perplexity {use['perplexity'][index]:.1f} of "
         f"{window.codebook_sizes[index]})"
         for index in found
     ]
-    return f"over {WINDOW_STEPS} steps collapsed: codebook {', '.join(figures)}"
+    return f"collapsed over the last {WINDOW_STEPS} steps: codebook {', '.join(figures)}"
 
 
 def mark_for_restart(quantizer: Quantizer, found: list[int]) -> str:
-    """Take back the start of those codebooks, so that `prepare` gives them a new one; say what is done."""
+    """Mark codebooks for `prepare` to initialize again, and return a description of what is done."""
     learned = [module for module in quantizer.modules() if isinstance(module, VQ)]
     if not learned:
-        return "this kind has no codebook to restart; lower train.learning_rate or raise loss.entropy"
+        return "this kind of quantizer has no codebook to restart; lower train.learning_rate or raise loss.entropy"
     if learned[0].frozen:
-        return "not restarted, as it is frozen"
+        return "not restarted because it is frozen"
     if learned[0].restart_below == 0:
-        return "not restarted, as model.quantizer.restart_below is 0"
+        return "not restarted because model.quantizer.restart_below is 0"
     for index in found:
         learned[index].initialised.fill_(False)
-    return "started anew by k-means"
+    return "restarted by k-means"
 
 
 class RegressionWatch:
-    """Tell when validation has become worse than it was, not just by chance.
+    """Detects validations that are worse than the best one, and not just by chance.
 
     Args:
-        best, streak: To go on from, as read back from `state`.
+        best, streak: The `state` of an earlier watch, to continue from.
     """
 
     is_worse = False
-    """Whether the last validation was, be it by chance or not."""
+    """Whether the last validation was worse than the best one."""
 
     def __init__(self, best: float = math.inf, streak: int = 0) -> None:
         self.best, self.streak = best, streak
@@ -108,7 +109,7 @@ class RegressionWatch:
         return {"best": self.best, "streak": self.streak}
 
     def check(self, validation: Validation) -> str:
-        """Take in a validation; say what got worse, if that has lasted, else give an empty string."""
+        """Return a description of what got worse if several successive validations were worse, else an empty string."""
         figure = sum(validation.quality) / len(validation.quality)
         self.is_worse = True
         if not math.isfinite(figure):
@@ -122,4 +123,4 @@ class RegressionWatch:
             return ""
         self.streak = 0
         name, unit = ("PSNR", " dB") if is_psnr else ("mel distance", "")
-        return f"validation got worse: {name} {figure:.2f}{unit}, {abs(best):.2f} at its best"
+        return f"validation got worse: {name} {figure:.2f}{unit}, best {abs(best):.2f}{unit}"

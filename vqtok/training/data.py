@@ -1,4 +1,4 @@
-"""Training media: files found, decoded once, cut into random crops; every batch is a function of (seed, step)."""
+"""Training media: files are found, decoded once and cut into random crops; a batch depends on seed and step only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from vqtok.config import Config
 from vqtok.errors import MediaError, TrainingError, UsageError
-from vqtok.files.walk import files_below
+from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
@@ -29,31 +30,31 @@ from vqtok.training.state import RUN_SUFFIX
 logger = logging.getLogger(__name__)
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-"""Stacks of uint8 pictures: grey `(n, height, width)`, or `(n, height, width, channels)` with 1 or 3 channels."""
+"""Stacks of uint8 images: gray `(n, height, width)`, or `(n, height, width, channels)` with 1 or 3 channels."""
 LUMA = (0.299, 0.587, 0.114)
-"""Red, green and blue in grey, by ITU-R BT.601 as in Pillow."""
+"""The weights of red, green and blue in gray, by ITU-R BT.601 as in Pillow."""
 FULL_SCALE: dict[str, tuple[type[np.integer[Any]], float, float]] = {
     "image": (np.uint8, 127.5, 127.5),
     "audio": (np.int16, 32767.0, 0.0),
 }
-"""How decoded media rest in memory: type, scale and offset from [-1, 1]."""
+"""How decoded media are kept in memory: type, and scale and offset from [-1, 1]."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture or sound of the data: a file, or one entry of an array file."""
+class TrainingItem:
+    """One image or audio of the training data: a file, or one entry of an array file."""
 
     path: Path
     name: str
     """Relative to the data folder."""
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
-    """Of a picture in an array file, which stays in memory (a `.npy` file: mapped)."""
+    """The image, if it comes from an array file, which stays in memory (a `.npy` file is mapped)."""
     weight: float = 1.0
-    """How often it is drawn: pictures alike, sounds by duration."""
+    """How often it is drawn: equally often for images, in proportion to its duration for audio."""
 
 
 def find_files(folder: Path) -> list[Path]:
-    """List all files below a folder in a stable order, but not what training itself wrote to run folders."""
+    """List all files below a folder in a stable order, except what training has written to run folders."""
     names = files_below(folder, lambda path: True)
     return [folder / name for name in names if not _in_run_folder(Path(name)) and (folder / name).is_file()]
 
@@ -62,9 +63,10 @@ def _in_run_folder(path: Path) -> bool:
     return any(parent.suffix == RUN_SUFFIX for parent in path.parents)
 
 
-def find_items(folder: Path, modality: str) -> list[Item]:
-    """Find all media of a kind below a folder, in a stable order; what cannot be opened is reported and left out."""
-    items: list[Item] = []
+def find_items(folder: Path, modality: str) -> list[TrainingItem]:
+    """List all media of a modality below a folder, in a stable order. Log what cannot be opened and other files."""
+    items: list[TrainingItem] = []
+    ignored = Counter[str]()
     for path in find_files(folder):
         name = path.relative_to(folder).as_posix()
         try:
@@ -73,20 +75,24 @@ def find_items(folder: Path, modality: str) -> list[Item]:
                 if modality == "audio":
                     samples, sample_rate, _ = audio_info(path)
                     weight = samples / sample_rate
-                items.append(Item(path, name, weight=weight))
+                items.append(TrainingItem(path, name, weight=weight))
             elif modality == "image" and path.suffix.lower() in ARRAY_SUFFIXES:
                 for key, stack in _read_stacks(path).items():
-                    items += [Item(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
+                    items += [TrainingItem(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
+            elif not path.name.startswith("."):
+                ignored[path.suffix.lower()] += 1
         except MediaError as error:
             logger.warning("skipped: %s", error)
+    if ignored:
+        logger.warning("%s: %s", folder, describe_ignored(ignored))
     return items
 
 
 def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
-    """Read the stacks of pictures in an array file, by name.
+    """Read the stacks of images in an array file, by name.
 
     Raises:
-        MediaError: damaged, or without such a stack.
+        MediaError: The file is damaged or has no stack of images.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -102,12 +108,12 @@ def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
         if array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)))
     }
     if not stacks:
-        raise MediaError(f"{path}: holds no uint8 pictures (n, height, width[, 1 or 3])")
+        raise MediaError(f"{path}: contains no array of uint8 images (n, height, width[, 1 or 3])")
     return stacks
 
 
-def split_items(items: Sequence[Item], fraction: float) -> tuple[list[Item], list[Item]]:
-    """Split into training and validation items by a hash of each name, so that the split survives added files."""
+def split_items(items: Sequence[TrainingItem], fraction: float) -> tuple[list[TrainingItem], list[TrainingItem]]:
+    """Split into training and validation items by a hash of each name, which keeps the split if files are added."""
     ranked = sorted(items, key=lambda item: hashlib.sha256(item.name.encode(errors="surrogateescape")).digest())
     count = min(max(1, round(len(items) * fraction)), len(items) - 1)
     held_out = {item.name for item in ranked[:count]} if count > 0 else set()
@@ -116,7 +122,7 @@ def split_items(items: Sequence[Item], fraction: float) -> tuple[list[Item], lis
 
 
 class MediaCache:
-    """Decode items on demand and keep them in memory, as far as the budget goes; for use by several threads."""
+    """Decodes items on demand and keeps them in memory within a budget. Thread-safe."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -125,8 +131,8 @@ class MediaCache:
         self._budget = config.data.cache_gb * 1e9
         self._lock = threading.Lock()
 
-    def read(self, item: Item) -> Media | None:
-        """Decode one item in full quality; None, with one warning, where it cannot be read."""
+    def read(self, item: TrainingItem) -> Media | None:
+        """Decode an item in full quality. Return None, with one warning per item, if it cannot be read."""
         model = self.config.model
         if item.pixels is not None:
             return Media("image", _planes(item.pixels, model.channels).astype(np.float32) / np.float32(127.5) - 1)
@@ -143,8 +149,8 @@ class MediaCache:
                 self.unreadable.add(item.name)
             return None
 
-    def get(self, item: Item) -> NDArray[np.integer[Any]] | None:
-        """Give an item in the form that it rests in, or None where it cannot be read."""
+    def get(self, item: TrainingItem) -> NDArray[np.integer[Any]] | None:
+        """Return an item as it is kept in memory, or None if it cannot be read."""
         if item.pixels is not None:
             return _planes(item.pixels, self.config.model.channels)
         if item.name in self._kept:
@@ -163,7 +169,7 @@ class MediaCache:
 
 
 def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Bring a grey or RGB picture `(height, width[, channels])` to `(channels, height, width)`, grey or RGB."""
+    """Convert a gray or RGB image `(height, width[, channels])` to `(channels, height, width)`, gray or RGB."""
     planes = np.atleast_3d(pixels).transpose(2, 0, 1)
     if len(planes) == channels:
         return planes
@@ -173,19 +179,25 @@ def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 
 class BatchLoader:
-    """Cut random crops ahead of the training step, in threads.
+    """Cuts random crops in threads, ahead of the training step.
 
-    A crop depends on the seed, its step and its place in the batch alone: a resumed run sees what an undisturbed one
-    would, and several processes see together what one would.
+    A crop depends only on the seed, its step and its position in the batch. A resumed run therefore sees the crops of
+    an uninterrupted one, and several processes together see those of one process.
 
     Args:
-        first: Place of the first crop in the batch of all processes.
+        config: The training configuration.
+        items: The items to draw from.
+        cache: Decodes the items.
+        seed: The seed of the crops.
+        first: The position of this process's first crop in the batch of all processes.
 
     Raises:
-        UsageError: crops that are no multiple of the stride.
+        UsageError: The crop size is not a multiple of the stride.
     """
 
-    def __init__(self, config: Config, items: Sequence[Item], cache: MediaCache, seed: int, first: int = 0) -> None:
+    def __init__(
+        self, config: Config, items: Sequence[TrainingItem], cache: MediaCache, seed: int, first: int = 0
+    ) -> None:
         stride = math.prod(config.model.network.strides)
         if config.model.modality == "image" and config.data.crop_pixels % stride:
             raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
@@ -194,14 +206,14 @@ class BatchLoader:
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def batch(self, step: int) -> NDArray[np.float32]:
-        """Give the crops of a step: float32 `(batch, channels, *crop)`."""
+        """Return the crops of a step: float32 `(batch, channels, *crop)`."""
         places = range(self.first, self.first + self.config.train.batch_size)
         crops = [self._crop(np.random.default_rng([self.seed, step, place])) for place in places]
         _, scale, offset = FULL_SCALE[self.config.model.modality]
         return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
     def _crop(self, rng: np.random.Generator) -> NDArray[np.integer[Any]]:
-        """Draw items until one can be read, and cut it."""
+        """Draw items until one can be read, and cut a crop from it."""
         cut = self._cut_image if self.config.model.modality == "image" else self._cut_audio
         while True:
             index = int(np.searchsorted(self._cumulative, rng.random()))
@@ -211,23 +223,23 @@ class BatchLoader:
             if all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
 
-    def _cut_image(self, picture: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
+    def _cut_image(self, image: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = self.config.data.crop_pixels
-        top, left = (int(rng.integers(max(1, length - size + 1))) for length in picture.shape[1:])
-        crop = picture[:, top : top + size, left : left + size]
-        # A picture that is too small is continued by its mirror images.
+        top, left = (int(rng.integers(max(1, length - size + 1))) for length in image.shape[1:])
+        crop = image[:, top : top + size, left : left + size]
+        # An image that is smaller than the crop is extended by reflection.
         crop = np.pad(crop, [(0, 0), *((0, size - length) for length in crop.shape[1:])], mode="symmetric")
         return crop[:, :, ::-1] if self.config.data.flip and rng.random() < 0.5 else crop
 
-    def _cut_audio(self, sound: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
+    def _cut_audio(self, audio: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = crop_samples(self.config)
-        channel = sound[int(rng.integers(len(sound)))]
+        channel = audio[int(rng.integers(len(audio)))]
         start = int(rng.integers(max(1, len(channel) - size + 1)))
         crop = channel[start : start + size]
         return np.pad(crop, (0, size - len(crop)))[None]
 
     def batches(self, first_step: int) -> Generator[NDArray[np.float32], None, None]:
-        """Yield the batches from a step on, for ever, prepared in `data.workers` threads."""
+        """Yield the batches from a step on, without end, prepared in `data.workers` threads."""
         ahead = max(1, self.config.data.workers) * 2
         pool = ThreadPoolExecutor(max(1, self.config.data.workers), thread_name_prefix="vqtok-data")
         try:
@@ -243,15 +255,15 @@ class BatchLoader:
 
 
 def crop_samples(config: Config) -> int:
-    """Give the samples of a training crop: `data.crop_seconds`, rounded to whole grid steps."""
+    """Return the number of samples of a training crop: `data.crop_seconds`, rounded to whole grid steps."""
     hop_length = math.prod(config.model.network.strides)
     return max(1, round(config.data.crop_seconds * config.model.sample_rate / hop_length)) * hop_length
 
 
 def validation_crops(
-    config: Config, items: Sequence[Item], read: Callable[[Item], Media | None]
-) -> Iterator[tuple[Item, NDArray[np.float32]]]:
-    """Yield the fixed middle part of each item that every validation uses: at most 128 pixels or 2 s."""
+    config: Config, items: Sequence[TrainingItem], read: Callable[[TrainingItem], Media | None]
+) -> Iterator[tuple[TrainingItem, NDArray[np.float32]]]:
+    """Yield the center of each item for validation: at most 128 pixels per side or 2 s."""
     stride = math.prod(config.model.network.strides)
     longest = 128 if config.model.modality == "image" else 2 * config.model.sample_rate
     for item in items:

@@ -1,4 +1,4 @@
-"""The final evaluation: whole held-out files through the codec, as a user would code them."""
+"""The final evaluation: whole held-out files are encoded and decoded as a user would do it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import Pace
-from vqtok.training.data import Item
+from vqtok.training.data import TrainingItem
 from vqtok.training.validation import PSNR_LIMIT, prefixes
 
 PROTOCOL = {
-    "image": "whole held-out pictures in float32, not rounded to 8 bits; PSNR and SSIM on sRGB, mean over pictures",
-    "audio": "whole held-out sounds at the model's rate, float32; mean over sounds; STOI from 0.4 s of sound on",
+    "image": "whole held-out images in float32, not rounded to 8 bits; PSNR and SSIM on sRGB, mean over images",
+    "audio": "whole held-out files in float32 at the model's rate; mean over files; STOI for files of at least 0.4 s",
 }
 
 
 def evaluate(
     codec: Codec,
-    items: Sequence[Item],
-    read: Callable[[Item], Media | None],
+    items: Sequence[TrainingItem],
+    read: Callable[[TrainingItem], Media | None],
     on_item: Callable[[int, int], None] = lambda done, total: None,
     pace: Pace | None = None,
 ) -> tuple[dict[str, Any], CodeStatistics]:
-    """Code every item and measure it at several prefixes.
+    """Encode and decode every item, and measure the reconstructions from several prefixes of the codebooks.
 
     Args:
-        pace: Ends it where no more items fit.
+        codec: The codec of the trained model.
+        items: The held-out items.
+        read: Decodes an item; returns None if it cannot be read.
+        on_item: Called with the number of items done and their total.
+        pace: Ends the evaluation when no more items fit.
 
     Returns:
-        Metrics as plain values for the model card (lists run over `prefixes`), and the counted codes. Where the data
-        has folders, `by_folder` holds the metrics of each.
+        The metrics as plain values for the model card (lists have one entry per prefix length in `prefixes`), and the
+        counted codes. If the data is in several folders, `by_folder` has the metrics of each.
     """
     lengths = prefixes(len(codec.tokenizer.codebook_sizes))
     statistics = CodeStatistics()

@@ -1,4 +1,4 @@
-"""Fine-tuning: a set-up and a start taken from a trained model."""
+"""The start of a run: the configuration and weights of a model to fine-tune, and the k-means start of codebooks."""
 
 from __future__ import annotations
 
@@ -20,39 +20,41 @@ from vqtok.networks.layers import Block
 from vqtok.quantizers import VQ
 
 TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout"}
-"""Settings below `model` that the weights do not depend on."""
+"""Settings in `model` that the weights do not depend on."""
 
 
 def tuning_config(model: Mapping[str, Any], preset: str | None, settings: Sequence[str]) -> Config:
-    """Give the set-up to tune a model with: its architecture, and the rest of a preset or else of its own training.
+    """Return the configuration to fine-tune a model with: its architecture, and the rest from a preset.
 
     Args:
         model: The `Config` in the model's card.
+        preset: A preset; None for the configuration that the model was trained with.
+        settings: Changes, as `path=value`.
 
     Raises:
-        UsageError: preset or settings ask for another architecture, or make no sense.
+        UsageError: The preset or a setting is invalid or implies another architecture.
     """
     values = read_preset(preset) if preset else _own_training(model)
     for setting in settings:
         apply_setting(values, setting)
     architecture = from_dict(Config, {"model": model["model"]})
     config = from_dict(Config, merged({"model": model["model"]}, values))
-    asked = dict(_leaves(config.to_dict()["model"]))
+    requested = dict(_leaves(config.to_dict()["model"]))
     for path, value in _leaves(architecture.to_dict()["model"]):
-        if asked[path] != value and path not in TRAINING_ONLY:
+        if requested[path] != value and path not in TRAINING_ONLY:
             raise UsageError(
-                f"model.{path} of the model to start from is {value}, not {asked[path]}; "
-                "leave it out of --set and preset, or train without --init"
+                f"model.{path} of the model to start from is {value}, not {requested[path]}; "
+                "leave it out of `settings` and `preset`, or train without `init`"
             )
-    # There is nothing to warm up: the codebook is kept, or starts from the latents of a trained encoder.
+    # No warm-up without quantization: the codebook is kept, or starts from the latents of a trained encoder.
     return replace(config, train=replace(config.train, continuous_steps=0))
 
 
 def start_from(model: VQModel, trained: VQModel, config: Config) -> None:
-    """Take over the weights and codebooks of a trained model, then freeze or restart what the config says.
+    """Copy the weights and codebooks of a trained model, then freeze or restart parts as the configuration says.
 
     Raises:
-        UsageError: a codebook is to restart that does not exist.
+        UsageError: The codebook is to be restarted, but the quantizer has none.
     """
     model.load_state_dict(trained.state_dict())
     parts = {"encoder": model.encoder, "codebook": model.quantizer, "decoder": model.decoder}
@@ -68,7 +70,7 @@ def start_from(model: VQModel, trained: VQModel, config: Config) -> None:
 
 
 def _own_training(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Give how the model was trained itself, but for what held for that run alone."""
+    """Return the configuration that the model was trained with, without what was specific to that run."""
     values = {section: dict(model.get(section, {})) for section in ("data", "loss", "train", "adversarial")}
     for section, key in (("data", "note"), ("train", "freeze"), ("train", "restart_codebook")):
         values[section].pop(key, None)
@@ -84,13 +86,13 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 
 KMEANS_VECTORS = 32_768
-"""Latents the k-means start looks at."""
+"""The number of latents that k-means uses."""
 KMEANS_PASSES = 12
-"""Times that it looks for the nearest vectors of all latents."""
+"""How often k-means searches the nearest vectors of all latents."""
 
 
 def make_model(config: Config, device: torch.device, initial: VQModel | None) -> VQModel:
-    """Make the model to train, with random weights or those of a trained one."""
+    """Create the model to train, with random weights or those of a trained model."""
     model: VQModel = VQModel(config.model).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if initial is not None:
@@ -105,11 +107,13 @@ def make_model(config: Config, device: torch.device, initial: VQModel | None) ->
 def start_codebooks(
     model: VQModel, batch: Callable[[int], Tensor], precision: torch.dtype, seconds: float = math.inf
 ) -> None:
-    """Run k-means on the latents of enough batches for the codebooks that have not had their start.
+    """Initialize those codebooks that are not initialized, by k-means on the latents of several batches.
 
     Args:
-        batch: Gives media by number, from 0 on, a part of them in each process.
-        seconds: About as long as it may take; on a slow machine it looks at fewer latents.
+        model: The model in training.
+        batch: Returns a batch by its number, from 0 on; this process's part of it if there are several processes.
+        precision: The type that the encoder computes in.
+        seconds: The approximate time it may take; a slow machine uses fewer latents.
     """
     latents: list[Tensor] = []
     count, wanted = 0, KMEANS_VECTORS
@@ -124,7 +128,7 @@ def start_codebooks(
             encoded = time.monotonic()
             model.quantizer.encode(z)
             found = time.monotonic()
-            search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters the latents of all.
+            search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters all latents.
             (cost,) = all_reduce_max((encoded - since + search) / count)
             wanted = min(wanted, max(int(seconds / max(cost, 1e-9)), *model.codebook_sizes))
     if rank() == 0:

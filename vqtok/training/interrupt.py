@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM held back until the training step is whole."""
+"""Ctrl-C and SIGTERM, deferred until the training step is complete."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import FrameType
 from typing import Any
 
 
-class HeldBackInterrupt:
-    """While entered, the first SIGINT or SIGTERM only sets `asked`; a second one interrupts at once."""
+class DeferredInterrupt:
+    """Inside the context, the first SIGINT or SIGTERM only sets `requested`; the second one interrupts immediately."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> HeldBackInterrupt:
-        # Python runs signal handlers in the main thread alone, and lets only it set them.
+    def __enter__(self) -> DeferredInterrupt:
+        # Python runs signal handlers only in the main thread, and only that thread can set them.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
@@ -27,6 +27,6 @@ class HeldBackInterrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True

@@ -1,4 +1,4 @@
-"""The training loop: warm up without codebooks, start them by k-means, train, validate, keep the best."""
+"""The training loop: warm-up without codebooks, their k-means start, training, validation, the best model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, 
 from vqtok.training.clock import KMEANS_SHARE, VALIDATION_SHARE, Clock
 from vqtok.training.data import BatchLoader
 from vqtok.training.initialise import make_model, start_codebooks
-from vqtok.training.interrupt import HeldBackInterrupt
+from vqtok.training.interrupt import DeferredInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.objective import Objective
 from vqtok.training.optim import CONTINUOUS_SHARE, Budget, learning_rate, make_optimizer, update_average
@@ -51,34 +51,34 @@ logger = logging.getLogger(__name__)
 
 LOG_STEPS = 20
 SHOWN_SECONDS = 0.5
-"""Between two calls of `on_step`."""
+"""The shortest time between two calls of `on_step`."""
 FEW_STEPS, LEAST_STEPS = 100, 4
-"""A budget in which no more steps fit gets a warning; one in which not even the least number fits is refused."""
+"""A budget for fewer than the first number of steps causes a warning, for fewer than the second an error."""
 CHECKPOINT_SECONDS = 300
 CHECKPOINT_SHARE = 0.05
-"""Of the time since the last checkpoint, at most, in a run by the clock."""
+"""The largest share of the time since the last checkpoint that a checkpoint may take in a run with a time budget."""
 MAX_BAD_STEPS, MAX_ROLLBACKS = 20, 3
-"""Steps in a row without a finite gradient before the run goes back to its last checkpoint; how often it may."""
+"""Successive steps without a finite gradient that cause a rollback to the last checkpoint; the most rollbacks."""
 
 
 @dataclass
 class Trainer:
-    """Train a `VQModel` on batches, with everything needed to go on after an interruption in `folder`.
+    """Trains a `VQModel`, and stores in `folder` everything that is needed to resume the run.
 
     Args:
-        config: The set-up.
-        loader: Gives the batch of each step.
+        config: The training configuration.
+        loader: Provides the batch of each step.
         held_out: Validation crops by name, float32 `(channels, *size)`.
-        folder: The run folder: checkpoints, `metrics.jsonl`, pictures or sounds of each validation.
-        device: Where to train.
-        budget: When to end.
-        seed: Of the initial weights, the batches and the random prefixes.
+        folder: The run folder: checkpoints, `metrics.jsonl`, and images or audio files of each validation.
+        device: The device to train on.
+        budget: When training ends.
+        seed: The seed of the initial weights and the random prefixes; that of the batches is in `loader`.
         on_progress: Called every few steps and after each validation.
-        on_step: Called after a step, at most twice a second.
-        on_stage: Called with what is done apart from steps.
-        tensorboard: Where to write what `metrics.jsonl` gets, too.
-        initial: A trained model to start from, of the same architecture.
-        clock: That of the command.
+        on_step: Called after a step, at most twice per second.
+        on_stage: Called with a description of work other than steps, before it begins.
+        tensorboard: Also gets the lines of `metrics.jsonl`.
+        initial: A trained model of the same architecture to start from.
+        clock: The time of the command.
     """
 
     config: Config
@@ -96,11 +96,11 @@ class Trainer:
     clock: Clock = field(default_factory=Clock)
     step: int = 0
     seconds: float = 0.0
-    """Used so far, also before an interruption."""
+    """Seconds used so far, including those before an interruption."""
     quantized_from: int | None = None
-    """The step from which on latents are quantized; None while they are not."""
+    """The first step with quantization; None before that step."""
     rate: float = 0.0
-    """Seconds to validate one number of the media's data, in a run by the clock."""
+    """Seconds per sample (one number of the media's data) of a validation; measured in a run with a time budget."""
     best_score: float = float("inf")
     bad_steps: int = 0
     learning_rate_scale: float = 1.0
@@ -127,7 +127,7 @@ class Trainer:
 
     @property
     def parent(self) -> str | None:
-        """Identity of the model that training started from."""
+        """The identity of the model that training started from."""
         return self.initial.identity.hex() if self.initial is not None else None
 
     @property
@@ -141,26 +141,26 @@ class Trainer:
         return optimizers | ({"adversary_optimizer": self.adversary.optimizer} if self.adversary else {})
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder.
+        """Continue from the newest checkpoint of the run folder.
 
         Raises:
-            TrainingError: there is none. UsageError: the run was started with other settings, or had another number
-                of processes, which changes its batches.
+            TrainingError: There is no checkpoint.
+            UsageError: The run has other settings, or another number of processes, which would change its batches.
         """
         tensors, facts = read_checkpoint(self.folder)
         processes = facts.get("processes", 1)
         if processes != world_size():
             raise UsageError(
-                f"{self.folder}: the run has {processes} processes, not {world_size()}; resume with as many"
+                f"{self.folder}: the run has {processes} processes, not {world_size()}; resume it with {processes}"
             )
         found = from_dict(Config, facts["config"]), facts["seed"], facts["parent"]
         if found != (self.config, self.seed, self.parent):
-            raise UsageError(f"{self.folder}: the run has other settings; resume with those it was started with")
+            raise UsageError(f"{self.folder}: the run has other settings; resume it with the same ones")
         restore(tensors, self._modules, self._optimizers)
         self.window.load(tensors["window"].to(self.device))
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.clock.began -= self.seconds
-        # Checkpoints of earlier versions do not say it.
+        # Checkpoints of earlier versions lack this entry.
         continuous = self.config.train.continuous_steps
         self.quantized_from = facts.get("quantized_from", continuous if self.step > continuous else None)
         self._validation_items = facts.get("validation_items")
@@ -173,6 +173,7 @@ class Trainer:
         self._started = True
 
     def checkpoint(self) -> None:
+        """Write a checkpoint to the run folder; only the first process does so."""
         if rank() != 0:
             return
         facts = {
@@ -194,13 +195,13 @@ class Trainer:
         save_checkpoint(self.folder, self._modules, self._optimizers, self.window.state(), facts)
 
     def run(self) -> VQModel:
-        """Train until the budget is spent and return the best averaged model.
+        """Train until the budget is used up and return the best averaged model.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, once the step is whole and a checkpoint written.
-            TrainingError: the loss diverged, or the budget ended before the codebooks had learnt.
+            KeyboardInterrupt: On Ctrl-C or SIGTERM, after the step is complete and a checkpoint is written.
+            TrainingError: The loss diverged, or the budget is too short for training.
         """
-        with contextlib.closing(self.loader.batches(self.step)) as batches, HeldBackInterrupt() as interrupt:
+        with contextlib.closing(self.loader.batches(self.step)) as batches, DeferredInterrupt() as interrupt:
             try:
                 self._run(batches, interrupt)
             finally:
@@ -210,7 +211,7 @@ class Trainer:
             raise TrainingError(f"step {self.step}: no validation gave a finite score; lower train.learning_rate")
         return self.best
 
-    def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: HeldBackInterrupt) -> None:
+    def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: DeferredInterrupt) -> None:
         first_step = self.step
         self._plan()
         last_checkpoint = shown = self.clock.elapsed
@@ -223,7 +224,7 @@ class Trainer:
             losses = self._train_step(x, fraction)
             self.step += 1
             now = self.clock.elapsed
-            self.seconds, asked = all_reduce_max(now, interrupt.asked)
+            self.seconds, interrupted = all_reduce_max(now, interrupt.requested)
             self._means.add(losses)
             if self.step - first_step <= 2:
                 self._foresee(self.seconds - started, self.step - first_step)
@@ -245,17 +246,21 @@ class Trainer:
             elif self.clock.elapsed - shown > SHOWN_SECONDS:
                 shown = self.clock.elapsed
                 self.on_step(self._progress(fraction, *speed, losses))
-            # While no step succeeds, the checkpoint before may be the better state to go back to.
+            # While steps fail, the last checkpoint may be a better state to return to than the current one.
             if (self._checkpoints(validation, self.clock.elapsed - last_checkpoint) and not self.bad_steps) or (
-                asked or fraction >= 1
+                interrupted or fraction >= 1
             ):
                 self.checkpoint()
                 last_checkpoint = self.clock.elapsed
-            if asked:
+            if interrupted:
                 raise KeyboardInterrupt
 
     def _plan(self) -> None:
-        """Start a run that has not started; in one by the clock, keep the time for validations and for its end."""
+        """Start a new run. With a time budget, reserve the time for validations and for the end of the run.
+
+        Raises:
+            TrainingError: The budget leaves no time for training.
+        """
         minutes = self.budget.minutes
         if minutes:
             self.on_stage("measuring the speed of this machine")
@@ -270,16 +275,17 @@ class Trainer:
         reserve = self.budget.reserve + self._validation_seconds + saving
         self.budget = replace(self.budget, begin=self.budget.begin or self.seconds, reserve=reserve)
         if self.seconds + reserve >= 60 * minutes and not self.step:
+            enough = _minutes(2 * self.seconds + 2 * reserve)
             raise TrainingError(
-                f"--minutes {minutes:g} leaves no time to train: preparing took {self.seconds:.0f} s, and the end of "
-                f"the run takes {reserve:.0f} s; give at least {_minutes(2 * self.seconds + 2 * reserve)}"
+                f"`minutes` {minutes:g} leaves no time to train: the start took {self.seconds:.0f} s, and the end of "
+                f"the run takes {reserve:.0f} s; raise `minutes` to {enough} or more"
             )
 
     def _size_validations(self, seconds: float) -> None:
-        """Choose as many of the held-out crops as can be validated in about that time."""
+        """Select as many held-out crops as can be validated in about this many seconds."""
         crops = self.held_out[:1]
         with tempfile.TemporaryDirectory() as folder:
-            for _ in range(2):  # The first pass is slower.
+            for _ in range(2):  # The first pass is slower, so the second one counts.
                 since = time.monotonic()
                 validate(self.average, self.reconstruction, self.config, crops, Path(folder), 0)
                 cost = time.monotonic() - since
@@ -291,28 +297,34 @@ class Trainer:
         self._validation_seconds = count * cost
 
     def _foresee(self, seconds: float, steps: int) -> None:
-        """Say at once what the budget does not allow, by the time that the first steps took."""
+        """Warn or fail early if the budget is too short, judging by the time of the first steps.
+
+        Raises:
+            TrainingError: Too few steps fit to train a model.
+        """
         minutes = self.budget.minutes
         if not minutes or self.step > 2:
             return
         step_seconds = seconds / steps
         left = 60 * minutes * (1 - KMEANS_SHARE) - self.budget.reserve - self.seconds
         expected = self.step + int(left / max(step_seconds, 1e-9))
-        # The first step is slower than those to come.
+        # The first step is slower than later ones.
         if (expected if steps > 1 else 2 * expected) < LEAST_STEPS:
             enough = _minutes(60 * minutes - left + 4 * LEAST_STEPS * step_seconds)
             raise TrainingError(
-                f"a training step takes {step_seconds:.1f} s here, so that --minutes {minutes:g} ends before there is "
-                f"a model; give at least {enough}, or lower train.batch_size"
+                f"a training step takes {step_seconds:.1f} s on this machine, too long for `minutes` {minutes:g}; "
+                f"raise `minutes` to {enough} or more, or lower train.batch_size"
             )
         if steps == 2 and expected < FEW_STEPS and self.initial is None:
             logger.warning(
-                "about %d training steps fit into --minutes %g here: expect a rough model", expected, minutes
+                "`minutes` %g allows only about %d training steps on this machine: expect a poor model",
+                minutes,
+                expected,
             )
 
     def _validates(self, before: float, after: float, last_validation: float) -> bool:
         if self.quantized_from is None or self.step <= self.quantized_from:
-            return False  # There are no codebooks yet.
+            return False  # The codebooks are not in use yet.
         if not is_due(self.config.train, before, after):
             return False
         left = 60 * self.budget.minutes - self.budget.reserve - self.seconds if self.budget.minutes else 0.0
@@ -320,7 +332,7 @@ class Trainer:
         return done or is_affordable(self._validation_seconds, self.seconds - last_validation, left)
 
     def _checkpoints(self, validation: Validation | None, since_last: float) -> bool:
-        """Return whether a checkpoint is due, and in a run by the clock does not cost too much of it."""
+        """Return whether a checkpoint is due, and with a time budget also whether it takes little of that."""
         cheap = not self.budget.minutes or self._checkpoint_seconds <= CHECKPOINT_SHARE * since_last
         return since_last > CHECKPOINT_SECONDS or (validation is not None and cheap)
 
@@ -336,16 +348,16 @@ class Trainer:
             broadcast_module(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
-            # What tuning is to improve; not kept as the best, so that a run always gives a model of its own.
+            # The quality before fine-tuning. It is not kept as the best, so that every run results in a new model.
             self.on_stage("validating")
             validation = self._run_validation()
             self.regression.check(validation)
             self._report(0.0, 0.0, 0.0, validation)
-        self.checkpoint()  # From now on there is one to go back to.
+        self.checkpoint()  # A rollback needs one.
 
     def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
         config = self.config.train
-        # Every random choice of a step follows from its number, so that a resumed run makes the same ones.
+        # Every random choice of a step depends only on its number, so that a resumed run makes the same ones.
         torch.manual_seed(self.seed * 1_000_003 + self.step + (rank() << 53))
         if self.quantized_from is None and (
             self.step >= config.continuous_steps or self.budget.progress(self.step + 1, self.seconds) > CONTINUOUS_SHARE
@@ -384,8 +396,8 @@ class Trainer:
             self._roll_back()
 
     def _roll_back(self) -> None:
-        """Go on from the state of the last checkpoint, on other data and with half the learning rate."""
-        failed = f"{MAX_BAD_STEPS} steps in a row gave no finite gradient"
+        """Return to the state of the last checkpoint, and continue with the next batches and half the learning rate."""
+        failed = f"{MAX_BAD_STEPS} successive steps had no finite gradient"
         if self.alarms.count("rollback") == MAX_ROLLBACKS:
             raise TrainingError(f"{failed}; lower train.learning_rate, or set train.precision=float32")
         tensors, facts = read_checkpoint(self.folder)
@@ -394,18 +406,22 @@ class Trainer:
         self.window.load(tensors["window"].to(self.device))
         self.learning_rate_scale /= 2
         self.bad_steps = 0
-        self.alarms.add("rollback", self.step, f"{failed}; back to step {facts['step']} with half the learning rate")
+        self.alarms.add(
+            "rollback",
+            self.step,
+            f"{failed}; rolled back to the state of step {facts['step']} with half the learning rate",
+        )
 
     def _start_codebooks(self) -> None:
-        """Start those codebooks that have had no start, from the batches of the steps to come."""
+        """Initialize those codebooks that are not initialized, from the batches of the next steps."""
 
         def batch(index: int) -> Tensor:
             return channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
 
-        self.on_stage("starting the codebooks by k-means")
+        self.on_stage("initializing the codebooks by k-means")
         seconds = 60 * self.budget.minutes * KMEANS_SHARE if self.budget.minutes else math.inf
         start_codebooks(self.model, batch, self.precision, seconds)
-        # The average of codebooks starts with them, not with the random ones before.
+        # The average starts with the new codebooks, not with the random ones before.
         self.average.quantizer.load_state_dict(self.model.quantizer.state_dict())
 
     def _restart_collapsed(self) -> None:
@@ -424,15 +440,15 @@ class Trainer:
     def _validate(self, fraction: float) -> Validation:
         validation = self._run_validation()
         worse = self.regression.check(validation)
-        heard = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
-        # The score cannot see what discriminators ask for: while they are heard, the latest model that is not clearly
-        # worse is the one.
-        is_latest = heard is not None and math.isfinite(validation.score) and not self.regression.is_worse
+        adversary = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
+        # The score does not measure what the discriminators improve. While their losses are used, the latest model is
+        # therefore the best one, unless it is clearly worse.
+        is_latest = adversary is not None and math.isfinite(validation.score) and not self.regression.is_worse
         if validation.score < self.best_score or is_latest:
             self.best_score = min(validation.score, self.best_score)
             self.best.load_state_dict(self.average.state_dict())
         if worse:
-            done = [heard.soften()] if heard else []
+            done = [adversary.soften()] if adversary else []
             self.alarms.add("regression", self.step, "; ".join([worse, *done, "the best model is kept"]))
         return validation
 
@@ -465,5 +481,5 @@ class Trainer:
         self.on_progress(progress)
 
 
-def _minutes(seconds: float) -> str:
-    return f"--minutes {max(1, math.ceil(seconds / 60))}"
+def _minutes(seconds: float) -> int:
+    return max(1, math.ceil(seconds / 60))

@@ -1,4 +1,4 @@
-"""What training says of itself: progress, codebook use over a window, averaged losses, `metrics.jsonl`."""
+"""Figures of a training run: progress, codebook usage over a window, averaged losses, `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ WINDOW_STEPS = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress display shows of one step."""
+    """The state of training after a step, for progress displays."""
 
     step: int
     fraction: float
     seconds: float
     items_per_second: float
     waiting: float
-    """Share of the time spent waiting for data."""
+    """The fraction of the time spent waiting for data."""
     learning_rate: float
     losses: dict[str, float]
     codebooks: dict[str, list[float]] = field(default_factory=dict)
-    """Usage and perplexity over the last steps, one entry a codebook."""
+    """Usage and perplexity over the last steps, one entry per codebook."""
     validation: Validation | None = None
     left: float = 0.0
-    """Seconds to the end of the run, as far as is known."""
+    """The estimated seconds to the end of the run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the line for `metrics.jsonl`."""
+        """Return the values of a line of `metrics.jsonl`."""
         values: dict[str, Any] = {
             "step": self.step,
             "fraction": round(self.fraction, 5),
@@ -56,14 +56,14 @@ class Progress:
 
 
 class CodebookWindow:
-    """Usage and perplexity of each codebook over the last hundred steps: one batch alone understates both."""
+    """Usage and perplexity of each codebook over the last hundred steps; a single batch understates both."""
 
     def __init__(self, codebook_sizes: tuple[int, ...]) -> None:
         self.codebook_sizes = codebook_sizes
         self._batches: deque[Tensor] = deque(maxlen=WINDOW_STEPS)
 
     def add(self, codes: Tensor) -> None:
-        """Take in the codes `(batch, num_codebooks, *grid)` of a step."""
+        """Add the codes `(batch, num_codebooks, *grid)` of a step."""
         self._batches.append(codes.detach().movedim(1, 0).flatten(1).int())
 
     @property
@@ -72,25 +72,26 @@ class CodebookWindow:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of each codebook in the window."""
+        """The number of tokens per codebook in the window."""
         return sum(batch.shape[1] for batch in self._batches)
 
     def clear(self) -> None:
         self._batches.clear()
 
     def state(self) -> Tensor:
-        """Give all that the window holds, `(steps, num_codebooks, tokens)`."""
+        """Return the contents of the window, `(steps, num_codebooks, tokens)`."""
         return torch.stack(list(self._batches)) if self._batches else torch.zeros(0, dtype=torch.int32)
 
     def load(self, state: Tensor) -> None:
+        """Restore what `state` returned."""
         self._batches = deque(state, maxlen=WINDOW_STEPS)
 
     def codes(self) -> Tensor:
-        """Give the codes of the window `(num_codebooks, num_tokens)`."""
+        """Return the codes of the window, `(num_codebooks, num_tokens)`."""
         return torch.cat(list(self._batches), dim=1)
 
     def summary(self) -> dict[str, list[float]]:
-        """Give usage (fraction of entries) and perplexity, one entry a codebook."""
+        """Return usage (a fraction of the codes) and perplexity, one entry per codebook."""
         if not self._batches:
             return {}
         usage, perplexity = [], []
@@ -102,7 +103,7 @@ class CodebookWindow:
 
 
 class RunningMeans:
-    """Means of named scalars since they were last taken; values that are not finite are left out."""
+    """Means of named scalars since the last `take`; values that are not finite are ignored."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
@@ -113,6 +114,7 @@ class RunningMeans:
                 self._values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
+        """Return the means and start again."""
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         self._values = {}
         return means
@@ -127,7 +129,7 @@ def append_metrics(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the lines after a step, which a resumed run writes again, and what a kill cut short."""
+    """Drop the lines after a step, which a resumed run writes again, and lines that are incomplete."""
     path = folder / METRICS_NAME
     if rank() != 0 or not path.exists():
         return

@@ -1,4 +1,4 @@
-"""What a model is trained for: reconstruction, its codebooks' losses, and what discriminators ask for."""
+"""The training objective: losses of the reconstruction, of the codebooks and of discriminators."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from vqtok.training.adversary import Adversary
 
 @dataclass(frozen=True)
 class Objective:
-    """All losses of a model.
+    """All losses of a model, and their gradients.
 
     Args:
-        config: Has their weights, and in how many parts to work through a batch.
-        precision: Of the passes through the model.
+        config: Has the weights of the losses and the number of parts that a batch is split into.
+        reconstruction: The reconstruction loss.
+        adversary: The discriminators, if any.
+        precision: The type that the model computes in.
     """
 
     config: Config
@@ -31,13 +33,16 @@ class Objective:
     def backward(
         self, model: VQModel, x: Tensor, *, quantize: bool, fraction: float
     ) -> tuple[dict[str, float], Tensor | None]:
-        """Add the gradient of a batch to the model's, and let the discriminators add up theirs.
+        """Add the gradients of a batch to those of the model and of the discriminators.
 
         Args:
-            fraction: Progress of the run.
+            model: The model in training.
+            x: The batch.
+            quantize: Whether to quantize the latents.
+            fraction: The progress of the run, from 0 to 1.
 
         Returns:
-            The losses, and the codes if there are any yet.
+            The losses by name, and the codes; None without quantization.
         """
         parts = x.chunk(self.config.train.accumulate)
         found = [self._backward(model, media, quantize, fraction, 1 / len(parts)) for media in parts]
@@ -48,7 +53,7 @@ class Objective:
     def _backward(
         self, model: VQModel, x: Tensor, quantize: bool, fraction: float, part: float
     ) -> tuple[dict[str, float], Tensor | None]:
-        """Add the gradient of a part of a batch; give its part of the losses, and its codes."""
+        """Add the gradients of a part of a batch; return its share of the losses, and its codes."""
         with autocast(x.device, self.precision):
             x_hat, output = model(channels_last(x), quantize=quantize)
         x_hat = x_hat.float()

@@ -1,4 +1,4 @@
-"""Optimiser, schedule, budget and weight averaging."""
+"""Optimizer, schedule, budget and weight averaging."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vqtok.networks import Decoder, Encoder
 from vqtok.networks.layers import Block
 
 RATE_WARM_UP_SHARE, CONTINUOUS_SHARE = 0.1, 0.2
-"""Of a run, at most: the warm-up of the learning rate, and the steps without quantization."""
+"""The largest shares of a run: of the warm-up of the learning rate, and of the steps without quantization."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends: after `steps`, within `minutes`, or whichever comes first.
+    """When training ends: after `steps` or `minutes`, whichever comes first.
 
-    The minutes are those of the whole command: of them `begin` seconds pass before the first step, and `reserve`
-    seconds are kept for what follows the last.
+    The minutes are those of the whole command: `begin` seconds pass before the first step, and `reserve` seconds are
+    kept for the work after the last step.
     """
 
     steps: int | None = None
@@ -30,7 +30,7 @@ class Budget:
     reserve: float = 0.0
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the fraction of training that is done, 1 at the end; schedules follow it."""
+        """Return the fraction of training that is done, from 0 to 1; schedules depend on it."""
         by_steps = step / self.steps if self.steps else 0.0
         if not self.minutes:
             return min(1.0, by_steps)
@@ -40,10 +40,10 @@ class Budget:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Make AdamW with decay on weight matrices and kernels only, not on norms, biases and codebooks.
+    """Create AdamW with weight decay on matrices and kernels only, not on norms, biases and codebooks.
 
-    Each group has a `scale` of the learning rate. In an `Encoder` or `Decoder` the convolutions between blocks start
-    as a transform that is good already; steps of the size that blocks need would shake it to pieces.
+    Each group has a `scale` for its learning rate. In an `Encoder` or `Decoder` the convolutions between blocks are
+    initialized to a transform that is already good, which the large steps that blocks need would destroy.
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
     """
@@ -67,7 +67,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Warm up linearly over the first steps, or the first part of a short run, then follow a cosine to zero.
+    """Return the learning rate: a linear warm-up, shorter in a short run, then a cosine to zero.
 
     Source: Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (without restarts).
     """
@@ -76,12 +76,13 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 
 
 def cosine(progress: float) -> float:
+    """Return half a cosine period from 1 to 0 as progress goes from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move averaged weights and codebooks towards the model's, faster in the first steps.
+    """Move averaged weights and codebooks toward the model's, faster in the first steps.
 
     Source: Polyak and Juditsky 1992; the warm-up of the decay is (1 + step) / (10 + step).
     """

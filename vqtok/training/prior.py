@@ -1,4 +1,4 @@
-"""Fit the context prior to the codes of the training media."""
+"""Fitting of the context prior to the codes of the training media."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vqtok.tokens.coding.prior import ACTIVATION_BITS, PREFIX, STAGES, Prior, st
 from vqtok.tokens.coding.rans import TOTAL
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import PRIOR_SHARE, Clock, Pace
-from vqtok.training.data import Item
+from vqtok.training.data import TrainingItem
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 CROP = {"image": (24, 24), "audio": (1, 256)}
 KERNEL = {"image": (3, 3), "audio": (1, 7)}
 STEP_POSITIONS = 6912
-"""Grid positions of a training step."""
+"""The number of grid positions in a training step."""
 WARM_UP_STEPS, WARM_UP_SHARE = 100, 0.2
-"""Of the learning rate: whichever ends first."""
+"""The warm-up of the learning rate in steps and as a share of the fit; the shorter one counts."""
 FURTHER_RATE = 0.25
-"""Of the learning rate, where the fit starts from a prior that exists."""
+"""The factor of the learning rate if the fit starts from an existing prior."""
 
 Codes = NDArray[np.integer[Any]]
 
 
 class _CodebookNetwork(nn.Module):
-    """The network of one codebook in the order of ranks; `vqtok.tokens.coding.prior.CodebookPrior` names its parts."""
+    """The trainable network of one codebook; `vqtok.tokens.coding.prior.CodebookPrior` describes its parts."""
 
     def __init__(self, rank: Tensor, config: PriorConfig, kernel: tuple[int, int]) -> None:
         super().__init__()
@@ -63,7 +63,12 @@ class _CodebookNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, below: Tensor, codes: Tensor, stage: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the nats of all codes `(batch, height, width)`, and their embeddings `(batch, dim, height, width)`."""
+        """Compute the cross-entropy of the codes in nats, summed, and their embeddings.
+
+        Shapes:
+            below: `(batch, dim, height, width)`, the sum of the embeddings of the codebooks before.
+            codes: `(batch, height, width)`. stage: `(height, width)`. embeddings: `(batch, dim, height, width)`.
+        """
         embedded = F.embedding(codes, _activation(self.embedding, signed=True)).permute(0, 3, 1, 2)
         weight = _weight(self.context)
         padding = [size // 2 for size in weight.shape[2:]]
@@ -89,17 +94,17 @@ class _CodebookNetwork(nn.Module):
 
     @torch.no_grad()
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what `arrays` returned.
+        """Load what `arrays` returned.
 
         Raises:
-            ValueError: it is of other sizes.
+            ValueError: The arrays have other sizes.
         """
         whole = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
         dim, kernel = self.embedding.shape[1], self.context.shape[2:]
         shift = 2 ** (ACTIVATION_BITS + WEIGHT_BITS)
         sizes = {name: tuple(values.shape) for name, values in whole.items()}
         if sizes != {name: values.shape for name, values in self.arrays().items()}:
-            raise ValueError("a prior of other sizes")
+            raise ValueError("the prior has other sizes")
         self.rank = whole["rank"].long()
         self.embedding.copy_(whole["embedding"] / 2**ACTIVATION_BITS)
         context = whole["context"].unflatten(0, (*kernel, 2 * dim)) / 2**WEIGHT_BITS
@@ -112,7 +117,7 @@ class _CodebookNetwork(nn.Module):
         self.member.bias.copy_(whole["member_bias"].flatten() / shift)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the network in whole numbers, as `CodebookPrior` takes them."""
+        """Return the network as integers, in the form that `CodebookPrior` takes."""
         one = 2**ACTIVATION_BITS
         shift = 2 ** (ACTIVATION_BITS + WEIGHT_BITS)
 
@@ -149,10 +154,15 @@ def fit_prior(
     """Fit a prior to the codes `(num_codebooks, *grid)` of training media.
 
     Args:
-        codebooks: The vectors `(size, dim)` of each codebook, to put like codes into one group.
-        on_step: Gets the number of steps done and the bits a token of the last.
-        until: When to end, by `time.monotonic()`, if that comes before the last step.
-        start: A prior to start from, unless it is of other sizes.
+        codes: The codes of each item.
+        codebooks: The vectors `(size, dim)` of each codebook, which determine the groups of similar codes.
+        modality: "image" or "audio".
+        config: The size of the prior and the learning rate.
+        steps: The number of steps.
+        seed: The seed of the initial weights and of the batches.
+        on_step: Called with the number of steps done and the bits per token of the last step.
+        until: A deadline by `time.monotonic()`, which may end the fit before the last step.
+        start: A prior to start from; ignored if it has other sizes.
 
     Returns:
         The arrays that a model file stores, by name.
@@ -186,7 +196,7 @@ def fit_prior(
 
 
 def prior_arrays(prior: Prior) -> dict[str, NDArray[Any]]:
-    """Return the arrays that a model file stores of a prior that was read from one."""
+    """Return the arrays that a model file stores for a prior."""
     arrays: dict[str, NDArray[Any]] = {f"{PREFIX}kernel": np.array(prior.kernel, np.int32)}
     for index, codebook in enumerate(prior.codebooks):
         for name in codebook.__dataclass_fields__:
@@ -196,12 +206,12 @@ def prior_arrays(prior: Prior) -> dict[str, NDArray[Any]]:
 
 
 def step_seconds(codebook_sizes: Sequence[int], modality: str, config: PriorConfig) -> float:
-    """Measure how long a step of fitting a prior takes on this machine."""
+    """Measure the seconds that a step of fitting a prior takes on this machine."""
     kernel, crop = KERNEL[modality], CROP[modality]
     networks = nn.ModuleList(_CodebookNetwork(torch.arange(size), config, kernel) for size in codebook_sizes)
     optimizer = torch.optim.AdamW(networks.parameters(), fused=True)
     batch = torch.zeros(STEP_POSITIONS // math.prod(crop), len(codebook_sizes), *crop, dtype=torch.int64)
-    for _ in range(2):  # The first one is slower.
+    for _ in range(2):  # The first step is slower, so the second one counts.
         since = time.monotonic()
         _step(networks, optimizer, batch, config, kernel)
     return time.monotonic() - since
@@ -214,7 +224,7 @@ def _step(
     config: PriorConfig,
     kernel: tuple[int, int],
 ) -> float:
-    """Train on a batch of codes; return its bits a token."""
+    """Train on a batch of codes, and return its bits per token."""
     stage = torch.from_numpy(stage_of(batch.shape[2], batch.shape[3], kernel))
     below = torch.zeros(len(batch), config.dim, *batch.shape[2:])
     total = torch.zeros(())
@@ -233,7 +243,7 @@ def _step(
 def _further(
     start: Prior | None, codebooks: Sequence[Tensor], config: PriorConfig, kernel: tuple[int, int]
 ) -> nn.ModuleList | None:
-    """Make the networks of a prior that exists; None where it is of other sizes."""
+    """Return the networks of an existing prior; None if there is none or it has other sizes."""
     if start is None or start.kernel != kernel or len(start.codebooks) != len(codebooks):
         return None
     networks = nn.ModuleList()
@@ -250,7 +260,7 @@ def _further(
 
 
 def _batch(planes: Sequence[Codes], crop: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """Cut crops of equal size that begin where a stage pattern does: `(batch, num_codebooks, height, width)`."""
+    """Cut random crops of equal size, aligned to the pattern of stages: `(batch, num_codebooks, height, width)`."""
     areas = np.cumsum([plane[0].size for plane in planes], dtype=float)
     first = planes[int(np.searchsorted(areas, rng.random() * areas[-1]))]
     size = [min(length, limit) for length, limit in zip(first.shape[1:], crop, strict=True)]
@@ -265,14 +275,14 @@ def _batch(planes: Sequence[Codes], crop: tuple[int, int], rng: np.random.Genera
 
 
 def _ranks(vectors: Tensor) -> Tensor:
-    """Order codebook vectors so that like ones are neighbours: halve them along their principal axis, and again."""
+    """Rank codebook vectors so that similar ones are adjacent, by recursive bisection along the principal axis."""
 
     def order(rows: Tensor) -> Tensor:
         if len(rows) <= 2:
             return rows
-        centred = vectors[rows] - vectors[rows].mean(0)
-        axis = torch.linalg.svd(centred, full_matrices=False)[2][0]
-        rows = rows[(centred @ axis).argsort()]
+        centered = vectors[rows] - vectors[rows].mean(0)
+        axis = torch.linalg.svd(centered, full_matrices=False)[2][0]
+        rows = rows[(centered @ axis).argsort()]
         return torch.cat([order(half) for half in rows.tensor_split(2)])
 
     found = order(torch.arange(len(vectors)))
@@ -280,7 +290,7 @@ def _ranks(vectors: Tensor) -> Tensor:
 
 
 def _round(x: Tensor, steps: int) -> Tensor:
-    """Round to multiples of 1 / steps, with the gradient of the identity."""
+    """Round to multiples of 1 / steps; the gradient is that of the identity."""
     return x + (torch.floor(x * steps + 0.5) / steps - x).detach()
 
 
@@ -305,17 +315,17 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 MIN_PRIOR_STEPS = 50
 ENCODING_SHARE = 1 / 3
-"""Of the time for the prior, at most, to encode the media that it learns from."""
+"""The largest share of the prior's time for encoding the media that it is fitted to."""
 FITTING_SHARE = 0.6
-"""Of the time for the prior, at least, to fit it."""
+"""The smallest share of the prior's time for fitting it."""
 
 
 @dataclass(frozen=True)
-class LearntPrior:
-    """A prior and what it was learnt from.
+class LearnedPrior:
+    """A fitted prior, and the code counts that it was fitted to.
 
     Args:
-        arrays: Its arrays, as `save_model` takes them; none where there was no time for a useful one.
+        arrays: The arrays, as `save_model` takes them; empty if there was no time for a useful prior.
         statistics: The counted codes.
     """
 
@@ -324,9 +334,9 @@ class LearntPrior:
 
 
 def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, parent: Prior | None) -> float:
-    """Return the seconds to keep for the prior of a run: 0 where it gets none, infinite where it has no clock.
+    """Return the seconds to reserve for the prior of a run: 0 for no prior, infinite without a time budget.
 
-    A run by the clock that is too short for a useful prior says so at once.
+    Logs a warning if the time budget is too short for a useful prior.
     """
     prior = config.prior
     if not prior.fit_steps or max(codebook_sizes) > TOTAL:
@@ -338,8 +348,8 @@ def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, p
     least = min(MIN_PRIOR_STEPS, prior.fit_steps) * needed
     if share < least and not parent:
         logger.warning(
-            "no prior, which would make token files smaller: fitting one takes --minutes %d or more here; "
-            "vqtok train --init MODEL --prior-only fits one afterwards",
+            "the model gets no prior, which would make token files smaller: on this machine that needs `minutes` of at "
+            "least %d; vqtok train --init MODEL --prior-only fits one later",
             math.ceil(least / PRIOR_SHARE / 60),
         )
         return 0.0
@@ -349,55 +359,71 @@ def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, p
 def final_prior(
     codec: Codec,
     config: Config,
-    items: Sequence[Item],
-    read: Callable[[Item], Media | None],
+    items: Sequence[TrainingItem],
+    read: Callable[[TrainingItem], Media | None],
     trained_steps: int,
     parent: Prior | None,
     seed: int,
     on_prior: Callable[[int, int, float], None],
     until: float | None = None,
-) -> LearntPrior:
-    """Fit the prior of a model that has just been trained, as long as the run allows.
+) -> LearnedPrior:
+    """Fit the prior of a model that has just been trained, if the run is long enough.
 
     Args:
-        parent: The prior of the model that training started from, which is close to the one to fit; it is kept where
-            there is no time to fit one.
-        until: The end of a run by the clock.
+        codec: The codec of the trained model.
+        config: The training configuration.
+        items: The training items.
+        read: Decodes an item; returns None if it cannot be read.
+        trained_steps: The number of steps that the model was trained.
+        parent: The prior of the model that training started from. The fit starts from it, and it is kept if there is
+            no time for a fit.
+        seed: The seed of the fit.
+        on_prior: Called with the number of all steps, of the steps done, and the bits per token.
+        until: The deadline of a run with a time budget, by `time.monotonic()`.
     """
-    none = LearntPrior({}, CodeStatistics())
-    # A short run gets a short prior, a trial run none.
+    none = LearnedPrior({}, CodeStatistics())
+    # A short run fits the prior for few steps, and a trial run does not fit one.
     steps = config.prior.fit_steps if until is not None else min(config.prior.fit_steps, trained_steps // 4)
     if steps >= min(MIN_PRIOR_STEPS, config.prior.fit_steps):
-        learnt = learn_prior(codec, config, items, read, steps, seed, on_prior, until, parent)
-        if learnt.arrays or not parent:
-            return learnt
-        none = learnt
+        learned = learn_prior(codec, config, items, read, steps, seed, on_prior, until, parent)
+        if learned.arrays or not parent:
+            return learned
+        none = learned
     if not parent:
         return none
     logger.warning(
-        "the prior is that of the model it started from: the run is too short to fit one; "
-        "vqtok train --init MODEL --prior-only fits it afterwards"
+        "the run is too short to fit a prior, so the model keeps that of the model it started from; "
+        "vqtok train --init MODEL --prior-only fits one later"
     )
-    return LearntPrior(prior_arrays(parent), none.statistics)
+    return LearnedPrior(prior_arrays(parent), none.statistics)
 
 
 def learn_prior(
     codec: Codec,
     config: Config,
-    items: Sequence[Item],
-    read: Callable[[Item], Media | None],
+    items: Sequence[TrainingItem],
+    read: Callable[[TrainingItem], Media | None],
     steps: int,
     seed: int,
     on_prior: Callable[[int, int, float], None],
     until: float | None = None,
     start: Prior | None = None,
-) -> LearntPrior:
-    """Encode media in random order until there are `config.prior.positions` positions, and fit a prior to their codes.
+) -> LearnedPrior:
+    """Encode media in random order up to `config.prior.positions` positions, and fit a prior to their codes.
 
     Args:
-        on_prior: Gets the number of all steps, of those done, and the bits a token.
-        until: When to end, by `time.monotonic()`; where the prior is then worse than plain frequencies, there is none.
+        codec: The codec of the model.
+        config: The training configuration.
+        items: The training items.
+        read: Decodes an item; returns None if it cannot be read.
+        steps: The number of steps.
+        seed: The seed of the fit.
+        on_prior: Called with the number of all steps, of the steps done, and the bits per token.
+        until: A deadline by `time.monotonic()`. The prior is dropped if it is then worse than static frequencies.
         start: A prior to start from.
+
+    Raises:
+        TrainingError: No item can be read.
     """
     model = codec.tokenizer
     assert isinstance(model, VQModel)
@@ -421,7 +447,7 @@ def learn_prior(
         if positions >= config.prior.positions:
             break
     if not codes:
-        raise TrainingError("no training file can be read to fit the prior to")
+        raise TrainingError("the prior cannot be fitted: none of the training files can be read")
     found: list[float] = []
 
     def on_step(step: int, bits: float) -> None:
@@ -432,14 +458,15 @@ def learn_prior(
     arrays = fit_prior(codes, vectors, model.modality, config.prior, steps, seed, on_step, until, start)
     if until is not None and not _is_useful(found, statistics):
         logger.warning(
-            "no prior: %d steps of fitting were too few; vqtok train --init MODEL --prior-only fits one afterwards",
+            "the model gets no prior: %d steps of fitting were too few; vqtok train --init MODEL --prior-only fits one "
+            "later",
             len(found),
         )
         arrays = {}
-    return LearntPrior(arrays, statistics)
+    return LearnedPrior(arrays, statistics)
 
 
 def _is_useful(bits: Sequence[float], statistics: CodeStatistics) -> bool:
-    """Return whether a prior does better in its last steps than the frequencies of the codes."""
+    """Return whether a prior needs fewer bits in its last steps than the static frequencies of the codes."""
     last = bits[-max(1, len(bits) // 10) :]
     return bool(last) and sum(last) / len(last) < float(np.mean(statistics.entropy_bits))

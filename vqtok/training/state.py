@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next step depends on, in one safetensors file written atomically."""
+"""Checkpoints: everything that the next step depends on, in one safetensors file that is written atomically."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vqtok.files.atomic import atomic_write
 logger = logging.getLogger(__name__)
 
 RUN_SUFFIX = ".run"
-"""Of the folder that holds what training writes besides the model."""
+"""The suffix of the folder for what training writes besides the model."""
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREVIOUS_NAME = "checkpoint.previous.safetensors"
 RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav", "tensorboard/events.*")
-"""What a run folder holds, as patterns."""
+"""Patterns of the files in a run folder."""
 
 
 def save_checkpoint(
@@ -33,9 +33,9 @@ def save_checkpoint(
     window: Tensor,
     facts: dict[str, Any],
 ) -> None:
-    """Write modules, optimisers, codebook window and facts; the checkpoint before is kept under another name.
+    """Write modules, optimizers, codebook window and facts, and keep the previous checkpoint under another name.
 
-    Random numbers need no state: every step seeds its own from the run's seed and its number.
+    The random generators need no state, since every step seeds them from the run's seed and its own number.
     """
     tensors = {
         f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
@@ -49,7 +49,7 @@ def save_checkpoint(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"facts": json.dumps(facts)},
     )
-    for leftover in folder.glob(f".{CHECKPOINT_NAME}.*.tmp"):  # Of a run killed while it wrote.
+    for leftover in folder.glob(f".{CHECKPOINT_NAME}.*.tmp"):  # Left by a run that was killed while writing.
         leftover.unlink()
     newest = folder / CHECKPOINT_NAME
     if newest.exists():
@@ -58,10 +58,10 @@ def save_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and facts of the newest whole checkpoint of a run folder.
+    """Read the tensors and facts of the newest undamaged checkpoint of a run folder.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: There is no checkpoint.
     """
     for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
         try:
@@ -71,24 +71,24 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except FileNotFoundError:
             continue
         except SafetensorError as error:
-            logger.warning("%s: damaged, left out: %s", folder / name, error)
-    raise TrainingError(f"{folder}: no checkpoint to resume from; start without --resume")
+            logger.warning("%s: damaged checkpoint, skipped: %s", folder / name, error)
+    raise TrainingError(f"{folder}: no checkpoint to resume from; start without `resume`")
 
 
 def restore(
     tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
-    """Put the tensors of a checkpoint back into modules and optimisers.
+    """Load the tensors of a checkpoint into modules and optimizers.
 
     Raises:
-        TrainingError: they do not fit.
+        TrainingError: The tensors do not fit.
     """
     try:
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, name))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise TrainingError(f"the checkpoint is of another model; start anew with --force: {reason}") from None
+        raise TrainingError(f"the checkpoint is of another model; start over with `overwrite`: {reason}") from None
     for name, optimizer in optimizers.items():
         _restore_optimizer(_below(tensors, name), optimizer, _parameter_names(modules, optimizer))
 
@@ -100,19 +100,19 @@ def _restore_optimizer(
     for key, tensor in tensors.items():
         entry, _, path = key.partition(".")
         by_path.setdefault(path, {})[entry] = tensor
-    # torch numbers parameters by their place in the groups.
+    # PyTorch numbers parameters by their position in the groups.
     state = {index: by_path[path] for index, path in enumerate(names.values()) if path in by_path}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     for parameter, entries in optimizer.state.items():
         for entry, tensor in entries.items():
             if tensor.shape == parameter.shape:
-                # The fused optimiser walks through raw memory: its means must lie there as their parameter does
-                # (channels_last), not as in the file.
+                # The fused optimizer works on raw memory: its means need the memory format of their parameter
+                # (channels_last), which the file does not keep.
                 entries[entry] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def _parameter_names(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
-    """Name the parameters of an optimiser by module and path, in its order."""
+    """Return the parameters of an optimizer with their module and path, in its order."""
     paths = {
         parameter: f"{name}.{path}" for name, module in modules.items() for path, parameter in module.named_parameters()
     }

@@ -1,4 +1,4 @@
-"""TensorBoard files: scalars, pictures, sounds and the use of codes."""
+"""TensorBoard files: scalars, images, audio and code histograms."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from vqtok.media.image import read_image
 from vqtok.training.monitor import CodebookWindow
 
 TENSORBOARD_FOLDER = "tensorboard"
-"""In the run folder."""
+"""The name of the folder in the run folder."""
 BINS = 64
-"""Of a codebook's histogram, each of as many neighbouring codes."""
+"""The number of bins of a codebook's histogram, each of equally many adjacent codes."""
 
 
 class TensorBoard:
-    """Write what `metrics.jsonl` and the run folder hold as TensorBoard shows it.
+    """Writes the contents of `metrics.jsonl` and of the run folder to TensorBoard files.
 
     Raises:
-        UsageError: the package is not installed.
+        UsageError: The package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
             from torch.utils import tensorboard
         except ImportError:
-            raise UsageError("--tensorboard needs tensorboard: pip install 'vqtok[tensorboard]'") from None
+            raise UsageError("`tensorboard` needs the package tensorboard: pip install 'vqtok[tensorboard]'") from None
         self.folder = folder
         self._open = tensorboard.SummaryWriter
         self._writer: Any = None
 
     def write(self, row: Mapping[str, Any], window: CodebookWindow) -> None:
-        """Write a line of `metrics.jsonl`; at a validation also what it left in the run folder, and the window."""
+        """Write a line of `metrics.jsonl`; at a validation also its files in the run folder and the histograms."""
         step = row["step"]
         if self._writer is None:
-            # What an earlier part of the run wrote from this step on is no longer shown.
+            # Hides what the run has written from this step on before it was resumed.
             self._writer = self._open(str(self.folder / TENSORBOARD_FOLDER), purge_step=step)
         for name, value in _scalars(row):
             self._writer.add_scalar(name, value, step)
@@ -53,8 +53,8 @@ class TensorBoard:
             if path.suffix == ".png":
                 self._writer.add_image(name, read_image(path).data / 2 + 0.5, step)
             else:
-                sound = read_audio(path)
-                self._writer.add_audio(name, sound.data[0], step, sample_rate=sound.sample_rate)
+                audio = read_audio(path)
+                self._writer.add_audio(name, audio.data[0], step, sample_rate=audio.sample_rate)
         if not window.num_tokens:
             return
         for index, (codes, size) in enumerate(zip(window.codes(), window.codebook_sizes, strict=True)):
@@ -68,7 +68,7 @@ class TensorBoard:
 
 
 def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Flatten a line to named figures; lists have one a codebook, and quality one a prefix of them."""
+    """Yield the names and values of a line; lists have one value per codebook, `quality` one per prefix length."""
     for name, value in row.items():
         if isinstance(value, list):
             yield from ((f"{name}/{index + 1}", figure) for index, figure in enumerate(value))

@@ -1,4 +1,4 @@
-"""`train`: from a folder of media to a model file."""
+"""`train`: train a model on a folder of media. `train_prior`: fit only the prior of a model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import SAVE_SECONDS, Clock, Pace, evaluation_seconds
 from vqtok.training.data import (
     BatchLoader,
-    Item,
     MediaCache,
+    TrainingItem,
     find_files,
     find_items,
     split_items,
@@ -44,7 +44,7 @@ from vqtok.training.initialise import tuning_config
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
-from vqtok.training.prior import LearntPrior, final_prior, learn_prior, prior_seconds
+from vqtok.training.prior import LearnedPrior, final_prior, learn_prior, prior_seconds
 from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
 from vqtok.training.tensorboard import TensorBoard
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the model is, what it is called, and what its card says of the training."""
+    """The path and identity of a trained model, and the training facts of its card."""
 
     model: Path
     identity: str
@@ -82,27 +82,32 @@ def train(
     on_evaluate: Callable[[int, int], None] = lambda done, total: None,
     on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
 ) -> TrainingResult:
-    """Train a model on the images or sounds below a folder and write it to `output`.
+    """Train a model on the images or audio files below a folder and write it to `output`.
 
-    Checkpoints, metrics and pictures go to a run folder named after the output: `model.safetensors` has `model.run`.
+    Checkpoints, metrics and samples are written to a run folder named after the output: `model.run` for
+    `model.safetensors`.
 
     Args:
-        preset: Name of a preset or path of a TOML file; by default `image` or `audio`, whichever the folder holds.
-        settings: `path=value` changes to the preset.
-        init: A model to start from, by path or bundled name: its architecture, weights and codebooks, and without a
-            preset also its way of training.
-        steps: Training steps; with `minutes`, whichever ends first. By default those of the preset.
+        folder: The folder of training media, searched recursively.
+        output: The model file.
+        preset: Name of a preset or path of a TOML file; by default `image` or `audio`, according to the folder.
+        settings: Changes to the preset, as `path=value`.
+        init: A model to start from, by path or bundled name. It determines the architecture, weights and codebooks,
+            and without a preset also the other settings.
+        steps: Number of training steps; with `minutes`, whichever ends first. By default that of the preset.
         minutes: Time for everything: reading, training, validations, the final evaluation and the prior.
-        resume: Go on from the run folder's last checkpoint.
-        force: Overwrite the output and start the run folder anew.
-        tensorboard: Write TensorBoard files to the run folder, too.
+        resume: Continue from the run folder's last checkpoint.
+        force: Overwrite the output and start over in the run folder.
+        tensorboard: Also write TensorBoard files to the run folder.
         device: "auto", "cpu", "cuda" or "mps".
+        seed: The seed of the initial weights, crops and random prefixes.
         began: When the minutes began, by `time.monotonic()`; by default now.
-        on_stage, on_start, on_step, on_progress, on_evaluate, on_prior: Called with what a display needs.
+        on_stage, on_start, on_step, on_progress, on_evaluate, on_prior: Callbacks for a progress display.
 
     Raises:
-        UsageError: settings that make no sense. TrainingError: nothing to train on, or divergence.
-        OutputError: the output or its run folder exists.
+        UsageError: An argument or a setting is invalid.
+        TrainingError: There is nothing to train on, or training diverged.
+        OutputError: The output or its run folder exists.
     """
     clock = Clock(minutes, began)
     folder, output = Path(folder), Path(output)
@@ -110,7 +115,7 @@ def train(
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder of media to train on")
     if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed must be 0 to 2^32 - 1, not {seed}")
+        raise UsageError(f"`seed` must be from 0 to 2^32 - 1, not {seed}")
     config, preset, initial = _set_up(folder, preset, settings, init)
     with process_group(choose_device(device)) as training_device:
         if not resume:
@@ -173,29 +178,29 @@ def train(
 
 
 def _ending_seconds(clock: Clock, for_prior: float) -> float:
-    """Return what follows training: evaluation, prior, model file; 0 without a budget."""
+    """Return the seconds to reserve for evaluation, prior and model file after training; 0 without a budget."""
     return 0.0 if clock.seconds is None else evaluation_seconds(clock) + for_prior + SAVE_SECONDS
 
 
 def _prior_to_start_from(initial: VQModel | None, config: Config) -> Prior | None:
-    """Return the prior of the model that training started from, unless all its codes are new."""
+    """Return the prior of the model that training starts from; None if the codebooks are restarted."""
     if initial is None or config.train.restart_codebook:
         return None
     return initial.entropy_model.prior
 
 
 def _validation_sample(
-    config: Config, folder: Path, held_out: Sequence[Item], cache: MediaCache
+    config: Config, folder: Path, held_out: Sequence[TrainingItem], cache: MediaCache
 ) -> list[tuple[str, NDArray[np.float32]]]:
     sample = held_out[:: max(1, len(held_out) // config.train.validation_items)][: config.train.validation_items]
     crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
     if not crops:
-        raise TrainingError(f"{folder}: no held-out file can be used: all unreadable or smaller than the stride")
+        raise TrainingError(f"{folder}: no held-out file can be used; all are unreadable or smaller than the stride")
     return crops
 
 
 def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int, unreadable: int) -> dict[str, Any]:
-    """Give what the model card says of the training."""
+    """Return the training facts for the model card."""
     facts = {
         "preset": preset,
         "steps": trainer.step,
@@ -219,12 +224,12 @@ def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int,
 def _set_up(
     folder: Path, preset: str | None, settings: Sequence[str], init: str | None
 ) -> tuple[Config, str, VQModel | None]:
-    """Give the config, the name of its preset, and the model to start from."""
+    """Return the configuration, the name of its preset, and the model to start from, if any."""
     if init is None:
         preset = preset or default_preset(folder)
         config = load_preset(preset, settings)
         if config.train.freeze or config.train.restart_codebook:
-            raise UsageError("train.freeze and train.restart_codebook are for a model to start from; give --init")
+            raise UsageError("train.freeze and train.restart_codebook need a model to start from; give `init`")
         return config, preset, None
     path = find_model(init)
     card = read_card(path)
@@ -234,8 +239,8 @@ def _set_up(
 def finish(
     model: VQModel,
     config: Config,
-    training: Sequence[Item],
-    held_out: Sequence[Item],
+    training: Sequence[TrainingItem],
+    held_out: Sequence[TrainingItem],
     cache: MediaCache,
     output: Path,
     facts: dict[str, Any],
@@ -247,34 +252,43 @@ def finish(
     clock: Clock | None = None,
     rate: float = 0.0,
 ) -> TrainingResult:
-    """Round the weights as they are stored, evaluate that model, count its tables, fit its prior, write the file.
+    """Round the weights to their stored type, evaluate, count entropy tables, fit the prior, and write the model file.
 
     Args:
+        model: The trained model.
+        config: The training configuration.
+        training: The training items.
+        held_out: The held-out items.
+        cache: Decodes the items.
+        output: The model file.
+        facts: The training facts for the model card.
+        on_evaluate: Called with the number of items evaluated and their total.
+        on_prior: Called with the number of all steps of the fit, of the steps done, and the bits per token.
         for_prior: Seconds for the prior, 0 for none.
         parent: The prior of the model that training started from.
-        clock: What time there is; by default as much as it takes.
-        rate: Seconds to evaluate one number of the media's data, as expected.
+        clock: The time budget; by default none.
+        rate: The expected seconds per sample (one number of the media's data) of the evaluation.
     """
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
     for tensor in decoding_state(model).values():
         tensor.copy_(tensor.to(dtype))
-    # The codec names the model in its tokens; this one has no name before its tables are counted.
+    # The codec stores the identity of the model in tokens, but the model has none before its tables are counted.
     model.identity = bytes(32)
     codec = Codec(model)
     clock = clock or Clock()
     until, pace = clock.until, None
     if until is not None:
-        # Any of them, as the first by name may be of one folder alone.
+        # A random order, since the time may not suffice for all and the first ones by name may be of one folder only.
         held_out = [held_out[index] for index in np.random.default_rng(0).permutation(len(held_out))]
         pace = Pace(until - for_prior, rate)
     evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate, pace)
-    prior = LearntPrior({}, CodeStatistics())
+    prior = LearnedPrior({}, CodeStatistics())
     if for_prior:
         prior = final_prior(codec, config, training, cache.read, facts["steps"], parent, facts["seed"], on_prior, until)
     counts = statistics.counts
     if until is not None and prior.statistics.counts:
-        # Few held-out files may have been evaluated.
+        # Perhaps only a few held-out files were evaluated, so the codes that the prior was fitted to count as well.
         counts = [a + b for a, b in zip(counts, prior.statistics.counts, strict=True)]
     tables = {index: frequencies(count) for index, count in enumerate(counts)}
     summary = {**facts, "evaluation": evaluation}
@@ -300,24 +314,30 @@ def train_prior(
     seed: int = 0,
     on_prior: Callable[[int, int, float], None] = lambda steps, step, bits: None,
 ) -> TrainingResult:
-    """Fit a prior to what a model makes of a folder of media; the rest of the model stays as it is.
+    """Fit a prior to a model's codes of a folder of media, and leave the rest of the model unchanged.
 
-    A model without entropy tables, as imported ones are, gets them of the same codes.
+    A model without entropy tables, such as an imported one, also gets tables from the same codes.
 
     Args:
+        folder: The folder of training media, searched recursively.
+        output: The new model file.
         init: The model, by path or bundled name.
-        settings: `path=value` changes to `prior` and `data`.
-        seed: That of the prior.
+        settings: Changes to `prior` and `data`, as `path=value`.
+        force: Overwrite the output.
+        seed: The seed of the prior.
+        on_prior: Called with the number of all steps, of the steps done, and the bits per token.
 
     Raises:
-        As `train` does.
+        UsageError: An argument or a setting is invalid.
+        TrainingError: There is nothing to train on.
+        OutputError: The output exists.
     """
     folder, output = Path(folder), Path(output)
     path = find_model(init)
     card, model = read_card(path), load_model(path)
     foreign = [setting for setting in settings if not setting.startswith(("prior.", "data."))]
     if foreign:
-        raise UsageError(f"--set {foreign[0]}: only the prior is fitted; set prior.* or data.*")
+        raise UsageError(f"`settings` {foreign[0]}: only prior.* and data.* can be set, since only the prior is fitted")
     values = dict(card.config)
     for setting in settings:
         apply_setting(values, setting)
@@ -325,33 +345,33 @@ def train_prior(
     if not force:
         refuse_existing(output)
     if not config.prior.fit_steps or max(model.codebook_sizes) > TOTAL:
-        raise UsageError(f"a prior needs prior.fit_steps and codebooks of at most {TOTAL} codes")
+        raise UsageError(f"a prior needs prior.fit_steps above 0 and codebooks of at most {TOTAL} codes")
     training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
     if not training:
         raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files")
-    learnt = learn_prior(
+    learned = learn_prior(
         Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
     )
-    counted = zip(model.entropy_model.tables, learnt.statistics.counts, strict=True)
+    counted = zip(model.entropy_model.tables, learned.statistics.counts, strict=True)
     found = [frequencies(counts) if table is None else table for table, counts in counted]
     tables = {index: table for index, table in enumerate(found) if table is not None}
     facts = {**card.training, "parent": card.identity, "kept": ["encoder", "codebook", "decoder"]}
     dtype = getattr(torch, config.train.stored_precision)
     identity = save_model(
-        output, model, config, entropy_tables=tables, prior=learnt.arrays, training=facts, dtype=dtype
+        output, model, config, entropy_tables=tables, prior=learned.arrays, training=facts, dtype=dtype
     )
     return TrainingResult(output, identity.hex(), facts)
 
 
 def default_preset(folder: Path) -> str:
-    """Choose `image` or `audio` by which kind of file the folder holds more of."""
+    """Return `audio` if the folder contains more audio files than images, else `image`."""
     kinds = [modality_of(path) for path in find_files(folder)]
     return "audio" if kinds.count("audio") > kinds.count("image") else "image"
 
 
 def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
     if output == run_folder:
-        raise UsageError(f"{output}: {RUN_SUFFIX} is for the run folder; name the model .safetensors")
+        raise UsageError(f"{output}: the suffix {RUN_SUFFIX} is for the run folder; name the model .safetensors")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder")
     if not force and (run_folder / CHECKPOINT_NAME).exists():
@@ -361,7 +381,7 @@ def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
 
 
 def _start_folder(run_folder: Path) -> None:
-    """Make the run folder, or take out of it what an earlier run wrote."""
+    """Create the run folder, or remove the files of an earlier run from it."""
     try:
         run_folder.mkdir(exist_ok=True)
         for pattern in RUN_FILES:

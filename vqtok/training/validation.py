@@ -1,4 +1,4 @@
-"""Validation on held-out crops: losses and a quality figure at several prefixes, codebook use, pictures or sounds."""
+"""Validation on held-out crops: losses, quality at several prefixes of the codebooks, usage, sample files."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
 
 GRID_ITEMS = 6
-"""Media shown at each validation."""
+"""The number of items written to the run folder at each validation."""
 MIN_ITEMS = 4
-"""Media of a validation, at least, however slow the machine."""
+"""The smallest number of items in a validation, even on a slow machine."""
 TIME_SHARE = 0.1
-"""Of the time trained since the last validation, at most, in a run by the clock."""
+"""The largest share of the time since the last validation that one may take in a run with a time budget."""
 PSNR_LIMIT = 100.0
-"""dB; a picture met exactly (a blank one) counts as this, so that means stay finite."""
+"""The PSNR in dB of an exact reconstruction (of a blank image), so that means stay finite."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What one validation found; lists have one entry a prefix or a codebook."""
+    """The result of a validation; lists have one entry per prefix length or codebook."""
 
     score: float
-    """Mean weighted reconstruction loss over the prefixes; the lower the better."""
+    """Mean weighted reconstruction loss over the prefixes; lower is better."""
     prefixes: list[int]
-    """Numbers of codebooks decoded."""
+    """The numbers of codebooks that are decoded."""
     quality: list[float]
-    """PSNR in dB for images, mel distance for sound, at each prefix."""
+    """PSNR in dB for images, mel distance for audio, for each prefix length."""
     quality_name: str
     usage: list[float]
     perplexity: list[float]
@@ -50,20 +50,22 @@ class Validation:
 
 
 def prefixes(num_codebooks: int) -> list[int]:
-    """Give the prefix lengths that are reported: powers of two, and all."""
+    """Return the prefix lengths to report: powers of two, and the number of all codebooks."""
     return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
 
 
 def is_due(config: TrainConfig, before: float, after: float) -> bool:
-    """Return whether a step that took the run's progress from `before` to `after` completes a part of it."""
+    """Return whether a validation is due after a step that took the run's progress from `before` to `after`."""
     return int(after * config.validations + 1e-9) != int(before * config.validations + 1e-9)
 
 
 def is_affordable(cost: float, since_last: float, until_end: float) -> bool:
-    """Return whether a validation may come now in a run by the clock; the last one always comes.
+    """Return whether a run with a time budget has time for a validation now; it always has for the last one.
 
     Args:
-        cost: Seconds that it takes. since_last: Seconds trained since the one before. until_end: Seconds to the last.
+        cost: Seconds that a validation takes.
+        since_last: Seconds since the last validation.
+        until_end: Seconds to the end of training.
     """
     return until_end <= 0 or cost <= TIME_SHARE * min(since_last, until_end)
 
@@ -77,7 +79,10 @@ def validate(
     folder: Path,
     step: int,
 ) -> Validation:
-    """Encode and decode the held-out crops in float32; write some, as few and as all codebooks give them."""
+    """Encode and decode the held-out crops in float32, and write some of the reconstructions to `folder`.
+
+    The files show reconstructions from the shortest prefix and from all codebooks.
+    """
     lengths = prefixes(len(model.codebook_sizes))
     device = next(model.parameters()).device
     scores = np.zeros(len(lengths))
@@ -117,20 +122,20 @@ def _quality(config: Config, x: torch.Tensor, x_hat: torch.Tensor) -> float:
 
 
 def _show(config: Config, names: list[str], shown: list[list[NDArray[np.float32]]], folder: Path, step: int) -> None:
-    """Write a grid of pictures, a row a name, or each sound as a WAV file."""
+    """Write a grid of images with one row per name, or each audio as a WAV file."""
     if config.model.modality == "audio":
-        for index, sounds in enumerate(shown):
-            for name, data in zip(names, sounds, strict=True):
+        for index, clips in enumerate(shown):
+            for name, data in zip(names, clips, strict=True):
                 media = Media("audio", data, config.model.sample_rate)
                 write_audio(media, folder / f"step-{step:07d}-{index}-{name}.wav")
         return
-    height, width = (max(pictures[0].shape[axis] for pictures in shown) for axis in (1, 2))
+    height, width = (max(images[0].shape[axis] for images in shown) for axis in (1, 2))
     rows = [
-        np.concatenate([_padded(picture, height, width) for picture in row], axis=2) for row in zip(*shown, strict=True)
+        np.concatenate([_padded(image, height, width) for image in row], axis=2) for row in zip(*shown, strict=True)
     ]
     write_image(Media("image", np.concatenate(rows, axis=1)), folder / f"step-{step:07d}.png")
 
 
-def _padded(picture: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    missing = [(0, 0), (0, height - picture.shape[1]), (0, width - picture.shape[2])]
-    return np.pad(picture, missing, constant_values=1.0)
+def _padded(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    missing = [(0, 0), (0, height - image.shape[1]), (0, width - image.shape[2])]
+    return np.pad(image, missing, constant_values=1.0)

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, turned into models of vqtok."""
+"""Import of checkpoints of other projects."""
 
 from vqtok.models.importers.import_checkpoint import import_checkpoint
 

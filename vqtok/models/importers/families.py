@@ -1,4 +1,4 @@
-"""The families of checkpoints that can be imported: how each quantises, and what is peculiar to its weights."""
+"""The families of checkpoints that can be imported: their quantizers and the differences of their weights."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from vqtok.errors import ModelError
 from vqtok.models.importers.checkpoint import Checkpoint
 from vqtok.models.importers.layouts import LLAMAGEN, MAGVIT2, TAMING, Layout
 
-Quantised = tuple[dict[str, Any], dict[str, Tensor]]
-"""Settings of a quantiser, and its weights by their names here."""
+Quantized = tuple[dict[str, Any], dict[str, Tensor]]
+"""The settings of a quantizer, and its weights by their names in vqtok."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the checkpoints of a project are read.
+    """How the checkpoints of a project are converted.
 
     Args:
-        quantizer: Takes the quantiser's weights; gets the size of the latent, too.
-        adjust: Changes the weights of the networks to what they are here.
-        loss: Weights of the quantiser's losses to tune the model with.
+        layout: The names of the layers of the networks.
+        quantizer: Converts the quantizer, given the checkpoint and the dimension of the latent.
+        adjust: Converts a weight of the networks, given its name in the checkpoint.
+        loss: The weights of the quantizer's losses for fine-tuning.
     """
 
     layout: Layout
-    quantizer: Callable[[Checkpoint, int], Quantised]
+    quantizer: Callable[[Checkpoint, int], Quantized]
     adjust: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
     loss: Mapping[str, float] = field(default_factory=dict)
 
 
-def _vq(checkpoint: Checkpoint, dim: int, metric: str = "l2") -> Quantised:
+def _vq(checkpoint: Checkpoint, dim: int, metric: str = "l2") -> Quantized:
     checkpoint.drop(
         "statistics of the codebook",
         {
@@ -45,19 +46,20 @@ def _vq(checkpoint: Checkpoint, dim: int, metric: str = "l2") -> Quantised:
     return _projected(settings, codebook, *_convolutions(checkpoint))
 
 
-def _cosine(checkpoint: Checkpoint, dim: int) -> Quantised:
+def _cosine(checkpoint: Checkpoint, dim: int) -> Quantized:
     return _vq(checkpoint, dim, "cosine")
 
 
-def _ibq(checkpoint: Checkpoint, dim: int) -> Quantised:
+def _ibq(checkpoint: Checkpoint, dim: int) -> Quantized:
     codebook = _in_use(checkpoint, checkpoint.take("quantize.embedding.weight", 2))
     return _projected({"kind": "ibq"}, codebook, *_convolutions(checkpoint))
 
 
-def _gumbel(checkpoint: Checkpoint, dim: int) -> Quantised:
-    """Make one codebook of a classifier of latents and a codebook: of a code its weights, its bias, and its vector.
+def _gumbel(checkpoint: Checkpoint, dim: int) -> Quantized:
+    """Convert a classifier of latents and a codebook into one codebook, which can be looked up by inner product.
 
-    Latents are filled up with 1 for the bias and with zeros, so that the product gives the classifier's logits.
+    A codebook vector consists of the classifier's weights, its bias, and the vector that the code is decoded to.
+    Latents are extended by a 1 for the bias and by zeros, so that the inner product is the classifier's logit.
     """
     weights, bias = checkpoint.take("quantize.proj.weight", 4), checkpoint.take("quantize.proj.bias", 1)
     vectors = checkpoint.take("quantize.embed.weight", 2)
@@ -69,12 +71,16 @@ def _gumbel(checkpoint: Checkpoint, dim: int) -> Quantised:
     return _projected({"kind": "ibq"}, codebook, into, constant, out, out_bias)
 
 
-def _lfq(checkpoint: Checkpoint, dim: int) -> Quantised:
+def _lfq(checkpoint: Checkpoint, dim: int) -> Quantized:
     return {"kind": "lfq", "dim": dim}, {}
 
 
 def _magvit2(name: str, tensor: Tensor) -> Tensor:
-    """Reverse the latent, whose first bit is the lowest there, and sort what becomes four pixels by channels first."""
+    """Convert a weight of Open-MAGVIT2.
+
+    The dimensions of the latent are reversed, because the first bit is the lowest one there. The output channels of
+    upsampling, which become four pixels, are reordered from pixel-major to channel-major.
+    """
     if name.startswith("encoder.conv_out."):
         return tensor.flip(0)
     if name == "decoder.conv_in.weight" or (name.startswith("decoder.adaptive.") and tensor.ndim == 2):
@@ -85,12 +91,12 @@ def _magvit2(name: str, tensor: Tensor) -> Tensor:
 
 
 def _in_use(checkpoint: Checkpoint, codebook: Tensor) -> Tensor:
-    """Give the codes in use in their new order, where codes are numbered anew."""
+    """Return the vectors of the codes in use, in their new order, if the checkpoint has renumbered its codes."""
     return codebook[checkpoint.take("quantize.used").long()] if "quantize.used" in checkpoint.tensors else codebook
 
 
 def _convolutions(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take the 1x1 convolutions before and after the quantiser as matrices and biases."""
+    """Take the 1x1 convolutions before and after the quantizer as matrices and biases."""
     into, out = (checkpoint.take(f"{name}.weight", 4) for name in ("quant_conv", "post_quant_conv"))
     into_bias, out_bias = (checkpoint.take(f"{name}.bias", 1) for name in ("quant_conv", "post_quant_conv"))
     return into.flatten(1), into_bias, out.flatten(1), out_bias
@@ -98,7 +104,7 @@ def _convolutions(checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 def _projected(
     settings: dict[str, Any], codebook: Tensor, into: Tensor, into_bias: Tensor, out: Tensor, out_bias: Tensor
-) -> Quantised:
+) -> Quantized:
     size, projected_dim = codebook.shape
     settings = settings | {"dim": into.shape[1], "projected_dim": projected_dim, "codebook_size": size}
     return settings, {
@@ -119,26 +125,26 @@ FAMILIES = {
 }
 
 
-def recognise(tensors: Mapping[str, Tensor]) -> str | None:
-    """Give the family of weights whose names tell it."""
-    tells = {
+def recognize(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the family of weights that have a characteristic name; None if they have none."""
+    characteristic = {
         "gumbel": "quantize.proj.weight",
         "llamagen": "encoder.conv_blocks.0.res.0.conv1.weight",
         "magvit2": "decoder.adaptive.0.gamma.weight",
     }
-    return next((family for family, name in tells.items() if name in tensors), None)
+    return next((family for family, name in characteristic.items() if name in tensors), None)
 
 
 def family_of_class(target: str) -> str:
-    """Give the family of the class that a config names.
+    """Return the family of a class, given its path in the checkpoint's YAML.
 
     Raises:
-        ModelError: there is none.
+        ModelError: No family has such a class.
     """
     name = target.rpartition(".")[2]
     if name in ("VQModel", "VQModelInterface", "VQNoDiscModel", "EMAVQ"):
         return "magvit2" if "MAGVIT2" in target else "vqgan"
     families = {"GumbelVQ": "gumbel", "IBQ": "ibq"}
     if name not in families:
-        raise ModelError(f"{target} is no model that can be imported; there are {', '.join(FAMILIES)}")
+        raise ModelError(f"{target} cannot be imported; the families are {', '.join(FAMILIES)}")
     return families[name]

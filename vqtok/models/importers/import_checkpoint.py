@@ -1,4 +1,4 @@
-"""`import_checkpoint`: from another project's checkpoint to a model file."""
+"""`import_checkpoint`: convert a checkpoint of another project to a model file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vqtok.errors import ModelError, UsageError
 from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import error_context
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
-from vqtok.models.importers.families import FAMILIES, family_of_class, recognise
+from vqtok.models.importers.families import FAMILIES, family_of_class, recognize
 from vqtok.models.importers.layouts import weight_names
 from vqtok.models.importers.yaml_config import Settings, read_settings
 from vqtok.models.model_file import decoding_state, save_model
@@ -24,12 +24,12 @@ TUNING: dict[str, dict[str, Any]] = {
     "loss": {"l1": 1.0},
     "train": {"learning_rate": 3e-5, "batch_size": 4, "warmup_steps": 100, "stored_precision": "float32"},
 }
-"""How imported models are tuned unless one says otherwise."""
+"""The default configuration for fine-tuning imported models."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Where the model is, what it is called, and what its card says of where it came from."""
+    """The path and identity of an imported model, and the facts on its origin in its card."""
 
     model: Path
     identity: str
@@ -44,28 +44,32 @@ def import_checkpoint(
     family: str | None = None,
     force: bool = False,
 ) -> Imported:
-    """Turn a checkpoint of another project into a model file: of taming-transformers and latent-diffusion (`vqgan` and
-    `gumbel`, also inside a model of their latents), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) or IBQ (`ibq`).
+    """Convert a checkpoint of another project to a model file.
 
-    The model gives the codes that the original gives. Every weight is taken or dropped by a rule that the card names.
-    Averaged weights are preferred. Without statistics of its codes it makes token files that are bit-packed;
-    `train_prior` adds them.
+    The families are taming-transformers and latent-diffusion (`vqgan` and `gumbel`, also inside a latent diffusion
+    model), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) and IBQ (`ibq`).
+
+    The model computes the same codes as the original. Every weight is either taken or dropped by a rule that the model
+    card names. Averaged weights are preferred. The model has no code statistics, so that its token files are
+    bit-packed; `train_prior` adds entropy tables and a prior.
 
     Args:
         checkpoint: A PyTorch or safetensors file.
-        config: The YAML that belongs to it.
-        family: By default that of the class which the config names, or what the names of the weights tell.
+        output: The model file.
+        config: The YAML of the checkpoint.
+        family: The family; by default that of the class in `config`, or detected from the names of the weights.
         force: Overwrite the output.
 
     Raises:
-        ModelError: a checkpoint that cannot be read safely, or has weights that are missing or unknown.
-        UsageError: a config that is none, or no way to tell the family. OutputError: the output exists.
+        ModelError: The checkpoint cannot be read safely, or its weights do not fit the family.
+        UsageError: The YAML is not a tokenizer's, or the family cannot be detected.
+        OutputError: The output exists.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if family is not None and family not in FAMILIES:
-        raise UsageError(f"--family {family}: there are {', '.join(FAMILIES)}")
+        raise UsageError(f"`family` {family!r} is unknown; known are {', '.join(FAMILIES)}")
     if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
-        raise UsageError(f"{checkpoint}: would be overwritten by its own output; give another -o")
+        raise UsageError(f"{checkpoint}: would be overwritten by its own output; give another `output`")
     if not force:
         refuse_existing(output)
     settings = read_settings(Path(config)) if config is not None else None
@@ -75,12 +79,12 @@ def import_checkpoint(
         losses = ("loss.", "discriminator.", f"{AVERAGES}loss", f"{AVERAGES}discriminator")
         weights.drop("discriminator and perceptual loss", lambda name: name.startswith(losses))
         weights.use_averages()
-        chosen = family or (family_of_class(settings.target) if settings else recognise(weights.tensors))
+        chosen = family or (family_of_class(settings.target) if settings else recognize(weights.tensors))
         if chosen is None and "encoder.conv_in.weight" not in weights.tensors:
-            raise ModelError(f"has no weights of {', '.join(FAMILIES)}")
+            raise ModelError(f"its weights are of no known family ({', '.join(FAMILIES)})")
         if chosen is None:
-            raise UsageError("give its --config, or --family: the weights of vqgan and ibq have the same names")
-        set_up, model = _translate(weights, chosen, settings)
+            raise UsageError("give `config` or `family`, since the weights of vqgan and ibq have the same names")
+        tuning, model = _convert(weights, chosen, settings)
         weights.refuse_leftovers()
     facts = {
         "file": checkpoint.name,
@@ -90,12 +94,12 @@ def import_checkpoint(
         "taken": weights.num_taken,
         "dropped": dict(weights.dropped),
     }
-    identity = save_model(output, model, set_up, entropy_tables={}, training={"imported": facts}, dtype=torch.float32)
+    identity = save_model(output, model, tuning, entropy_tables={}, training={"imported": facts}, dtype=torch.float32)
     return Imported(output, identity.hex(), facts)
 
 
-def _translate(weights: Checkpoint, name: str, settings: Settings | None) -> tuple[Config, VQModel]:
-    """Make a model of the weights that a family has, and give the set-up to tune it with."""
+def _convert(weights: Checkpoint, name: str, settings: Settings | None) -> tuple[Config, VQModel]:
+    """Create a model from the weights of a family, and the configuration for fine-tuning it."""
     family = FAMILIES[name]
     network = family.layout.network(weights)
     channels, dim = weights.size("encoder.conv_in.weight", 1), weights.size("decoder.conv_in.weight", 1)
@@ -112,6 +116,6 @@ def _translate(weights: Checkpoint, name: str, settings: Settings | None) -> tup
     assert state.keys() == own.keys()
     for weight, tensor in state.items():
         if tensor.shape != own[weight].shape:
-            raise ModelError(f"its {weight} has shape {tuple(tensor.shape)}, not {tuple(own[weight].shape)}")
+            raise ModelError(f"{weight} has shape {tuple(tensor.shape)}, not {tuple(own[weight].shape)}")
         own[weight].copy_(tensor)
     return config, model

@@ -1,4 +1,4 @@
-"""Where other projects keep the layers of their networks, and what these are, seen from their weights."""
+"""The names of layers in other projects, and the network settings that follow from their weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vqtok.errors import ModelError
 from vqtok.models.importers.checkpoint import Checkpoint
 
 NAMES = {"shortcut": "nin_shortcut", "out": "proj_out", "scale": "gamma", "shift": "beta"}
-"""What parts of layers are called elsewhere; all others have the names that they have here."""
+"""The names of parts of layers in other projects, where they differ from those in vqtok."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of layers; `level` counts from the full resolution down, `reverse` from the lowest up."""
+    """The names of layers. `level` counts from the full resolution down, `reverse` from the lowest resolution up."""
 
     kind: Literal["vqgan", "magvit2"] = "vqgan"
     down: str = "encoder.down.{level}"
@@ -31,19 +31,21 @@ class Layout:
     upsample: str = "upsample.conv"
 
     def network(self, weights: Checkpoint) -> dict[str, Any]:
-        """Give the settings of the network that has these weights.
+        """Return the settings of the network that has these weights.
 
         Raises:
-            ModelError: they are not of this layout.
+            ModelError: The weights have another layout.
         """
         tensors = weights.tensors
         levels = _count(f"{self.down}.{self.block}.0.conv1.weight", "level", tensors)
         if not levels or f"encoder.{self.middle[0]}.conv1.weight" not in tensors:
-            raise ModelError(f"has no {self.down.format(level=0)}; is it of another family?")
+            raise ModelError(f"has no {self.down.format(level=0)}; it may be of another family")
         downs, ups = ([names for names, _ in self._levels(which, levels)] for which in (self.down, self.up))
         widths = [weights.size(f"{name}.{self.block}.0.conv1.weight", 0) for name in downs]
         if weights.size("encoder.conv_in.weight", 0) != widths[0]:
-            raise ModelError("its first level is wider than its first layer (ch_mult begins with more than 1)")
+            raise ModelError(
+                "its first level is wider than its first layer (ch_mult starts above 1), which is not supported"
+            )
         settings = {
             "kind": self.kind,
             "strides": [1] + [2] * (levels - 1),
@@ -60,7 +62,7 @@ class Layout:
         return settings | {"attention": attention, "middle_attention": middle}
 
     def encoder(self, config: NetworkConfig) -> Iterator[str]:
-        """Give the names of the encoder's layers that have weights, in the order in which they run."""
+        """Yield the names of the encoder's layers that have weights, in the order in which they run."""
         yield "encoder.conv_in"
         for (name, level), blocks in zip(
             self._levels(self.down, len(config.widths)), config.encoder_blocks, strict=True
@@ -72,7 +74,7 @@ class Layout:
         yield from ("encoder.norm_out", "encoder.conv_out")
 
     def decoder(self, config: NetworkConfig) -> Iterator[str]:
-        """Give the names of the decoder's layers that have weights, in the order in which they run."""
+        """Yield the names of the decoder's layers that have weights, in the order in which they run."""
         yield "decoder.conv_in"
         yield from self._ends("decoder", config, config.decoder_blocks[-1])
         for name, level in reversed(list(self._levels(self.up, len(config.widths)))):
@@ -95,7 +97,7 @@ class Layout:
                 yield f"{name}.{self.attention}.{index}"
 
     def _ends(self, network: str, config: NetworkConfig, blocks: int) -> Iterator[str]:
-        """Give the names of the layers in the middle, between blocks and latents."""
+        """Yield the names of the layers at the lowest resolution, next to the latents."""
         if self.kind == "magvit2":
             yield from (f"{network}.mid_block.{index}" for index in range(blocks))
             return
@@ -114,11 +116,12 @@ MAGVIT2 = Layout("magvit2", middle=("mid_block.0",), downsample="downsample", up
 
 
 def weight_names(network: nn.Module, prefix: str, sources: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Give the name of each weight of a network, and what it is called elsewhere.
+    """Yield the name of each weight of a network, and its name in the other project.
 
     Args:
-        prefix: Of the names here.
-        sources: The names of the layers elsewhere, in the order in which they run.
+        network: The layers of an encoder or decoder.
+        prefix: The prefix of the names in vqtok.
+        sources: The names of the layers in the other project, in the order in which they run.
     """
     layers = [(name, layer) for name, layer in network.named_children() if layer.state_dict()]
     for (name, layer), source in zip(layers, sources, strict=True):
@@ -128,5 +131,5 @@ def weight_names(network: nn.Module, prefix: str, sources: Iterator[str]) -> Ite
 
 
 def _count(template: str, field: str, names: Container[str]) -> int:
-    """Count from 0 on how often there is a name."""
+    """Return how many successive numbers, from 0 on, result in an existing name."""
     return len(list(takewhile(lambda number: template.format(**{field: number}) in names, count())))

@@ -1,4 +1,4 @@
-"""The YAML beside a checkpoint: which model it is of, and settings that its weights do not show."""
+"""The YAML of a checkpoint: the class of its model, and settings that the weights do not show."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ UNSUPPORTED = {
     "attn_type": ("vanilla", "none"),
     "token_factorization": False,
 }
-"""Settings that must have these values, if they are given at all."""
+"""Settings that must have these values, if present."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a config says of a tokenizer."""
+    """The settings of a tokenizer in a YAML."""
 
     file: str
     target: str
-    """The class of the model."""
+    """The path of the model's class."""
     values: Mapping[str, Any]
-    """Its arguments."""
+    """The arguments of the class."""
 
     @property
     def networks(self) -> Mapping[str, Any]:
@@ -38,27 +38,29 @@ class Settings:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Give what a model card keeps."""
+        """The settings for the model card."""
         names = ("n_embed", "embed_dim", "ddconfig")
         return {"file": self.file, "target": self.target} | {x: self.values[x] for x in names if x in self.values}
 
     def check(self, model: ModelConfig, family: str) -> None:
-        """Refuse settings that vqtok has no like of, and those of another checkpoint.
+        """Raise if a setting is not supported or does not fit the weights.
 
         Args:
-            model: What the weights look like.
-            family: Of the checkpoint.
+            model: The settings that follow from the weights.
+            family: The family of the checkpoint.
 
         Raises:
-            ModelError: error_context the setting.
+            ModelError: Naming the setting.
         """
         given = {**self.networks, **self.values}
         for name, allowed in UNSUPPORTED.items():
             if name in given and given[name] not in (allowed if isinstance(allowed, tuple) else (allowed,)):
                 raise ModelError(f"{self.file}: {name}: {given[name]} is not supported")
-        # The argument exists where it has no effect, too.
+        # Only vqgan uses this argument; elsewhere it has no effect.
         if given.get("l2_normalize") and family == "vqgan":
-            raise ModelError(f"{self.file}: l2_normalize is not supported: it looks up other vectors than it compares")
+            raise ModelError(
+                f"{self.file}: l2_normalize is not supported, since it decodes codes to other vectors than it compares"
+            )
         quantizer, network = model.quantizer, model.network
         found: dict[str, Any] = {
             "z_channels": quantizer.dim,
@@ -73,20 +75,21 @@ class Settings:
         for name, value in found.items():
             if name in given and given[name] != value:
                 raise ModelError(
-                    f"{self.file}: says {name} {given[name]}, the checkpoint has {value}; is it another's config?"
+                    f"{self.file}: {name} is {given[name]}, but the checkpoint has {value}; "
+                    "is this the config of another checkpoint?"
                 )
 
 
 def read_settings(path: Path) -> Settings:
-    """Read the config of a tokenizer, or of a model of its latents, which has it as its first stage.
+    """Read the YAML of a tokenizer, or of a latent diffusion model, whose first stage it is.
 
     Raises:
-        UsageError: there is none, it is no YAML, or says nothing of a tokenizer.
+        UsageError: The file cannot be read, is not valid YAML, or does not describe a tokenizer.
     """
     try:
         import yaml
     except ImportError:
-        raise UsageError("--config needs PyYAML: pip install 'vqtok[import]'") from None
+        raise UsageError("`config` needs PyYAML: pip install 'vqtok[import]'") from None
     try:
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
         values = model.get("params") or model["init_args"]
@@ -101,5 +104,5 @@ def read_settings(path: Path) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UsageError(f"{path}: not valid YAML") from None
     except (LookupError, TypeError, AttributeError, ValueError):
-        raise UsageError(f"{path}: is no config of a tokenizer: needs model.params with a ddconfig") from None
+        raise UsageError(f"{path}: not the config of a tokenizer: needs model.params with a ddconfig") from None
     return settings

@@ -1,4 +1,4 @@
-"""`compiled`: loops over numbers in machine code, where numpy has no words for them."""
+"""`compiled`: compile loops that numpy cannot express to machine code."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function, *, without_numba: Callable[..., Any] | None = None) -> Function:
-    """Compile a function of numbers and arrays, on its first call, for this machine; other threads go on meanwhile.
+    """Compile a function of numbers and arrays for this machine on its first call. It runs without the GIL.
 
-    What was compiled is kept beside the module, or in the user's cache folder, for the next process. Sums of floats may
-    be taken in any order: let them be whole numbers that no order rounds.
+    The machine code is cached next to the module or in the user's cache folder. Floats may be summed in any order, so
+    the function should only sum floats that are integers small enough to be exact.
 
     Args:
-        without_numba: Computes the same where numba cannot be imported; by default the function itself, in Python.
+        function: The function.
+        without_numba: Computes the same if numba cannot be imported; by default the function itself, in Python.
     """
 
     @functools.cache
@@ -32,7 +33,7 @@ def compiled(function: Function, *, without_numba: Callable[..., Any] | None = N
         )
         try:
             return compile_(function, cache=True)
-        except RuntimeError:  # There is no folder to keep it in.
+        except RuntimeError:  # There is no writable cache folder.
             return compile_(function)
 
     @functools.wraps(function)
@@ -44,10 +45,10 @@ def compiled(function: Function, *, without_numba: Callable[..., Any] | None = N
 
 @functools.cache
 def _numba() -> Any:
-    """Import numba, which takes half a second that packed tokens need not wait for; None where that fails."""
+    """Import numba when it is needed, since that takes half a second. Return None if it cannot be imported."""
     try:
         import numba
-    except (ImportError, OSError) as error:  # An OSError: its own library cannot be loaded.
-        logger.warning("numba cannot be imported: entropy coding takes many times as long (%s)", error)
+    except (ImportError, OSError) as error:  # OSError if its own library cannot be loaded.
+        logger.warning("numba cannot be imported, so entropy coding will be many times slower: %s", error)
         return None
     return numba

@@ -1,7 +1,7 @@
-"""The arithmetic of the context prior in whole numbers, and its loops as operations on arrays.
+"""The integer arithmetic of the context prior, and its loops as array operations for machines without numba.
 
-The latter are for machines without numba. They return exactly what the compiled loops of the same names in
-`vqtok.tokens.coding.prior` return, whose docstrings describe them.
+The functions return exactly what the compiled loops of the same names in `vqtok.tokens.coding.prior` return, which
+document them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vqtok.tokens.coding.rans import TOTAL
 MAX_ACTIVATION = 127
 WEIGHT_BITS = 7
 HALF = 1 << WEIGHT_BITS - 1
-"""Added before scaling down, to round."""
+"""Added before the division by 2^WEIGHT_BITS, in order to round."""
 
 Float = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ def _exponentials() -> NDArray[np.int64]:
     values, value = [], 1 << 50
     for _ in range(256):
         values.append(value >> 32)
-        value = value * 4034748382 >> 32  # exp(-1 / 16) in 1 / 2^32
+        value = value * 4034748382 >> 32  # exp(-1 / 16) in units of 2^-32.
     return np.array(values, np.int64)
 
 
@@ -53,16 +53,16 @@ def add_known(
     wide: int,
 ) -> None:
     height, width = codes.shape
-    for place, said in enumerate(context_of_codes):
+    for place, contributions in enumerate(context_of_codes):
         row = positions // width + place // wide - high // 2
         column = positions % width + place % wide - wide // 2
         inside = np.flatnonzero((row >= 0) & (row < height) & (column >= 0) & (column < width))
         row, column = row[inside], column[inside]
         known = stages[row, column] < stage
-        x[inside[known]] += said[codes[row[known], column[known]]]
+        x[inside[known]] += contributions[codes[row[known], column[known]]]
 
 
-def requantise(x: Float, bias: Float) -> None:
+def requantize(x: Float, bias: Float) -> None:
     x[:] = np.clip(((x + bias).astype(np.int64) + HALF) >> WEIGHT_BITS, 0, MAX_ACTIVATION)
 
 

@@ -256,9 +256,9 @@ class Prior:
                 if any_below:
                     x = _surroundings(below, part, *self.kernel).reshape(len(part), -1) @ codebook.context_of_below
                 _add_known(x, codebook.context_of_codes, plane, stages, stage, part, *self.kernel)
-                _requantise(x, codebook.context_bias[stage])
+                _requantize(x, codebook.context_bias[stage])
                 x = x @ codebook.hidden
-                _requantise(x, codebook.hidden_bias)
+                _requantize(x, codebook.hidden_bias)
                 wanted = codebook.rank[codes[part]] if known else None
                 found = codebook.code_at[self._code_ranks(codebook, x, coder, wanted)]
                 if found.min(initial=0) < 0:
@@ -327,8 +327,8 @@ def _add_known(
                         own[h] += said[h]
 
 
-@partial(compiled, without_numba=fixed_point.requantise)
-def _requantise(x: Float, bias: Float) -> None:
+@partial(compiled, without_numba=fixed_point.requantize)
+def _requantize(x: Float, bias: Float) -> None:
     """Turn sums `(n, hidden)` and a bias into activations, in place: scaled down, rounded and limited."""
     for n in range(x.shape[0]):
         for h in range(x.shape[1]):
