@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,16 @@ def watched(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
 
 def run_train(media: Path, output: Path, *settings: str, **options: Any) -> Any:
     return train(media, output, preset="digits", settings=[*TINY, *settings], device="cpu", **options)
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Let each look at the clock take a third of a second, whatever the machine; return the time so far."""
+    ticks = itertools.count()
+    seen = [0.0]
+
+    def monotonic() -> float:
+        seen[0] = next(ticks) / 3
+        return seen[0]
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    return lambda: seen[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.conftest import TINY, metrics, tiny
+from training.conftest import TINY, metrics, ticking, tiny
 from vqtok.cli.tables import show_facts
 from vqtok.config import load_preset
 from vqtok.errors import UsageError
@@ -153,7 +153,7 @@ def test_what_cannot_start_is_said(pictures: Path, tmp_path: Path, parent: Train
 @pytest.fixture(scope="module")
 def with_prior(pictures: Path, parent: TrainingResult, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     output = tmp_path_factory.mktemp("prior") / "parent.safetensors"
-    return train_prior(pictures, output, str(parent.model), settings=["prior.fit_steps=60"])
+    return train_prior(pictures, output, str(parent.model), settings=["prior.fit_steps=5"])
 
 
 def prior_of(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -183,16 +183,10 @@ def test_tuning_by_the_clock_fits_the_prior_further(
         return fit_prior(*others)
 
     monkeypatch.setattr("vqtok.training.prior.fit_prior", fit)
+    monkeypatch.setattr("vqtok.training.prior._is_useful", lambda *others: True)
+    ticking(monkeypatch)
     output = tmp_path / "child.safetensors"
-    child = train(
-        pictures,
-        output,
-        init=str(with_prior.model),
-        settings=[*QUICK, "prior.fit_steps=20"],
-        steps=20,
-        minutes=2,
-        device="cpu",
-    )
+    child = train(pictures, output, init=str(with_prior.model), settings=QUICK, minutes=1, device="cpu")
     before, after = prior_of(with_prior), prior_of(child)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)

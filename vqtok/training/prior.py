@@ -457,12 +457,13 @@ def learn_prior(
     vectors = model.quantizer.codebooks()
     arrays = fit_prior(codes, vectors, model.modality, config.prior, steps, seed, on_step, until, start)
     if until is not None and not _is_useful(found, statistics):
-        logger.warning(
-            "the model gets no prior: %d steps of fitting were too few; vqtok train --init MODEL --prior-only fits one "
-            "later",
-            len(found),
-        )
         arrays = {}
+        if start is None:
+            logger.warning(
+                "the model gets no prior: %d steps of fitting were too few; vqtok train --init MODEL --prior-only fits "
+                "one later",
+                len(found),
+            )
     return LearnedPrior(arrays, statistics)
 
 
