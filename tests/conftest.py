@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -22,7 +24,14 @@ import soundfile
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
+
+from vqtok.models.card import METADATA_KEY
+from vqtok.models.model_file import compute_identity
+from vqtok.tokens.coding.coders import ChosenCoder
+from vqtok.tokens.export.options import ExportOptions
+from vqtok.tokens.shape import Modality
 
 # Tests must not fail on a busy machine.
 settings.register_profile("untimed", deadline=None)
@@ -231,3 +240,91 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
         started.process.kill()
         started.process.join()
         started.process.close()
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+MODELS: dict[Modality, str] = {"image": "image.safetensors", "audio": "audio.safetensors"}
+
+SEGMENTS = "segments"
+"""In the name of a file that is cut into segments, smaller ones than usual."""
+
+CODERS: tuple[ChosenCoder, ...] = ("packed", "static", "prior")
+
+TOKEN_FILES = [
+    *(f"{kind}-{coder}.vqt" for kind in ("image", "mono", "stereo") for coder in CODERS),
+    *(f"{kind}-{SEGMENTS}-{coder}.vqt" for kind in ("image", "stereo") for coder in CODERS),
+    # In one piece, as long files once were: streams with lanes, and with gaps in the prior's view.
+    "hour-static.vqt",
+    "hour-prior.vqt",
+    "image-metadata-packed.vqt",
+]
+
+NEWER = "image-newer-packed.vqt"
+"""Of a minor version to come, with the flag set that readers ignore."""
+
+SHARDS = ["image.vqts", "stereo.vqts"]
+
+EXPORTS = {
+    "export.npy": ExportOptions("npy", layout="flat"),
+    "export.flat.bin": ExportOptions("bin", layout="coarse-first", offset=70_000, row_token="auto"),
+    "export.bin": ExportOptions("megatron", layout="delay", begin_token="auto", end_token="auto"),
+    "export.jsonl": ExportOptions("jsonl", layout="parallel", shared_vocabulary=True),
+    "export.txt": ExportOptions("text"),
+    "export.parquet": ExportOptions("parquet"),
+}
+
+
+def codes_of(name: str) -> dict[str, NDArray[np.int32]]:
+    """Give the codes of a file, by key; that of a token file is `codes`."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: arrays[key].astype(np.int32) for key in arrays}
+
+
+# fmt: off
+TOKEN_KEYS = {
+    "file", "kind", "version", "modality", "model", "coder", "num_codebooks", "codebook_sizes", "stride", "grid",
+    "num_segments", "num_tokens", "raw_bits", "coded_bits", "file_bytes",
+}
+
+IMAGE_KEYS = TOKEN_KEYS | {"bpp", "width", "height"}
+
+AUDIO_KEYS = TOKEN_KEYS | {"kbps", "duration_seconds", "sample_rate", "channels"}
+
+
+def files_in(folder):
+    """Give the names of all files below a folder, hidden ones too."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def json_lines(result):
+    lines = map(json.loads, result.stdout.splitlines())
+    return [line for line in lines if line.get("kind") != "summary"]
+
+ROOT = Path(__file__).parent.parent
+
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "vqtok").rglob("*.md")), ROOT / "tests/benchmarks/README.md"]
+}
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+PYTHON = [block for text in DOCUMENTS.values() for block in blocks("python", text)]
+
+
+def contents(path):
+    """Return the tensors and the metadata of a model file, to be changed and written again."""
+    header = path.read_bytes()[8:]
+    metadata = json.JSONDecoder().raw_decode(header.decode("latin-1"))[0]["__metadata__"]
+    return load_file(path), json.loads(metadata[METADATA_KEY])
+
+
+def write(path, tensors, values, *, sign=True):
+    """Write a model file, with its correct identity unless `sign` is false."""
+    if sign:
+        values["identity"] = compute_identity(values["config"]["model"], tensors).hex()
+    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(values)})
+    return path

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from test_golden import EXPORTS, GOLDEN, MODELS, NEWER, SHARDS, TOKEN_FILES, codes_of
 
 from vqtok.errors import CorruptFileError, UnsupportedVersionError, VqtokError
 from vqtok.inspection import inspect, shard_facts

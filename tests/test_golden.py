@@ -11,15 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, picture, wave
+from conftest import (
+    CODERS,
+    CONFIGS,
+    EXPORTS,
+    GOLDEN,
+    MODELS,
+    NEWER,
+    SEGMENTS,
+    SHARDS,
+    TOKEN_FILES,
+    codes_of,
+    picture,
+    wave,
+)
 from numpy.typing import NDArray
 
 import vqtok
 from vqtok.config import Config, PriorConfig, from_dict
 from vqtok.models.token_reader import TokenReader, open_items, read_entropy_model
-from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.export.export import output_files, write_export
-from vqtok.tokens.export.options import ExportOptions
 from vqtok.tokens.fields import checksum
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.shard.writer import ShardWriter
@@ -27,11 +38,6 @@ from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt import file as vqt
 from vqtok.tokens.vqt.file import dump
 from vqtok.tokens.vqt.header import parse_header
-
-GOLDEN = Path(__file__).parent / "golden"
-MODELS: dict[Modality, str] = {"image": "image.safetensors", "audio": "audio.safetensors"}
-SEGMENTS = "segments"
-"""In the name of a file that is cut into segments, smaller ones than usual."""
 
 STRIDES: dict[Modality, int] = {"image": 4, "audio": 8}
 SIZES: dict[str, tuple[Modality, tuple[int, ...], int]] = {
@@ -41,33 +47,7 @@ SIZES: dict[str, tuple[Modality, tuple[int, ...], int]] = {
     "stereo": ("audio", (900, 44_100, 2), 2),
     "hour": ("audio", (8 * 65_700, 16_000, 1), 1),
 }
-CODERS: tuple[ChosenCoder, ...] = ("packed", "static", "prior")
-TOKEN_FILES = [
-    *(f"{kind}-{coder}.vqt" for kind in ("image", "mono", "stereo") for coder in CODERS),
-    *(f"{kind}-{SEGMENTS}-{coder}.vqt" for kind in ("image", "stereo") for coder in CODERS),
-    # In one piece, as long files once were: streams with lanes, and with gaps in the prior's view.
-    "hour-static.vqt",
-    "hour-prior.vqt",
-    "image-metadata-packed.vqt",
-]
-NEWER = "image-newer-packed.vqt"
-"""Of a minor version to come, with the flag set that readers ignore."""
-SHARDS = ["image.vqts", "stereo.vqts"]
-EXPORTS = {
-    "export.npy": ExportOptions("npy", layout="flat"),
-    "export.flat.bin": ExportOptions("bin", layout="coarse-first", offset=70_000, row_token="auto"),
-    "export.bin": ExportOptions("megatron", layout="delay", begin_token="auto", end_token="auto"),
-    "export.jsonl": ExportOptions("jsonl", layout="parallel", shared_vocabulary=True),
-    "export.txt": ExportOptions("text"),
-    "export.parquet": ExportOptions("parquet"),
-}
 FILES = [*TOKEN_FILES, NEWER, *SHARDS, *EXPORTS]
-
-
-def codes_of(name: str) -> dict[str, NDArray[np.int32]]:
-    """Give the codes of a file, by key; that of a token file is `codes`."""
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return {key: arrays[key].astype(np.int32) for key in arrays}
 
 
 def tokens_of(name: str, codes: NDArray[np.int32], key: str = "codes") -> Tokens:

@@ -11,27 +11,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import DOCUMENTS, PYTHON, ROOT, blocks
 from PIL import Image
 from typer.testing import CliRunner
 
 from vqtok.cli.app import app
 from vqtok.cli.help import TOPICS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "vqtok").rglob("*.md")), ROOT / "tests/benchmarks/README.md"]
-}
-
-
-def blocks(language: str, text: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 SHELL = [line for text in blocks("sh", README) for line in text.splitlines()]
 COMMANDS = sorted({line for text in DOCUMENTS.values() for block in blocks("sh", text) for line in block.splitlines()})
-PYTHON = [block for text in DOCUMENTS.values() for block in blocks("python", text)]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_what_fails_out_of_sight_is_an_error() -> None:
 def test_the_command_line_shows_no_warnings_of_libraries(options: list[str], debug: str, shown: bool) -> None:
     script = """
 import os, warnings
-import vqtok.__main__, vqtok.cli
+import vqtok.__main__, vqtok.cli.app
 def app():
     warnings.warn("an argument is deprecated", FutureWarning)
     print(os.environ.get("TORCH_CPP_LOG_LEVEL"))

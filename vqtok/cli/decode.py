@@ -53,7 +53,7 @@ def decode(
     verbose: Verbose = False,
 ) -> None:
     """Decode token files, shards and exports to images and audio."""
-    from vqtok.jobs.planning import TOKEN_FILES, plan_decoding
+    from vqtok.jobs.planning import plan_decoding
 
     work = plan_decoding(inputs, output, keys=keys or (), salvage=salvage)
     if work.total == 1:  # Only one output can go to stdout.
@@ -86,7 +86,6 @@ def decode(
         total=work.total,
         manifest=as_path(failures) if failures else work.failures,
         ignored=work.ignored,
-        expected=TOKEN_FILES,
         json=json,
         quiet=quiet,
     )

@@ -76,7 +76,7 @@ def encode(
     verbose: Verbose = False,
 ) -> None:
     """Encode images and audio to token files."""
-    from vqtok.jobs.planning import MEDIA, plan_encoding
+    from vqtok.jobs.planning import plan_encoding
 
     on_cluster = engine == "ray"
     work = plan_encoding(
@@ -142,7 +142,6 @@ def encode(
             total=work.total,
             manifest=as_path(failures) if failures else work.failures,
             ignored=work.ignored,
-            expected=MEDIA,
             json=json,
             quiet=quiet,
             at_end=at_end,

@@ -41,7 +41,6 @@ def inspect(
     from vqtok.inspection import inspect as inspect_file
     from vqtok.inspection import usage as count_usage
     from vqtok.jobs.job import error_facts
-    from vqtok.jobs.planning import TOKEN_FILES
     from vqtok.models.registry import is_adapted
     from vqtok.tokens.find import token_files
 
@@ -77,7 +76,7 @@ def inspect(
         if found:
             show_files(found)
         if ignored and not quiet:
-            say(describe_ignored(ignored, TOKEN_FILES))
+            say(describe_ignored(ignored))
     if exit_codes:
         raise typer.Exit(exit_codes[0] if len(inputs) == 1 and not is_folder else 1)
 

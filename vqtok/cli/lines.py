@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoded_line(facts: Mapping[str, Any]) -> str:
-    """Return a line such as `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380x smaller)`."""
+    """Return a line such as `cat.png 768x512 -> cat.vqt 3.1 kB (6144 tokens, 0.063 bpp, 380:1)`."""
     if facts["modality"] == "image":
         raw_bytes = facts["width"] * facts["height"] * 3
         rate = f"{facts['bpp']:.3f} bpp"
@@ -22,7 +22,7 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
     smaller = raw_bytes / facts["file_bytes"]
     return (
         f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}x smaller)"
+        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}:1)"
     )
 
 
@@ -82,9 +82,10 @@ def converted_line(facts: Mapping[str, Any]) -> str:
     """Return the line for one converted item."""
     if facts["kind"] == "array":
         return f"{facts['file']} -> {facts['output']} (shape {times(facts['shape'])})"
+    codebooks = "1 codebook" if facts["num_codebooks"] == 1 else f"{facts['num_codebooks']} codebooks"
     return (
         f"{facts['file']} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens: {facts['num_codebooks']} codebooks, {media_size(facts)})"
+        f"({facts['num_tokens']} tokens: {codebooks}, {media_size(facts)})"
     )
 
 

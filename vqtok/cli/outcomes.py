@@ -29,7 +29,6 @@ def print_outcomes(
     total: int,
     manifest: Path | None = None,
     ignored: Counter[str] | None = None,
-    expected: str = "",
     json: bool,
     quiet: bool,
     at_end: Callable[[], None] = lambda: None,
@@ -40,7 +39,7 @@ def print_outcomes(
         line: Returns the line that describes an outcome.
         progress: The display that the work reports to.
         manifest: Where failures are recorded.
-        ignored: Files that were passed over, counted by suffix; `expected` is what they are not.
+        ignored: Files of other kinds that were passed over, counted by suffix.
         at_end: Called after the summary.
     """
     from vqtok.cli.console import print_json, say
@@ -72,7 +71,7 @@ def print_outcomes(
     if json and total > 1:
         print_json(tally.facts() | {"ignored": dict(ignored or {})})
     if ignored and not quiet:
-        say(describe_ignored(ignored, expected))
+        say(describe_ignored(ignored))
     if (total > 1 or tally.skipped) and not quiet:
         say(str(tally))
     at_end()

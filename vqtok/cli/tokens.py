@@ -94,7 +94,6 @@ def export(
     from vqtok.cli.progress import ItemProgress
     from vqtok.files.walk import describe_ignored
     from vqtok.jobs.export import find_items, iterate_tokens
-    from vqtok.jobs.planning import TOKEN_FILES
     from vqtok.tokens.export.export import write_export
     from vqtok.tokens.export.options import ExportOptions
 
@@ -132,7 +131,7 @@ def export(
         facts = write_export(turns, target, recipe, overwrite=force) | {"failed": failed}
     facts |= {"ignored": dict(ignored)} if ignored else {}
     if ignored and not quiet:
-        say(describe_ignored(ignored, TOKEN_FILES))
+        say(describe_ignored(ignored))
     if json:
         print_json(facts)
     elif not quiet and target != STDIO:

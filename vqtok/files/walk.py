@@ -64,15 +64,15 @@ def files_below(folder: Path, accepts: Callable[[Path], bool], ignored: Counter[
             logger.info("%s: left out, it links back to a folder that contains it", folder / path)
 
 
-def describe_ignored(ignored: Mapping[str, int], expected: str) -> str:
-    """Return one line about ignored files, most frequent suffix first: `passed over 3 files that are not ...`."""
+def describe_ignored(ignored: Mapping[str, int]) -> str:
+    """Return one line about ignored files, most frequent suffix first."""
     total = sum(ignored.values())
     counts = ", ".join(
         f"{count} {suffix or 'without suffix'}"
         for suffix, count in sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
     )
-    files = "1 file that is" if total == 1 else f"{total} files that are"
-    return f"passed over {files} not {expected}: {counts}"
+    files = "1 file of another kind" if total == 1 else f"{total} files of other kinds"
+    return f"passed over {files}: {counts}"
 
 
 class _Level:

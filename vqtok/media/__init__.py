@@ -1,4 +1,4 @@
-"""Pixels and samples in and out, without torch; `kinds` without numpy as well."""
+"""Reading and writing of image and audio files, without torch. `kinds` does not need numpy either."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Media"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Media`, and numpy with it, only when asked for (PEP 562)."""
+    """Import `Media`, and with it numpy, on first access (PEP 562)."""
     if name == "Media":
         from vqtok.media.media import Media
 

@@ -1,4 +1,4 @@
-"""Read and write sounds, through libsndfile."""
+"""Read and write audio files. Most formats are handled by libsndfile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, UsageError
-from vqtok.media.decoding import Decoder, open_decoder
+from vqtok.media.containers.decoding import Decoder, open_decoder
 from vqtok.media.limits import check_limits
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.resample import resample
@@ -35,15 +35,15 @@ _FORMATS = {  # suffix: libsndfile's format and subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
-_READ_FRAMES = 1 << 22  # few enough that a false length in the header does no harm
-_WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when given minutes in one call
+_READ_FRAMES = 1 << 22  # small, because a wrong length in a header must not lead to a huge allocation
+_WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack if minutes of audio are written in one call
 
 
 class Sound:
-    """A sound that is open for reading, block by block.
+    """An audio file that is open for reading in blocks.
 
     Args:
-        mono: take the mean of the channels.
+        mono: Whether to average the channels.
     """
 
     def __init__(self, decoder: Decoder, name: str, mono: bool) -> None:
@@ -52,14 +52,14 @@ class Sound:
         self.channels: int = 1 if mono else decoder.channels
 
     def blocks(self, samples: int) -> Iterator[NDArray[np.float32]]:
-        """Read to the end in blocks `(channels, samples)`; values beyond full scale in float files are kept.
+        """Yield all audio in blocks `(channels, samples)`. Values beyond full scale in float files are kept.
 
         Raises:
-            MediaError: truncated or damaged, or with NaN or infinity in it.
+            MediaError: The file is truncated or damaged, or contains NaN or infinity.
         """
         for warning in self._decoder.warnings:
             logger.warning("%s: %s", self._name, warning)
-        told, is_empty = len(self._decoder.warnings), True
+        num_logged, is_empty = len(self._decoder.warnings), True
         for frames in self._decoder.read(samples):
             is_empty = False
             if not np.isfinite(frames).all():
@@ -67,39 +67,39 @@ class Sound:
             yield frames.mean(axis=1, dtype=np.float32)[None] if self._mono else np.ascontiguousarray(frames.T)
         if is_empty:
             raise MediaError(f"{self._name}: has no samples")
-        for warning in self._decoder.warnings[told:]:
+        for warning in self._decoder.warnings[num_logged:]:
             logger.warning("%s: %s", self._name, warning)
 
 
 @contextmanager
 def open_audio(source: Source, mono: bool = False) -> Iterator[Sound]:
-    """Open a sound for reading.
+    """Open an audio file for reading.
 
     Args:
-        source: a path, the bytes of a file, or a stream; a stream's `name` stands in messages.
-        mono: take the mean of the channels.
+        source: A path, the bytes of a file, or a stream, whose `name` is used in messages.
+        mono: Whether to average the channels.
 
     Raises:
-        MediaError: not a sound, empty, truncated or damaged.
+        MediaError: The source is not audio, or is empty, truncated or damaged.
     """
     with _opened(source) as decoder:
         yield Sound(decoder, source_name(source), mono)
 
 
 def read_audio(source: Source, sample_rate: int | None = None, mono: bool = False) -> Media:
-    """Read a sound whole.
+    """Read an audio file into memory.
 
     Args:
-        source: as for `open_audio`.
-        sample_rate: resample to this many Hz.
-        mono: take the mean of the channels.
+        source: As for `open_audio`.
+        sample_rate: Resample to this rate in Hz.
+        mono: Whether to average the channels.
 
     Raises:
-        MediaError: as `open_audio` and `Sound.blocks`, or a sample rate that is too far off.
+        MediaError: As for `open_audio` and `Sound.blocks`, or the sample rates are too far apart.
     """
-    with open_audio(source, mono) as sound:
-        rate = sound.sample_rate
-        data = np.concatenate(list(sound.blocks(_READ_FRAMES)), axis=1)
+    with open_audio(source, mono) as audio:
+        rate = audio.sample_rate
+        data = np.concatenate(list(audio.blocks(_READ_FRAMES)), axis=1)
     if sample_rate is not None:
         try:
             data = resample(data, rate, sample_rate)
@@ -109,10 +109,10 @@ def read_audio(source: Source, sample_rate: int | None = None, mono: bool = Fals
 
 
 def audio_info(source: Source) -> tuple[int, int, int]:
-    """Return `(samples, sample_rate, channels)`; decode only where the file does not say how many samples it has.
+    """Return `(samples, sample_rate, channels)`. The file is only decoded if it does not state its length.
 
     Raises:
-        MediaError: as `read_audio`, as far as the headers show.
+        MediaError: As for `read_audio`, if the headers show it.
     """
     with _opened(source) as decoder:
         if not (samples := decoder.count()):
@@ -121,15 +121,15 @@ def audio_info(source: Source) -> tuple[int, int, int]:
 
 
 def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
-    """Write a sound; values beyond full scale are clipped.
+    """Write an audio file. Values beyond full scale are clipped.
 
     Args:
-        format: a suffix such as "flac"; by default the target's, else "wav" (16 bit).
+        format: A suffix such as "flac"; by default the target's, else "wav" (16 bit).
 
     Raises:
-        UsageError: no format goes by that suffix.
-        MediaError: the format cannot hold this sample rate or number of channels.
-        OutputError: the path cannot be written.
+        UsageError: The format is not supported.
+        MediaError: The format does not support this sample rate or number of channels.
+        OutputError: The file cannot be written.
     """
     assert media.sample_rate
     buffer, suffix = BytesIO(), target_suffix(target, format, default=".wav")
@@ -142,19 +142,19 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
 def audio_writer(
     target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int, samples: int = 0
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
-    """Write a sound block by block `(channels, samples)`, as `write_audio` does.
+    """Yield a function that writes a block of audio `(channels, samples)`, as `write_audio` does.
 
     Args:
-        target: a file that can seek.
-        name: what to call it in messages.
-        suffix: such as ".flac".
-        samples: how many will come, if that is known.
+        target: A file that can seek.
+        name: The name of the file in messages.
+        suffix: The suffix that decides the format, such as ".flac".
+        samples: The total number of samples, if known.
 
     Raises:
-        UsageError, MediaError: as `write_audio`.
+        UsageError, MediaError: As for `write_audio`.
     """
     if suffix not in _FORMATS:
-        raise UsageError(f"{name}: cannot write sound as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
+        raise UsageError(f"{name}: cannot write audio as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
     container, subtype = _FORMATS[suffix]
     what = f"{name}: cannot write {channels} channels at {sample_rate} Hz as {suffix}"
     try:
@@ -165,24 +165,24 @@ def audio_writer(
     def write(block: NDArray[np.float32]) -> None:
         for start in range(0, block.shape[1], _WRITE_FRAMES):
             frames = block[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
-            if subtype == "PCM_16":  # libsndfile would round down
+            if subtype == "PCM_16":  # libsndfile would round down.
                 frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
-            sound.write(frames)
+            file.write(frames)
 
     sink = _Sink(target)
     try:
-        with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as sound:
+        with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as file:
             yield write
     except soundfile.LibsndfileError as error:
         raise sink.failure or MediaError(f"{what}: {error.error_string}") from error
-    except AssertionError as error:  # so soundfile says that less was written
+    except AssertionError as error:  # soundfile raises this if fewer samples were written.
         raise sink.failure or error from None
     if sink.failure:
         raise sink.failure
 
 
 class _Sink:
-    """What libsndfile calls to write a file: errors, and Ctrl-C, would be lost on their way through it."""
+    """The file object that libsndfile writes to. It keeps exceptions, which would get lost in the C library."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -199,7 +199,7 @@ class _Sink:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[Decoder]:
-    """Open a sound for decoding; errors, now or while it is in use, name it."""
+    """Open an audio file for decoding. Errors while opening or using it begin with its name."""
     name = source_name(source)
     with open_source(source) as file:
         try:

@@ -1,7 +1,7 @@
-"""Colors told by other means than an ICC profile: cICP, gAMA and cHRM in PNG, NCLX in AVIF and HEIC.
+"""Color spaces that are not stated by an ICC profile: cICP, gAMA and cHRM in PNG, NCLX in AVIF and HEIC.
 
 Source:
-    PNG Specification, third edition, 11.3.2 (the chunks, and which of them counts); ITU-T H.273 (code points);
+    PNG Specification, third edition, 11.3.2 (the chunks and their precedence); ITU-T H.273 (code points);
     ICC.1:2010 (the profile); B. Lindbloom, "RGB/XYZ Matrices" and "Chromatic Adaptation" (Bradford).
 """
 
@@ -18,7 +18,7 @@ from PIL import ImageFile
 
 _D65 = (0.3127, 0.3290)
 SRGB = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
-_PRIMARIES = {  # by H.273, table 2: x and y of white, red, green and blue
+_PRIMARIES = {  # by code point of H.273, table 2: x and y of white, red, green and blue
     1: SRGB,
     4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
     5: (*_D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
@@ -30,25 +30,26 @@ _PRIMARIES = {  # by H.273, table 2: x and y of white, red, green and blue
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
     22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
 }
-# by table 3: exponents; that of video is not how images are shown, and of none at all they are sRGB
+# Exponents by code point of table 3; None stands for the curve of sRGB. The curves of video count as sRGB, because
+# images are not displayed with the former, and so does an unknown curve.
 _TRANSFERS: dict[int, float | None] = {1: None, 2: None, 6: None, 13: None, 14: None, 15: None, 4: 2.2, 5: 2.8, 8: 1.0}
 _OTHER_TRANSFERS = {16: "HDR colors (PQ)", 18: "HDR colors (HLG)"}
 _SRGB_GAMMA, _SRGB_CURVE = 1 / 2.2, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _GAMMA_TOLERANCE, _PRIMARIES_TOLERANCE = 0.05, 0.005
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_D50 = np.array([0.9642, 1.0, 0.8249])  # the white of ICC profiles
+_D50 = np.array([0.9642, 1.0, 0.8249])  # the white point of ICC profiles
 
 
-class Told(NamedTuple):
-    """What a file says of its colors."""
+class ColorSpace(NamedTuple):
+    """The color space that a file states."""
 
     profile: bytes | None = None
-    """An ICC profile that says the same; None where they are sRGB."""
+    """An equivalent ICC profile; None for sRGB."""
     warning: str = ""
 
 
-def told_color(image: ImageFile.ImageFile) -> Told | None:
-    """Return what an opened image says of its colors, where its ICC profile does not count."""
+def stated_color_space(image: ImageFile.ImageFile) -> ColorSpace | None:
+    """Return the color space that an opened image states by other means; None if its ICC profile takes precedence."""
     if image.format == "PNG":
         if (cicp := _png_chunk(image, b"cICP")) and len(cicp) == 4:
             return _by_code_points(cicp[0], cicp[1])
@@ -67,43 +68,43 @@ def told_color(image: ImageFile.ImageFile) -> Told | None:
 
 
 def bits_per_channel(image: ImageFile.ImageFile) -> int:
-    """Return how many bits the file has where Pillow may hand out fewer, else 8."""
+    """Return the bits per channel of formats for which Pillow may return fewer; 8 for other formats."""
     if image.format == "AVIF":
         box = next(_boxes(image, b"pixi"), b"")
         return max(box[5:], default=8)
     return int(image.info.get("bit_depth", 8))
 
 
-def _by_code_points(primaries: int, transfer: int) -> Told:
+def _by_code_points(primaries: int, transfer: int) -> ColorSpace:
     if transfer not in _TRANSFERS or (primaries != 2 and primaries not in _PRIMARIES):
         what = _OTHER_TRANSFERS.get(transfer, f"colors of code points {primaries}, {transfer}")
-        return Told(warning=f"{what} are taken as sRGB")
+        return ColorSpace(warning=f"{what} are treated as sRGB")
     chromaticities = _PRIMARIES.get(primaries, SRGB)
     exponent = _TRANSFERS[transfer]
     is_srgb = exponent is None and np.allclose(chromaticities, SRGB)
-    return Told(None if is_srgb else icc_profile(chromaticities, exponent))
+    return ColorSpace(None if is_srgb else icc_profile(chromaticities, exponent))
 
 
-def _by_numbers(chromaticities: tuple[float, ...], gamma: float) -> Told:
-    """Take the gamma that files are written with for sRGB's curve, which it approximates."""
+def _by_numbers(chromaticities: tuple[float, ...], gamma: float) -> ColorSpace:
+    """Return the color space of gAMA and cHRM. The usual gamma of 1 / 2.2 stands for the curve of sRGB."""
     is_srgb_curve = abs(gamma / _SRGB_GAMMA - 1) < _GAMMA_TOLERANCE
     if is_srgb_curve and np.allclose(chromaticities, SRGB, atol=_PRIMARIES_TOLERANCE):
-        return Told()
+        return ColorSpace()
     try:
-        return Told(icc_profile(chromaticities, None if is_srgb_curve else 1 / gamma))
+        return ColorSpace(icc_profile(chromaticities, None if is_srgb_curve else 1 / gamma))
     except (ArithmeticError, np.linalg.LinAlgError, struct.error):
-        return Told(warning="gAMA or cHRM make no sense, the colors are taken as sRGB")
+        return ColorSpace(warning="gAMA or cHRM are invalid, the colors are treated as sRGB")
 
 
 def icc_profile(chromaticities: tuple[float, ...], exponent: float | None) -> bytes:
-    """Make an ICC profile of a color space.
+    """Return an ICC profile of a color space.
 
     Args:
         chromaticities: x and y of white, red, green and blue.
-        exponent: from values to light; None is sRGB's curve.
+        exponent: Exponent from values to light; None stands for the curve of sRGB.
 
     Raises:
-        ArithmeticError, LinAlgError, struct.error: there is no such space.
+        ArithmeticError, LinAlgError, struct.error: There is no such color space.
     """
     parameters = _SRGB_CURVE if exponent is None else (exponent,)
     curve = struct.pack(f">4sIHH{len(parameters)}i", b"para", 0, 0 if exponent else 3, 0, *map(_fixed, parameters))
@@ -168,7 +169,7 @@ def _boxes(image: ImageFile.ImageFile, wanted: bytes) -> Iterator[bytes]:
     file = _rewound(image)
     position = file.tell()
     file.seek(0)
-    data = file.read(1 << 16)  # They come first.
+    data = file.read(1 << 16)  # The properties are at the start of the file.
     file.seek(position)
     yield from _inside(data, [b"meta", b"iprp", b"ipco"], wanted)
 

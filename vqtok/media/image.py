@@ -1,4 +1,4 @@
-"""Read and write pictures, through Pillow."""
+"""Read and write image files with Pillow."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, Unidentif
 
 from vqtok.errors import MediaError, UsageError
 from vqtok.media import tiff
-from vqtok.media.color import Told, bits_per_channel, told_color
+from vqtok.media.color import ColorSpace, bits_per_channel, stated_color_space
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.plugins import prepare_for
 
 logger = logging.getLogger(__name__)
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
-"""0 to 255 as files have it, or [-1, 1]."""
+"""uint8 from 0 to 255, or float32 in [-1, 1]."""
 
 _MODES = {1: "L", 3: "RGB"}
-_UNKNOWN = "not a picture of a known format"
-_FULL_SCALE = 65535  # white in the modes that hold more than 8 bits
+_UNKNOWN = "is not an image of a known format"
+_FULL_SCALE = 65535  # white in the modes with more than 8 bits
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,31 +43,34 @@ _warnings_lock = threading.RLock()
 
 
 def read_image(source: Source, channels: int = 3) -> Media:
-    """Read a picture as `read_pixels` does, all of it as float32."""
+    """Read an image like `read_pixels`, but always as float32."""
     return Media("image", as_float(read_pixels(source, channels)))
 
 
 def read_pixels(source: Source, channels: int = 3) -> Pixels:
-    """Read a picture as sRGB (3 channels) or grey (1), upright; what gets lost is logged as a warning.
+    """Read an image as sRGB (3 channels) or gray (1), upright. A warning is logged for anything that gets lost.
 
-    Transparency is set on white, and of an animation the first frame is taken. Grey of more than 8 bits keeps
-    its precision, with white at 65535.
+    Transparent parts become white, and only the first frame of an animation is read. Gray images with more than 8 bits
+    keep their precision; white is 65535.
 
     Args:
-        source: a path, the bytes of a file, or a stream; a stream's `name` stands in messages.
+        source: A path, the bytes of a file, or a stream, whose `name` is used in messages.
 
     Raises:
-        MediaError: not a picture, empty, truncated or damaged, or larger than Pillow's `MAX_IMAGE_PIXELS`.
+        MediaError: The source is not an image, empty, truncated, damaged, or larger than Pillow's `MAX_IMAGE_PIXELS`.
 
     Shapes:
-        `(channels, height, width)`; float32 where the file has more than 8 bits.
+        `(channels, height, width)`; float32 for gray images with more than 8 bits, else uint8.
     """
     name = source_name(source)
     with _opened(source) as image:
-        if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):  # previews, layers
+        if getattr(image, "is_animated", False) and image.format not in (
+            "MPO",
+            "PSD",
+        ):  # Their frames are previews or layers.
             logger.warning("%s: only the first frame is used", name)
         has_16_bits = any(";16" in str(tile[3]) for tile in image.tile)
-        color, bits = told_color(image), bits_per_channel(image)
+        color, bits = stated_color_space(image), bits_per_channel(image)
         image.load()
         turn = _TURNS.get(_orientation(image, name))
     upright = image if turn is None else image.transpose(turn)
@@ -75,18 +78,18 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         values, full_scale = np.asarray(upright), _FULL_SCALE
         if image.format == "TIFF":
             values, full_scale = tiff.deep_values(image, values)
-        grey = _deep_pixels(upright, values, full_scale, color, name)
+        gray = _deep_pixels(upright, values, full_scale, color, name)
         if image.format == "TIFF" and tiff.is_negative(image):
-            grey = -grey
-        return np.repeat(grey[None], channels, axis=0)
+            gray = -gray
+        return np.repeat(gray[None], channels, axis=0)
     if has_16_bits or bits > 8:
-        logger.warning("%s: %d-bit colours are rounded to 8 bits", name, 16 if has_16_bits else bits)
+        logger.warning("%s: %d-bit colors are rounded to 8 bits", name, 16 if has_16_bits else bits)
     pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, color, name).convert(_MODES[channels]))
     return np.atleast_3d(pixels).transpose(2, 0, 1)
 
 
 def as_float(pixels: Pixels) -> NDArray[np.float32]:
-    """Bring 0..255 to [-1, 1]; what is float32 stays."""
+    """Convert uint8 pixels from 0..255 to [-1, 1]; float32 pixels are returned as they are."""
     data = pixels.astype(np.float32, order="C")
     if pixels.dtype == np.uint8:
         data /= 127.5
@@ -95,20 +98,20 @@ def as_float(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def as_bytes(data: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round [-1, 1] to 0..255 and clip what lies beyond."""
+    """Convert values in [-1, 1] to 0..255, rounded and clipped."""
     pixels: NDArray[np.uint8] = np.rint((data + 1) * 127.5).clip(0, 255).astype(np.uint8)
     return pixels
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """Return `(width, height)` of the upright picture without decoding it.
+    """Return `(width, height)` of the upright image without decoding it.
 
     Raises:
-        MediaError: as `read_image`, as far as the header tells.
+        MediaError: As for `read_image`, if the header shows it.
     """
     with _opened(source) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow has turned the size already
+        if image.format == "TIFF":  # Pillow has already rotated the size.
             return width, height
         if image.format == "PNG" and "exif" not in image.info:
             assert image.fp is not None
@@ -118,39 +121,43 @@ def image_size(source: Source) -> tuple[int, int]:
 
 
 def num_pixels(source: Source) -> int:
-    """Return how many pixels a picture has without decoding it; raises as `image_size`."""
+    """Return the number of pixels of an image without decoding it.
+
+    Raises:
+        MediaError: As for `image_size`.
+    """
     with _opened(source) as image:
         return image.width * image.height
 
 
 def set_max_pixels(count: int) -> None:
-    """Set how many pixels a picture may have that this process reads: it is Pillow's limit, for all uses of it."""
+    """Set the maximum number of pixels of an image. This is Pillow's limit, for the whole process."""
     Image.MAX_IMAGE_PIXELS = count
 
 
 def write_image(media: Media, target: Path | BinaryIO, format: str | None = None) -> None:
-    """Write a grey or sRGB picture with 8 bits a channel; values beyond [-1, 1] are clipped.
+    """Write a gray or sRGB image with 8 bits per channel. Values beyond [-1, 1] are clipped.
 
     Args:
-        format: a suffix such as "webp"; by default the target's, else "png".
+        format: A suffix such as "webp"; by default the target's, else "png".
 
     Raises:
-        UsageError: no format goes by that suffix.
-        MediaError: the format cannot hold this picture.
-        OutputError: the path cannot be written.
+        UsageError: The format is not supported.
+        MediaError: The format does not support this image.
+        OutputError: The file cannot be written.
     """
     write_pixels(as_bytes(media.data), target, format)
 
 
 def write_pixels(pixels: NDArray[np.uint8], target: Path | BinaryIO, format: str | None = None) -> None:
-    """Write pixels `(channels, height, width)` as `write_image` does."""
+    """Write pixels `(channels, height, width)` like `write_image`."""
     name = source_name(target)
     suffix = target_suffix(target, format, default=".png")
     encoder = Image.registered_extensions().get(suffix)
     if encoder not in Image.SAVE:
-        raise UsageError(f"{name}: cannot write pictures as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff")
+        raise UsageError(f"{name}: cannot write images as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff")
     if len(pixels) not in _MODES:
-        raise MediaError(f"{name}: cannot write a picture with {len(pixels)} channels, only with 1 or 3")
+        raise MediaError(f"{name}: cannot write an image with {len(pixels)} channels, only with 1 or 3")
     rows = pixels.transpose(1, 2, 0)
     options = {"quality": 95} if encoder in ("JPEG", "WEBP", "AVIF") else {}
     buffer = BytesIO()
@@ -163,7 +170,7 @@ def write_pixels(pixels: NDArray[np.uint8], target: Path | BinaryIO, format: str
 
 @contextmanager
 def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
-    """Open a picture; whatever Pillow raises on it, now or while in use, becomes a MediaError."""
+    """Open an image. All exceptions of Pillow, while opening or using it, become a MediaError."""
     name = source_name(source)
     with open_source(source) as file:
         try:
@@ -178,15 +185,15 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
             raise MediaError(f"{name}: {what}") from error
         except MediaError as error:
             raise MediaError(f"{name}: {error}") if not str(error).startswith(f"{name}:") else error from None
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise MediaError(f"{name}: damaged picture: {error}") from error
+        except Exception as error:  # Pillow may raise almost anything for damaged files.
+            raise MediaError(f"{name}: the image is damaged: {error}") from error
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
-    """Open a picture so that Pillow reads it rightly.
+    """Open an image so that Pillow decodes it correctly.
 
     Raises:
-        MediaError: it cannot.
+        MediaError: Pillow cannot decode it correctly.
     """
     start, image = file.tell(), None
     jxl = prepare_for(file)
@@ -198,7 +205,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         except UnidentifiedImageError:
             if not _is_tiff(file):
                 raise
-        if image is None or (image.format == "TIFF" and tiff.is_in_planes(image)):
+        if image is None or (image.format == "TIFF" and tiff.is_planar(image)):
             file.seek(start)
             TiffImagePlugin.READ_LIBTIFF = True
             try:
@@ -206,7 +213,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
             finally:
                 TiffImagePlugin.READ_LIBTIFF = False
     if image.format == "TIFF":
-        tiff.put_right(image)
+        tiff.fix_unpacking(image)
     if jxl:
         image.is_animated = jxl.is_animated  # type: ignore[attr-defined]
         image.info["bit_depth"] = jxl.bits if image.mode not in ("F", "I;16") else 8
@@ -226,27 +233,27 @@ def _is_tiff(file: BinaryIO) -> bool:
 
 @contextmanager
 def _no_python_warnings() -> Iterator[None]:
-    """Hide the warnings of Pillow; their filters belong to the whole process, hence the lock."""
+    """Suppress warnings of Pillow. The filters apply to the whole process, therefore the lock."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _orientation(image: Image.Image, name: str) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none, or it does not count, or the EXIF data is broken."""
-    if image.format == "JXL" and not getattr(image, "jpeg", False):  # Its own has been applied.
+    """Return the EXIF orientation, 1 to 8; 1 if there is none, if it does not apply, or if the EXIF data is damaged."""
+    if image.format == "JXL" and not getattr(image, "jpeg", False):  # The decoder has applied its own orientation.
         return 1
     try:
         with _no_python_warnings():
             orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation
-    except Exception as error:  # as with damaged pictures
-        logger.warning("%s: EXIF data ignored: %s", name, error)
+    except Exception as error:  # Pillow may raise almost anything for damaged data.
+        logger.warning("%s: EXIF data is ignored: %s", name, error)
         return 1
 
 
 def _late_exif(file: IO[bytes]) -> bytes:
-    """Return the EXIF data a PNG holds behind its pixels, which Pillow would decode to get there."""
+    """Return the EXIF data that a PNG file has after its pixels. Pillow would have to decode them to get there."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -257,19 +264,19 @@ def _late_exif(file: IO[bytes]) -> bytes:
 
 
 def _deep_pixels(
-    image: Image.Image, stored: NDArray[Any], full_scale: int, color: Told | None, name: str
+    image: Image.Image, stored: NDArray[Any], full_scale: int, color: ColorSpace | None, name: str
 ) -> NDArray[np.float32]:
-    """Scale grey of more than 8 bits to [-1, 1]."""
+    """Scale gray pixels with more than 8 bits to [-1, 1]."""
     values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise MediaError(f"{name}: has pixels that are NaN or infinite")
     if image.mode == "F":
         full_scale = 1 if values.min() >= 0 and values.max() <= 1 else full_scale
-        logger.warning("%s: floating-point pixels, taken as 0 for black to %d for white", name, full_scale)
+        logger.warning("%s: floating-point pixels are read with 0 as black and %d as white", name, full_scale)
     if values.min() < 0 or values.max() > full_scale:
         logger.warning("%s: values outside 0 to %d are clipped", name, full_scale)
     if color.profile if color else "icc_profile" in image.info:
-        logger.warning("%s: colour profile ignored: the picture has more than 8 bits", name)
+        logger.warning("%s: the color profile is ignored: the image has more than 8 bits", name)
     data = values.clip(0, full_scale)
     data /= full_scale / 2
     data -= 1
@@ -279,8 +286,8 @@ def _deep_pixels(
     return data
 
 
-def _flattened(image: Image.Image, color: Told | None, name: str) -> Image.Image:
-    """Bring a picture to opaque grey or sRGB."""
+def _flattened(image: Image.Image, color: ColorSpace | None, name: str) -> Image.Image:
+    """Convert an image to opaque gray or sRGB."""
     alpha = None
     if image.mode == "La":
         image = image.convert("LA")
@@ -304,7 +311,7 @@ def _flattened(image: Image.Image, color: Told | None, name: str) -> Image.Image
 
 
 def _in_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Convert from an ICC profile to sRGB; a profile that is broken or does not fit is left out."""
+    """Convert an image from its ICC profile to sRGB. A profile that is damaged or does not fit is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if image.mode == "L" and source.profile.xcolor_space == "RGB ":
@@ -312,5 +319,5 @@ def _in_srgb(image: Image.Image, profile: bytes, name: str) -> Image.Image:
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("%s: colour profile ignored: %s", name, error)
+        logger.warning("%s: the color profile is ignored: %s", name, error)
         return image

@@ -1,4 +1,4 @@
-"""What a file is, by its suffix or its first bytes; imports next to nothing, so that listing files stays quick."""
+"""The kind of a file, by its suffix or its first bytes. Imports little, so that listing files is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUDIO_SUFFIXES = frozenset({
     ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp1", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".rf64",
     ".snd", ".w64", ".wav", ".wave",
 })
-PLUGIN_SUFFIXES: dict[str, tuple[frozenset[str], Literal["image", "audio"]]] = {  # by the package that reads them
+PLUGIN_SUFFIXES: dict[str, tuple[frozenset[str], Literal["image", "audio"]]] = {  # by the package that is needed
     "av": (frozenset({".aac", ".m4a", ".m4b", ".mka", ".weba", ".webm", ".wma"}), "audio"),
     "pillow_heif": (frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"}), "image"),
     "pillow_jxl": (frozenset({".jxl"}), "image"),
@@ -33,7 +33,8 @@ _SIGNATURES = {
         rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|8BPS\0|qoif|P[1-6]\s",
         re.DOTALL,
     ),
-    # An MPEG frame: 11 bits of sync, layer II or III (I would take in UTF-16 text), a valid rate; or one of AAC.
+    # An MPEG frame is 11 bits of sync, layer II or III (layer I would match UTF-16 text) and a valid rate. The last
+    # patterns are AAC, MP4, Matroska and ASF.
     "audio": re.compile(
         rb"(?:RIFF|RIFX|RF64)....WAVE|riff\x2e\x91\xcf\x11|fLaC|OggS|FORM....AIF[FC]|\.snd|caff\0"
         rb"|ID3[\2-\4]|\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd][\x10-\xef]"
@@ -43,11 +44,11 @@ _SIGNATURES = {
     "tokens": re.compile(rb"\x89VQ\n"),
     "shard": re.compile(rb"\x89VS\n"),
 }
-_MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit safetensors itself sets
+_MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit of safetensors
 
 
 def modality_of(path: Path) -> Literal["image", "audio"] | None:
-    """Return what a file is by its suffix; None where it is neither or where the package that reads it is missing."""
+    """Return the modality of a file by its suffix; None for other files, or if the package to read it is missing."""
     suffix = path.suffix.lower()
     for module, (suffixes, modality) in PLUGIN_SUFFIXES.items():
         if suffix in suffixes:
@@ -62,14 +63,14 @@ def is_installed(module: str) -> bool:
 
 
 def stem(key: str) -> str:
-    """Give the key of an item without the suffix of a picture or a sound."""
+    """Return the key of an item without the suffix of an image or audio file."""
     suffix = Path(key).suffix
     known = IMAGE_SUFFIXES.union(AUDIO_SUFFIXES, *(suffixes for suffixes, _ in PLUGIN_SUFFIXES.values()))
     return key.removesuffix(suffix) if suffix.lower() in known else key
 
 
 def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] | None:
-    """Tell what a stream holds by its first bytes (16 are enough)."""
+    """Return the kind of a file by its first bytes (16 are enough)."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_MODEL_HEADER_BYTES:
         return "model"
     for kind in ("image", "audio", "tokens", "shard"):
@@ -79,17 +80,23 @@ def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] 
 
 
 def kind_of(path: Path) -> str | None:
-    """Tell what a file is: "tokens", "shard", "model", "image" or "audio", by its first bytes, then by its suffix."""
+    """Return the kind of a file by its first bytes, else by its suffix; None if unknown.
+
+    Kinds are "tokens", "shard", "model", "image" and "audio".
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
-    # The names of our own formats count too, so that a damaged file is called damaged.
+    # The suffixes of vqtok's own formats count too, so that a damaged file is reported as damaged.
     own = {".vqt": "tokens", ".vqts": "shard", ".safetensors": "model"}.get(path.suffix.lower())
     return sniff(head) or own or modality_of(path)
 
 
 def is_shard(path: Path) -> bool:
-    """Tell whether a path is that of a shard, or of a file with the name of one."""
+    """Return whether a path is a shard, or a file with the suffix of one."""
     return path.is_file() and kind_of(path) == "shard"

@@ -1,4 +1,4 @@
-"""What the formats of audio files can hold: checked before libsndfile, whose Vorbis encoder crashes beyond."""
+"""The limits of audio file formats. They are checked first, because libsndfile's Vorbis encoder crashes beyond them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEADER_BYTES = 4096
 
 
 class _Limits(NamedTuple):
-    """Of a format of libsndfile; as it was found by trying."""
+    """The limits of a format of libsndfile, found by experiment."""
 
     channels: int
     rates: range | tuple[int, ...]
@@ -33,19 +33,19 @@ _LIMITS = {
 
 
 def check_limits(format: str, subtype: str, sample_rate: int, channels: int, samples: int = 0) -> None:
-    """Refuse audio that a format of libsndfile, in 16 bits if it is uncompressed, cannot hold.
+    """Raise if a format of libsndfile, with 16 bits if it is uncompressed, does not support this audio.
 
     Raises:
-        MediaError: too many channels or samples, or a sample rate that the format does not know.
+        MediaError: There are too many channels or samples, or the sample rate is not supported.
     """
     limits = _LIMITS[subtype if format == "OGG" else format]
     if not 1 <= channels <= limits.channels:
-        instead = "use .wav" if channels <= _LIMITS["WAV"].channels else "no format holds as many"
-        raise MediaError(f"it holds at most {limits.channels} channels; {instead}")
+        instead = "use .wav" if channels <= _LIMITS["WAV"].channels else "no format supports so many"
+        raise MediaError(f"it supports at most {limits.channels} channels; {instead}")
     rates = limits.rates
     if sample_rate not in rates or (format == "FLAC" and sample_rate > 65535 and sample_rate % 10):
         known = f"{', '.join(map(str, rates))} Hz" if isinstance(rates, tuple) else f"up to {rates[-1]} Hz"
         known += ", in steps of 10 Hz above 65535" if format == "FLAC" else ""
-        raise MediaError(f"it holds sample rates of {known}; use .wav")
+        raise MediaError(f"it supports sample rates of {known}; use .wav")
     if 2 * channels * samples > limits.file_bytes - _HEADER_BYTES:
-        raise MediaError("it holds at most 4 GiB; use .w64 or .flac")
+        raise MediaError("it supports at most 4 GiB; use .w64 or .flac")

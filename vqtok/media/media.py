@@ -1,4 +1,4 @@
-"""`Media`: one picture or sound in memory; and the bytes it is read from and written to."""
+"""`Media`, an image or audio in memory, and the sources and targets that it is read from and written to."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Source: TypeAlias = Path | bytes | BinaryIO
 
 @dataclass(frozen=True)
 class Media:
-    """One picture or sound as float32 with a nominal range of [-1, 1].
+    """An image or audio as float32 with a nominal range of [-1, 1].
 
     Shapes:
-        data: `(channels, height, width)` for images, `(channels, samples)` for sound.
+        data: `(channels, height, width)` for images, `(channels, samples)` for audio.
     """
 
     modality: Literal["image", "audio"]
     data: NDArray[np.float32]
     sample_rate: int | None = None
-    """Hz; None for images."""
+    """In Hz; None for images."""
 
 
 def source_name(source: Source) -> str:
-    """Name a source or target in messages: a path in full, else the stream's `name`."""
+    """Return the name of a source or target for messages: its path, or the stream's `name`."""
     if isinstance(source, Path):
         return str(source)
     return str(getattr(source, "name", "input"))
@@ -43,10 +43,10 @@ def source_name(source: Source) -> str:
 
 @contextmanager
 def open_source(source: Source) -> Iterator[BinaryIO]:
-    """Open a source for reading and seeking; what a pipe holds goes through a temporary file.
+    """Open a source for reading and seeking. A pipe is copied to a temporary file.
 
     Raises:
-        MediaError: the file cannot be opened, or holds nothing.
+        MediaError: The source cannot be opened or is empty.
     """
     name = source_name(source)
     with ExitStack() as opened:
@@ -70,7 +70,7 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
 
 @contextmanager
 def spool(pipe: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """Copy what a pipe holds to a temporary file, which can seek and may be larger than memory."""
+    """Copy a pipe to a temporary file, which can seek and may be larger than memory."""
     with tempfile.TemporaryFile() as file:
         file.raw.name = name  # type: ignore[attr-defined]
         shutil.copyfileobj(pipe, file)
@@ -79,10 +79,10 @@ def spool(pipe: BinaryIO, name: str) -> Iterator[BinaryIO]:
 
 
 def save_target(data: bytes | memoryview, target: Path | BinaryIO) -> None:
-    """Write an encoded file at once: encoders seek, which a pipe cannot.
+    """Write an encoded file in one go. Encoders themselves need to seek, which a pipe cannot.
 
     Raises:
-        OutputError: the path cannot be written.
+        OutputError: The file cannot be written.
     """
     if not isinstance(target, Path):
         target.write(data)
@@ -91,7 +91,7 @@ def save_target(data: bytes | memoryview, target: Path | BinaryIO) -> None:
 
 
 def target_suffix(target: Path | BinaryIO, format: str | None, default: str) -> str:
-    """Return the suffix that decides the format to write: `format`, else the path's, else `default`."""
+    """Return the suffix that decides the output format: `format`, else the path's, else `default`."""
     if format is not None:
         return "." + format.lower().removeprefix(".")
     return (target.suffix.lower() if isinstance(target, Path) else "") or default

@@ -1,4 +1,4 @@
-"""Pillow's plugins for HEIC and JPEG XL, where they are installed."""
+"""Pillow's plugins for HEIC and JPEG XL, which are optional."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 class JxlHeader(NamedTuple):
-    """What the first bytes of a JPEG XL image say."""
+    """The contents of the header of a JPEG XL image."""
 
     width: int
     height: int
@@ -26,10 +26,10 @@ class JxlHeader(NamedTuple):
 
 
 def prepare_for(file: BinaryIO) -> JxlHeader | None:
-    """Load the plugin that a file needs, if any; return the header of JPEG XL, which is decoded as it is opened.
+    """Load the plugin that a file needs, if any. Return the header of JPEG XL, because opening such a file decodes it.
 
     Raises:
-        MediaError: the plugin is not installed, or the header damaged.
+        MediaError: The plugin is not installed, or the header is damaged.
     """
     start = file.tell()
     head = file.read(64)
@@ -47,7 +47,7 @@ def prepare_for(file: BinaryIO) -> JxlHeader | None:
 @cache
 def _load_heif() -> None:
     if not is_installed("pillow_heif"):
-        raise MediaError("HEIC needs pillow-heif to be read: pip install 'vqtok[heif]', or convert it to PNG")
+        raise MediaError("HEIC requires pillow-heif: pip install 'vqtok[heif]', or convert it to PNG")
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -56,15 +56,15 @@ def _load_heif() -> None:
 @cache
 def _load_jxl() -> None:
     if not is_installed("pillow_jxl"):
-        raise MediaError("JPEG XL needs pillow-jxl-plugin to be read: pip install 'vqtok[jxl]', or convert it to PNG")
+        raise MediaError("JPEG XL requires pillow-jxl-plugin: pip install 'vqtok[jxl]', or convert it to PNG")
     import pillow_jxl  # noqa: F401
 
 
 def read_jxl_header(data: bytes) -> JxlHeader:
-    """Read the header of a JPEG XL file or codestream.
+    """Return the header of a JPEG XL file or codestream.
 
     Raises:
-        MediaError: it is damaged.
+        MediaError: The header is damaged.
 
     Source:
         ISO/IEC 18181-1, annex D (SizeHeader, ImageMetadata); 18181-2 (boxes).
@@ -76,10 +76,10 @@ def read_jxl_header(data: bytes) -> JxlHeader:
         if is_default:
             return JxlHeader(width, height)
         if bits.take(1):
-            bits.take(3)  # the orientation, which the decoder applies
+            bits.take(3)  # The orientation, which the decoder applies.
             if bits.take(1):
                 bits.size()
-            if bits.take(1):  # A preview is rare, and its header long.
+            if bits.take(1):  # A preview is rare and has a long header.
                 return JxlHeader(width, height)
             if is_animated := bool(bits.take(1)):
                 bits.number((100, 0), (1000, 0), (1, 10), (1, 30))
@@ -89,12 +89,12 @@ def read_jxl_header(data: bytes) -> JxlHeader:
         is_float = bits.take(1)
         depth = 32 if is_float else bits.number((8, 0), (10, 0), (12, 0), (1, 6))
     except EOFError:
-        raise MediaError("damaged picture: the header of JPEG XL is not whole") from None
+        raise MediaError("the image is damaged: its JPEG XL header is truncated") from None
     return JxlHeader(width, height, depth, is_animated)
 
 
 def _codestream(data: bytes) -> bytes:
-    """Return what follows the signature of the codestream, which may lie in a box."""
+    """Return the bytes after the signature of the codestream, which may be inside a box."""
     start = 0
     while not data.startswith(b"\xff\x0a") and start + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -107,7 +107,7 @@ def _codestream(data: bytes) -> bytes:
 
 
 class _Bits:
-    """Read numbers of some bits, the lowest first."""
+    """Reads numbers of any number of bits, least significant bit first."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data[:64], "little"), 8 * len(data[:64])
@@ -121,7 +121,7 @@ class _Bits:
         return value
 
     def number(self, *choices: tuple[int, int]) -> int:
-        """Read which of four forms a number has, each an offset and a count of bits, and the number."""
+        """Read a number in one of four forms, each with an offset and a number of bits."""
         offset, count = choices[self.take(2)]
         return offset + self.take(count)
 

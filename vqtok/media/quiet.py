@@ -1,4 +1,4 @@
-"""Keep what C libraries print, such as libmpg123 about damaged frames, off the terminal."""
+"""Suppress what C libraries print to stderr, such as libmpg123 about damaged frames."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _STDERR = 2
 _lock = threading.Lock()
 _threads_inside = 0
 _kept = -1
-"""A copy of descriptor 2, while it leads to nowhere."""
+"""A copy of descriptor 2 while that is redirected to the null device."""
 
 
 def separate_stderr() -> None:
-    """Move this process's `sys.stderr` to a descriptor of its own, so that 2 is left to C libraries."""
+    """Move `sys.stderr` to another descriptor, so that only C libraries write to descriptor 2."""
     if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == _STDERR:
         sys.stderr.flush()
         binary = io.FileIO(os.dup(_STDERR), "w")
@@ -28,7 +28,7 @@ def separate_stderr() -> None:
 
 @contextmanager
 def native_stderr_closed() -> Iterator[None]:
-    """Lead descriptor 2 to nowhere while any thread is in here; not where Python itself writes to it."""
+    """Redirect descriptor 2 to the null device while any thread is inside, unless Python itself writes to it."""
     global _threads_inside, _kept
     if _python_writes_to_it():
         yield
@@ -52,7 +52,7 @@ def native_stderr_closed() -> Iterator[None]:
 def _python_writes_to_it() -> bool:
     try:
         os.fstat(_STDERR)
-    except OSError:  # It is closed, and what is opened next may take its number.
+    except OSError:  # It is closed, and the next file to be opened may get its number.
         return True
     try:
         return sys.stderr is not None and sys.stderr.fileno() == _STDERR

@@ -1,4 +1,4 @@
-"""Change the sample rate of a sound."""
+"""Change the sample rate of audio."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
 
-# The Kaiser window's design rule: 64 zero crossings a side and beta 10 take a transition band from 0.9 to 1.0
-# of the lower Nyquist frequency, and leave 100 dB in the stop band.
+# By the design rule of the Kaiser window, 64 zero crossings per side and a beta of 10 result in a transition band from
+# 0.9 to 1.0 of the lower Nyquist frequency and a stop band of -100 dB.
 _ZERO_CROSSINGS = 64
 _BETA = 10.0
 _CUTOFF = 0.95
 
-_ROWS = 64  # outputs a matrix product yields per block: enough to fill BLAS, few enough to keep the band narrow
-_CHUNK_VALUES = 1 << 18  # input values of a matrix product: 1 MB, which stays in cache
+_ROWS = 64  # outputs per block of a matrix product: enough for BLAS, and few enough for a narrow band
+_CHUNK_VALUES = 1 << 18  # input values of a matrix product: 1 MB, which fits into the cache
 _MAX_RATIO = 256
 
 
 class Resampler:
-    """Change the rate of a sound that comes in pieces, by a zero-phase windowed sinc.
+    """Changes the sample rate of audio that arrives in pieces, with a zero-phase windowed sinc.
 
-    The sinc is evaluated exactly for each phase of the rational ratio. How the sound is cut does not show, to the last
-    bit: matrix products round by their shape and by the place in it, so all have one shape and begin at fixed times.
+    The sinc is evaluated exactly for each phase of the rational ratio. The result does not depend on the lengths of the
+    pieces, not even in the last bit: matrix products round differently for other shapes and positions, so that all have
+    the same shape and begin at fixed times.
 
     Raises:
-        MediaError: rates that are not positive or more than 256 times apart.
+        MediaError: A rate is not positive, or they differ by a factor of more than 256.
 
     Source:
         J. O. Smith, "Digital Audio Resampling Home Page" (the sinc and its Kaiser window);
@@ -39,26 +40,26 @@ class Resampler:
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
         if min(from_rate, to_rate) < 1 or max(from_rate, to_rate) > _MAX_RATIO * min(from_rate, to_rate):
-            raise MediaError(f"cannot resample from {from_rate} Hz to {to_rate} Hz: too far apart")
+            raise MediaError(f"cannot resample from {from_rate} Hz to {to_rate} Hz: they are too far apart")
         self._rates = from_rate, to_rate
         up, down = to_rate // math.gcd(from_rate, to_rate), from_rate // math.gcd(from_rate, to_rate)
-        periods = -(-_ROWS // up)  # where there are few phases, several periods of them make one block
+        periods = -(-_ROWS // up)  # With few phases, a block consists of several periods.
         self._up, self._down = up * periods, down * periods
         self._reach = _reach(up, down)
-        self._blocks = max(1, _CHUNK_VALUES // (self._down + 2 * self._reach))  # of one matrix product
+        self._blocks = max(1, _CHUNK_VALUES // (self._down + 2 * self._reach))  # per matrix product
         self.taken = self._given = 0  # samples
-        self._held = np.zeros((channels, self._reach), np.float32)  # what the next output looks at, and on
+        self._held = np.zeros((channels, self._reach), np.float32)  # the input from where the next output needs it
 
     def stream(
         self, pieces: Iterable[NDArray[np.float32]], num_samples: int | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Convert all the pieces of a sound, as `push` and `finish` do."""
+        """Yield the result for all pieces, as `push` and `finish` return it."""
         for piece in pieces:
             yield self.push(piece)
         yield self.finish(num_samples)
 
     def push(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take the next piece `(channels, samples)` and give what it completes, which may be nothing."""
+        """Add the next piece `(channels, samples)` and return the output that is complete, which may be empty."""
         self.taken += x.shape[1]
         if self._rates[0] == self._rates[1]:
             self._given = self.taken
@@ -70,10 +71,10 @@ class Resampler:
         return np.concatenate(out, axis=1)
 
     def finish(self, num_samples: int | None = None) -> NDArray[np.float32]:
-        """Give the rest, with silence beyond the end.
+        """Return the remaining output, with silence after the end of the input.
 
         Args:
-            num_samples: length of the whole result; by default `samples * to_rate / from_rate`, rounded up.
+            num_samples: Length of the whole result; by default `samples * to_rate / from_rate`, rounded up.
         """
         from_rate, to_rate = self._rates
         if num_samples is None:
@@ -90,11 +91,11 @@ class Resampler:
 
     @property
     def _needed(self) -> int:
-        """Input samples that one matrix product looks at."""
+        """The number of input samples that one matrix product needs."""
         return self._blocks * self._down + 2 * self._reach + 1
 
     def _convert(self, wanted: int) -> NDArray[np.float32]:
-        """Give the next outputs, at most those of one matrix product, and let go of what none later looks at."""
+        """Return the next outputs, at most those of one matrix product, and drop the input that is no longer needed."""
         out = np.zeros((len(self._held), self._blocks, self._up), np.float32)
         for first in range(0, min(self._up, wanted), _ROWS):
             last = min(first + _ROWS, self._up)
@@ -112,14 +113,14 @@ class Resampler:
 def resample(
     x: NDArray[np.float32], from_rate: int, to_rate: int, num_samples: int | None = None
 ) -> NDArray[np.float32]:
-    """Resample a sound in memory with a `Resampler`.
+    """Resample audio in memory with a `Resampler`.
 
     Args:
-        x: silence is assumed on both sides of it.
-        num_samples: length of the result; by default `samples * to_rate / from_rate`, rounded up.
+        x: The audio; silence is assumed on both sides of it.
+        num_samples: Length of the result; by default `samples * to_rate / from_rate`, rounded up.
 
     Raises:
-        MediaError: rates that are not positive or more than 256 times apart.
+        MediaError: A rate is not positive, or they differ by a factor of more than 256.
 
     Shapes:
         x: `(channels, samples)`; returns `(channels, num_samples)`.
@@ -130,24 +131,26 @@ def resample(
 
 
 def _reach(up: int, down: int) -> int:
-    """Return how many input samples on each side an output looks at."""
+    """Return the number of input samples on each side that an output depends on."""
     return -(-_ZERO_CROSSINGS * max(up, down) // up)
 
 
 @lru_cache(maxsize=1024)
 def _weights(up: int, down: int, first: int, last: int) -> NDArray[np.float32]:
-    """Compute the banded matrix that takes a frame of input to the outputs `first` to `last` of a block.
+    """Return the banded matrix that maps a frame of input to the outputs `first` up to `last` of a block.
 
-    Row 0 stands for input sample `first * down // up + 1 - reach` of the block.
+    Row 0 belongs to input sample `first * down // up + 1 - reach` of the block.
     """
     reach = _reach(up, down)
     begin = first * down // up + 1 - reach
     end = (last - 1) * down // up + reach
-    position = np.arange(first, last) * down - np.arange(begin, end + 1)[:, None] * up  # in 1 / up samples: exact
+    position = (
+        np.arange(first, last) * down - np.arange(begin, end + 1)[:, None] * up
+    )  # in units of 1 / up samples, exact
     time = position / max(up, down)  # in sample periods of the lower rate
     inside = np.abs(time) < _ZERO_CROSSINGS
     window = np.zeros(time.shape)
     window[inside] = np.i0(_BETA * np.sqrt(1 - (time[inside] / _ZERO_CROSSINGS) ** 2))
     weights: NDArray[np.float64] = np.sinc(_CUTOFF * time) * window
-    weights /= weights.sum(axis=0)  # each phase passes a constant unchanged
+    weights /= weights.sum(axis=0)  # Each phase leaves a constant unchanged.
     return weights.astype(np.float32)

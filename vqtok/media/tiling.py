@@ -1,7 +1,7 @@
-"""Where tiles and chunks lie: windows with real context, each giving what it has all the context for.
+"""The positions of tiles and chunks: overlapping windows, of which only the part with its full context is used.
 
-A window is `core + 2 * context` grid steps long, one begins every `core` steps from the start of the medium, and the
-last ends with the medium. Where the medium begins or ends a network pads with zeros, in a window as in the whole.
+A window is `core + 2 * context` grid steps long. Windows begin every `core` steps, and the last one ends with the
+media. At the start and the end of the media a network pads with zeros, in a window as in the whole.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def windows(length: int, core: int, context: int | None) -> Iterator[tuple[slice
     """Cut an axis of `length` grid steps into windows.
 
     Args:
-        context: None where nothing less than the whole will do.
+        context: Grid steps to either side that a step depends on; None if it depends on all.
 
-    Returns:
-        For each window where it lies, and which part of it is given; the parts join without gap or overlap.
+    Yields:
+        The position of each window, and the part of it that is used. These parts cover the axis without overlap.
     """
     if context is None:
         core, context = length, 0
@@ -39,19 +39,19 @@ def chunks(
     stride: int,
     padding: Padding = "symmetric",
 ) -> Iterator[tuple[NDArray[np.float32], slice]]:
-    """Cut a sound that comes in pieces `(channels, samples)` into the `windows` that its whole would have.
+    """Cut audio that arrives in pieces `(channels, samples)` into the same `windows` as the whole.
 
     Args:
-        stride: samples of a grid step.
-        padding: what fills the last window up to whole grid steps.
+        stride: Samples per grid step.
+        padding: How the last window is padded to whole grid steps.
 
-    Returns:
-        Each window, and which grid steps of it are given.
+    Yields:
+        Each window, and the grid steps of it that are used.
     """
     if context is None:
         pieces = [np.concatenate(list(pieces), axis=1)]
     held: NDArray[np.float32] | None = None
-    first = 0  # of the grid steps that are given, in the window
+    first = 0  # the first used grid step of the window
     for piece in pieces:
         held = piece if held is None else np.concatenate([held, piece], axis=1)
         while context is not None and held.shape[1] > (core + 2 * context) * stride:
@@ -62,10 +62,10 @@ def chunks(
 
 
 def padded(item: NDArray[np.float32], stride: int, padding: Padding = "symmetric") -> NDArray[np.float32]:
-    """Fill the end of each axis of `(channels, *size)` up to a multiple of the stride: mirrored, or with zeros.
+    """Pad the end of each axis of `(channels, *size)` to a multiple of the stride.
 
     Args:
-        padding: None leaves it as it is.
+        padding: Mirrored or with zeros; None does not pad.
     """
     if padding is None:
         return item

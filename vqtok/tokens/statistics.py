@@ -48,7 +48,7 @@ class CodeStatistics:
     @property
     def usage(self) -> list[float]:
         """Fraction of the codes that occur."""
-        return [np.count_nonzero(count) / count.size for count in self.counts]
+        return [usage(count) for count in self.counts]
 
     @property
     def dead_codes(self) -> list[int]:
@@ -62,8 +62,18 @@ class CodeStatistics:
 
     @property
     def perplexity(self) -> list[float]:
-        """exp of the entropy in nats: the number of equally frequent codes that would be as hard to predict."""
-        return [2.0**bits for bits in self.entropy_bits]
+        """The number of equally frequent codes that would be as hard to predict."""
+        return [perplexity(count) for count in self.counts]
+
+
+def usage(count: NDArray[np.int64]) -> float:
+    """Return the fraction of codes that occur, from the number of occurrences of each code."""
+    return float(np.count_nonzero(count) / count.size)
+
+
+def perplexity(count: NDArray[np.int64]) -> float:
+    """Return exp of the entropy in nats, from the number of occurrences of each code."""
+    return float(2.0 ** _entropy_bits(count))
 
 
 def _entropy_bits(count: NDArray[np.int64]) -> float:

@@ -8,6 +8,7 @@ import math
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from vqtok.config import Config
 from vqtok.errors import MediaError, TrainingError, UsageError
-from vqtok.files.walk import files_below
+from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of
@@ -63,8 +64,9 @@ def _in_run_folder(path: Path) -> bool:
 
 
 def find_items(folder: Path, modality: str) -> list[TrainingItem]:
-    """List all media of a modality below a folder, in a stable order. Log and skip what cannot be opened."""
+    """List all media of a modality below a folder, in a stable order. Log what cannot be opened and other files."""
     items: list[TrainingItem] = []
+    ignored = Counter[str]()
     for path in find_files(folder):
         name = path.relative_to(folder).as_posix()
         try:
@@ -77,8 +79,12 @@ def find_items(folder: Path, modality: str) -> list[TrainingItem]:
             elif modality == "image" and path.suffix.lower() in ARRAY_SUFFIXES:
                 for key, stack in _read_stacks(path).items():
                     items += [TrainingItem(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
+            elif not path.name.startswith("."):
+                ignored[path.suffix.lower()] += 1
         except MediaError as error:
             logger.warning("skipped: %s", error)
+    if ignored:
+        logger.warning("%s: %s", folder, describe_ignored(ignored))
     return items
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtok.compute.distributed import rank
 from vqtok.files.atomic import atomic_write
+from vqtok.tokens import statistics
 from vqtok.training.validation import Validation
 
 METRICS_NAME = "metrics.jsonl"
@@ -95,10 +96,9 @@ class CodebookWindow:
             return {}
         usage, perplexity = [], []
         for plane, size in zip(self.codes(), self.codebook_sizes, strict=True):
-            counts = torch.bincount(plane, minlength=size).cpu().double()
-            shares = counts / counts.sum()
-            usage.append((counts > 0).double().mean().item())
-            perplexity.append(torch.exp(-torch.xlogy(shares, shares).sum()).item())
+            count = torch.bincount(plane, minlength=size).cpu().numpy()
+            usage.append(statistics.usage(count))
+            perplexity.append(statistics.perplexity(count))
         return {"usage": usage, "perplexity": perplexity}
 
 

@@ -19,6 +19,7 @@ from vqtok.media.image import write_image
 from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr
 from vqtok.models.vqmodel import VQModel
+from vqtok.tokens.statistics import perplexity, usage
 
 GRID_ITEMS = 6
 """The number of items written to the run folder at each validation."""
@@ -86,14 +87,14 @@ def validate(
     device = next(model.parameters()).device
     scores = np.zeros(len(lengths))
     qualities = np.zeros(len(lengths))
-    counts = [torch.zeros(size) for size in model.codebook_sizes]
+    counts = [np.zeros(size, np.int64) for size in model.codebook_sizes]
     ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
     for _, crop in held_out:
         x = torch.from_numpy(crop)[None].to(device)
         codes = model.encode(x)
-        for plane, count in zip(codes[0].cpu(), counts, strict=True):
-            count += torch.bincount(plane.flatten(), minlength=len(count))
+        for plane, count in zip(codes[0].cpu().numpy(), counts, strict=True):
+            count += np.bincount(plane.ravel(), minlength=count.size)
         results = [crop]
         for index, length in enumerate(lengths):
             x_hat = model.decode(codes[:, :length])
@@ -104,14 +105,13 @@ def validate(
         if len(shown) < GRID_ITEMS:
             shown.append(results)
     _show(config, ["original", *(f"codebooks-{length}" for length in ends)], shown, folder, step)
-    shares = [count / count.sum() for count in counts]
     return Validation(
         score=float(scores.mean()) / len(held_out),
         prefixes=lengths,
         quality=(qualities / len(held_out)).tolist(),
         quality_name="psnr" if config.model.modality == "image" else "mel_distance",
-        usage=[(count > 0).float().mean().item() for count in counts],
-        perplexity=[torch.exp(-torch.xlogy(share, share).sum()).item() for share in shares],
+        usage=[usage(count) for count in counts],
+        perplexity=[perplexity(count) for count in counts],
     )
 
 
