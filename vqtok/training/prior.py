@@ -348,8 +348,8 @@ def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, p
     least = min(MIN_PRIOR_STEPS, prior.fit_steps) * needed
     if share < least and not parent:
         logger.warning(
-            "the model gets no prior, which would make token files smaller: on this machine that needs `minutes` of at "
-            "least %d; vqtok train --init MODEL --prior-only fits one later",
+            "the model gets no prior, which would make token files smaller: on this machine that needs `minutes` "
+            "%d or more; vqtok train --init MODEL --prior-only fits one later",
             math.ceil(least / PRIOR_SHARE / 60),
         )
         return 0.0
