@@ -303,7 +303,7 @@ def test_json_goes_to_stdout_while_the_terminal_shows_progress(album, image_mode
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_colour_and_no_color(tmp_path, plain):
+def test_color_and_no_color(tmp_path, plain):
     command = [*VQTOK, "inspect", str(tmp_path / "none")]
     code, shown = on_terminal(command, env={"NO_COLOR": "1"} if plain else {})
     assert code == 1

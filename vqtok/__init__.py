@@ -1,9 +1,9 @@
-"""vqtok: train vector-quantised tokenizers, and turn media into compact token files and back.
+"""vqtok: trains vector-quantized tokenizers, encodes media to compact token files and decodes them.
 
 tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
 media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
 facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
-vqtok.export("tokens", "train.bin", "megatron")    # for a trainer of language models; vqtok.read_export reads it
+vqtok.export("tokens", "train.bin", "megatron")    # for training a language model; vqtok.read_export reads it
 vqtok.train("photos", "model.safetensors", minutes=30)
 """
 

@@ -184,7 +184,7 @@ def test_prefixes(image_codec):
 
 
 def test_more_codebooks_are_closer(image_codec):
-    """The residual levels of the k-means start bring the latents, and so the output, nearer to the unquantised one."""
+    """The residual levels of the k-means start bring the latents, and so the output, nearer to the unquantized one."""
     model = image_codec.tokenizer
     x = torch.from_numpy(picture(64, 64).data[None])
     codes, (whole, _) = model.encode(x), model(x, quantize=False)

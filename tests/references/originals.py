@@ -291,18 +291,18 @@ class NearestQuantizer(nn.Module):
         if used:
             self.register_buffer("used", torch.tensor(used))
 
-    def _normalised(self, vectors: Tensor) -> Tensor:
+    def _normalized(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, p=2, dim=-1) if self.l2_norm else vectors
 
     def codes(self, z: Tensor) -> Tensor:
-        vectors, embedding = self._normalised(z.movedim(1, -1)), self._normalised(self.embedding.weight)
+        vectors, embedding = self._normalized(z.movedim(1, -1)), self._normalized(self.embedding.weight)
         distances = vectors.square().sum(-1, keepdim=True) + embedding.square().sum(1) - 2 * vectors @ embedding.T
         codes = distances.argmin(-1)
         return codes if not hasattr(self, "used") else (codes[..., None] == self.used).long().argmax(-1)
 
     def entry(self, codes: Tensor) -> Tensor:
         codes = self.used[codes] if hasattr(self, "used") else codes
-        return self._normalised(self.embedding.weight)[codes].movedim(-1, 1)
+        return self._normalized(self.embedding.weight)[codes].movedim(-1, 1)
 
 
 class GumbelQuantizer(nn.Module):
@@ -347,7 +347,7 @@ class LookupFreeQuantizer(nn.Module):
 
 
 class Original(nn.Module):
-    """A tokenizer as its project has it: with 1x1 convolutions about the quantiser where there is an `embed_dim`."""
+    """A tokenizer as its project has it: with 1x1 convolutions about the quantizer where there is an `embed_dim`."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, quantize: nn.Module, z: int, embed_dim: int = 0) -> None:
         super().__init__()

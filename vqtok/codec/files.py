@@ -154,9 +154,9 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
 def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
     if kind == "image":
         return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
-    with open_audio(source, mono) as sound:
-        blocks = sound.blocks(max(1, round(codec.options.chunk_seconds * sound.sample_rate)))
-        return codec.encode_audio(blocks, sound.sample_rate, sound.channels, num_codebooks)
+    with open_audio(source, mono) as audio:
+        blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
+        return codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
 
 
 def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:

@@ -21,12 +21,12 @@ class _Model:
     sample_rate: int
     channels: int = 1
     segment: int | None = None
-    """Samples that are coded together, each with a scale; None: all, without."""
+    """Samples per segment, each segment with a scale; None: one segment, without a scale."""
     hop: int = 0
     """Samples from one segment to the next."""
 
     def segments(self, samples: int) -> Iterator[int]:
-        """Give the grid steps of each segment."""
+        """Yield the number of frames of each segment."""
         segment = self.segment or samples
         for start in range(0, samples, self.hop or samples):
             yield -(-min(segment, samples - start) // STRIDE)
@@ -36,7 +36,9 @@ MODELS = {"encodec_24khz": _Model(24_000), "encodec_48khz": _Model(48_000, 2, 48
 
 
 def read_ecdc(data: bytes) -> ForeignCodes:
-    """Read codes bit-packed by EnCodec: after a JSON header segments of 10-bit codes, step by step, low bits first.
+    """Read the codes of an `.ecdc` file: a JSON header, then segments of bit-packed 10-bit codes, frame by frame.
+
+    In each byte the low bits come first.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", in the form of its library (version 0).
     """
