@@ -134,7 +134,7 @@ def shard_facts(path: Path) -> Facts:
     shard = None
     for shard, record in _records(path):
         coders[record.coder] += 1
-        num_tokens += math.prod(record.grid) * len(shard.codebook_sizes)
+        num_tokens += math.prod(record.grid) * shard.num_codebooks
         payload_bytes += record.payload_bytes
         extent += math.prod(record.size[:2]) if shard.modality == "image" else record.size[0] / record.size[1]
     assert shard
@@ -146,12 +146,12 @@ def shard_facts(path: Path) -> Facts:
         "modality": shard.modality,
         "model": shard.model.hex(),
         "coders": dict(coders),
-        "num_codebooks": len(shard.codebook_sizes),
+        "num_codebooks": shard.num_codebooks,
         "codebook_sizes": list(shard.codebook_sizes),
         "stride": shard.stride,
         "num_items": coders.total(),
         "num_tokens": num_tokens,
-        "raw_bits": num_tokens / len(shard.codebook_sizes) * sum(map(math.log2, shard.codebook_sizes)),
+        "raw_bits": num_tokens / shard.num_codebooks * shard.bits_per_position,
         "coded_bits": 8 * payload_bytes,
         "file_bytes": file_bytes,
     }

@@ -29,7 +29,17 @@ def timed(what: str, times: int) -> Iterator[None]:
 
 def main(count: int) -> None:
     rng = np.random.default_rng(0)
-    some = [Tokens(rng.integers(0, 1024, (1, 4, 4)), (1024,), "image", (64, 64), 16, bytes(8)) for _ in range(99)]
+    some = [
+        Tokens(
+            rng.integers(0, 1024, (1, 4, 4)),
+            codebook_sizes=(1024,),
+            modality="image",
+            size=(64, 64),
+            stride=16,
+            model=bytes(8),
+        )
+        for _ in range(99)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many.vqts"
         with timed("write", count):

@@ -159,7 +159,15 @@ def test_the_card_of_a_family(families, run):
 
 def test_more_side_data_than_a_token_file_holds():
     values = np.full(12_000, 0.1, np.float32)
-    tokens = Tokens(np.zeros((1, 4), np.int32), (2,), "audio", (4, 8000, 1), 1, bytes(8), pack_side_data(values))
+    tokens = Tokens(
+        np.zeros((1, 4), np.int32),
+        codebook_sizes=(2,),
+        modality="audio",
+        size=(4, 8000, 1),
+        stride=1,
+        model=bytes(8),
+        metadata=pack_side_data(values),
+    )
     assert load(dump(tokens)).side_data.tolist() == values.tolist()
     with pytest.raises(MediaError, match="needs 12001 numbers of side data, but a token file holds 12000; split it"):
         pack_side_data(np.zeros(12_001, np.float32))

@@ -51,7 +51,8 @@ def test_packed_tokens_need_no_compiler():
         "import sys, numpy as np\n"
         "from vqtok.tokens.tokens import Tokens\n"
         "from vqtok.tokens.vqt.file import dump, load\n"
-        "tokens = Tokens(np.zeros((1, 2, 3), np.int32), (16,), 'image', (24, 16), 8, bytes(8))\n"
+        "tokens = Tokens(np.zeros((1, 2, 3), np.int32), codebook_sizes=(16,), modality='image', "
+        "size=(24, 16), stride=8, model=bytes(8))\n"
         "assert load(dump(tokens)).codes.shape == (1, 2, 3)\n"
         "assert 'numba' not in sys.modules\n"
     )

@@ -45,14 +45,16 @@ MODEL = b"\1\2\3\4\5\6\7\x08"
 def image(width=5, height=4, sizes=(7, 9), seed=0, **changes):
     """Make tokens of a picture, with a stride of 1."""
     codes = np.stack([np.random.default_rng(seed).integers(size, size=(height, width)) for size in sizes])
-    return replace(Tokens(codes, sizes, "image", (width, height), 1, MODEL), **changes)
+    return replace(
+        Tokens(codes, codebook_sizes=sizes, modality="image", size=(width, height), stride=1, model=MODEL), **changes
+    )
 
 
 def sound(time=6, channels=1, sizes=(7, 9)):
     """Make tokens of a sound, with a stride of 2."""
     grid = (time,) if channels == 1 else (channels, time)
     codes = np.stack([np.random.default_rng(time).integers(size, size=grid) for size in sizes])
-    return Tokens(codes, sizes, "audio", (2 * time, 8000, channels), 2, MODEL)
+    return Tokens(codes, codebook_sizes=sizes, modality="audio", size=(2 * time, 8000, channels), stride=2, model=MODEL)
 
 
 def equal(a, b):

@@ -67,7 +67,15 @@ def test_files_of_a_bundled_model(name, tmp_path):
     sizes = [(90, 90), (90, 90)] if name == "image" else [(9999, 24_000, 1), (9999, 24_000, 3)]
     stride = 8 if name == "image" else 320
     (tokens, other) = (
-        Tokens(rng.integers(0, 1024, (3, *shape)), (1024,) * 3, name, size, stride, b"identity", {"n": 1})
+        Tokens(
+            rng.integers(0, 1024, (3, *shape)),
+            codebook_sizes=(1024,) * 3,
+            modality=name,
+            size=size,
+            stride=stride,
+            model=b"identity",
+            metadata={"n": 1},
+        )
         for shape, size in zip(shapes, sizes, strict=True)
     )
     for coder in ("packed", "static", "prior"):
@@ -92,7 +100,9 @@ def test_the_example_of_the_specification():
     assert block
     data = bytes.fromhex("".join(re.split(r"   +", line)[0] for line in block[1].splitlines()))
     codes = np.array([[[0, 0, 1], [2, 0, 3]]])
-    tokens = Tokens(codes, (4,), "image", (45, 30), 16, bytes.fromhex("0123456789ABCDEF"))
+    tokens = Tokens(
+        codes, codebook_sizes=(4,), modality="image", size=(45, 30), stride=16, model=bytes.fromhex("0123456789ABCDEF")
+    )
     frequencies = np.array([8192, 4096, 2048, 2048])
     assert dump(tokens, EntropyModel([frequencies]), "static") == data
     assert dump(tokens)[-6:-4] == bytes.fromhex("900C")

@@ -215,7 +215,7 @@ def test_shards_with_a_prior(fitted, tmp_path):
         grid = tuple(rng.integers(8, 30, 2)) if modality == "image" else (int(rng.integers(100, 900)),)
         codes = walks(rng, *grid) if number % 3 else np.stack([rng.integers(0, size, grid) for size in SIZES])
         size = (8 * grid[-1], 8 * grid[0]) if modality == "image" else (8 * grid[0], 8000, 1)
-        items[f"{number}"] = Tokens(codes, SIZES, modality, size, 8, bytes(8))
+        items[f"{number}"] = Tokens(codes, codebook_sizes=SIZES, modality=modality, size=size, stride=8, model=bytes(8))
     model, path = EntropyModel(prior=prior), tmp_path / "x.vqts"
     write_shard(path, items.items(), model)
     with Shard(path, lambda _: model) as shard:
@@ -240,7 +240,14 @@ def test_lengths_of_a_joint_payload_count(fitted):
     grid = (1, 1) if modality == "image" else (1,)
     size = (8, 8) if modality == "image" else (8, 8000, 1)
     for seed in range(30):
-        tokens = Tokens(walks(np.random.default_rng(seed), *grid), SIZES, modality, size, 8, bytes(8))
+        tokens = Tokens(
+            walks(np.random.default_rng(seed), *grid),
+            codebook_sizes=SIZES,
+            modality=modality,
+            size=size,
+            stride=8,
+            model=bytes(8),
+        )
         coder, payload = dump_joint(tokens, EntropyModel(prior=prior), "prior")
         assert (coder, len(payload)) == ("packed", 2)
 
@@ -285,7 +292,7 @@ def test_a_writer_whose_streams_do_not_decode_falls_back(fitted, monkeypatch, ca
     modality, prior, _ = fitted
     codes = walks(np.random.default_rng(6), *((30, 30) if modality == "image" else (900,)))
     size = (240, 240) if modality == "image" else (9000, 8000, 1)
-    tokens = Tokens(codes, SIZES, modality, size, 8, bytes(8))
+    tokens = Tokens(codes, codebook_sizes=SIZES, modality=modality, size=size, stride=8, model=bytes(8))
     monkeypatch.setattr(prior_module, "encode_intervals", lambda *intervals: damage(encode_intervals(*intervals)))
     assert parse_header(dump(tokens, EntropyModel(prior=prior)))[0].coder == "packed"
     assert "does not reproduce" in caplog.text

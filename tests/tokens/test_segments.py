@@ -35,7 +35,15 @@ def small_segments(monkeypatch):
 def long_tokens(modality="image", grid=(17, 5), seed=0, **changes) -> Tokens:
     codes = np.random.default_rng(seed).integers(0, (30, 7), (*grid, 2))
     size = (5 * 16, 17 * 16) if modality == "image" else (1000, 16_000, grid[0] if len(grid) == 2 else 1)
-    return Tokens(np.moveaxis(codes, -1, 0), (30, 7), modality, size, 16, b"segments", **changes)
+    return Tokens(
+        np.moveaxis(codes, -1, 0),
+        codebook_sizes=(30, 7),
+        modality=modality,
+        size=size,
+        stride=16,
+        model=b"segments",
+        **changes,
+    )
 
 
 FORMS = [("image", (17, 5)), ("image", (3, 50)), ("audio", (90,)), ("audio", (3, 40))]
@@ -182,7 +190,14 @@ def test_memory_of_coding_is_that_of_a_segment(monkeypatch, channels):
     peaks = []
     for time in (50_000, 400_000):
         codes = np.full((2, time) if channels == 1 else (2, channels, time // channels), 3)
-        tokens = Tokens(codes, (1024, 1024), "audio", (10**7, 16_000, channels), 16, b"segments")
+        tokens = Tokens(
+            codes,
+            codebook_sizes=(1024, 1024),
+            modality="audio",
+            size=(10**7, 16_000, channels),
+            stride=16,
+            model=b"segments",
+        )
         tracemalloc.start()
         data = dump(tokens)
         held = len(data)

@@ -63,7 +63,14 @@ def item(number: int, **changes) -> Tokens:
     planes = [rng.choice(size, (height, width), p=table / 2**14) for size, table in zip(SIZES, TABLES, strict=True)]
     if number % 2 == 0:
         planes = [rng.integers(0, size, (height, width)) for size in SIZES]
-    tokens = Tokens(np.stack(planes), SIZES, "image", (48 - number % 3, 16 * height), 16, MODEL)
+    tokens = Tokens(
+        np.stack(planes),
+        codebook_sizes=SIZES,
+        modality="image",
+        size=(48 - number % 3, 16 * height),
+        stride=16,
+        model=MODEL,
+    )
     return dataclasses.replace(tokens, **changes)
 
 
@@ -137,9 +144,18 @@ def test_round_trip(tmp_path_factory, items, coded, model_rate):
 
 
 def test_golden_bytes(tmp_path):
-    first = Tokens(np.array([[[3, 8, 5], [0, 7, 7]], [[2, 0, 0], [2, 0, 1]]]), SIZES, "image", (48, 32), 16, MODEL)
+    first = Tokens(
+        np.array([[[3, 8, 5], [0, 7, 7]], [[2, 0, 0], [2, 0, 1]]]),
+        codebook_sizes=SIZES,
+        modality="image",
+        size=(48, 32),
+        stride=16,
+        model=MODEL,
+    )
     codes = np.array([[[0, 1, 5], [5, 0, 5], [5, 0, 5]], [[0, 0, 0], [0, 0, 1], [2, 0, 1]]])
-    second = Tokens(codes, SIZES, "image", (9, 9), 16, MODEL, {"n": 1})
+    second = Tokens(
+        codes, codebook_sizes=SIZES, modality="image", size=(9, 9), stride=16, model=MODEL, metadata={"n": 1}
+    )
     header = "895653 0a 10 00 3f9a000102030405 02 0a03 10 20 00 e36c3690"
     packed = "80 01 61 30 00 830577 8204 360a2838"
     static = "b9 01 62 0909 0303 07 7b226e223a317d 03 2f09474ff5 3ea13543"
@@ -210,7 +226,12 @@ def test_overhead_of_pictures(num_codebooks, stride, coded):
         width, height = (int(length) for length in rng.integers(150, 500, 2))
         codes = rng.choice(1024, (num_codebooks, -(-height // stride), -(-width // stride)), p=table / 2**14)
         items[f"n0{number}/{number}.jpg"] = Tokens(
-            codes, (1024,) * num_codebooks, "image", (width, height), stride, MODEL
+            codes,
+            codebook_sizes=(1024,) * num_codebooks,
+            modality="image",
+            size=(width, height),
+            stride=stride,
+            model=MODEL,
         )
     entropy_model = EntropyModel([table] * num_codebooks) if coded else NO_MODEL
     assert overhead(items, entropy_model) <= 16
@@ -227,7 +248,9 @@ def test_overhead_of_sounds():
         samples = int(rng.integers(44_100, 441_000))
         time = math.ceil(math.ceil(samples * 24_000 / 44_100) / 320)
         codes = rng.choice(1024, (8, time), p=table / 2**14)
-        items[f"{number}.flac"] = Tokens(codes, (1024,) * 8, "audio", (samples, 44_100, 1), 320, MODEL)
+        items[f"{number}.flac"] = Tokens(
+            codes, codebook_sizes=(1024,) * 8, modality="audio", size=(samples, 44_100, 1), stride=320, model=MODEL
+        )
     assert overhead(items, EntropyModel([table] * 8), model_rate=24_000) <= 16
 
 
@@ -341,7 +364,7 @@ HUGE = b"\xff\xff\xff\xff\x7f"  # 2^35 - 1
     ],
 )
 def test_limits_of_records_are_checked_before_anything_is_allocated(fields):
-    header = ShardHeader("image", MODEL, SIZES, 16, (32,))
+    header = ShardHeader(modality="image", model=MODEL, codebook_sizes=SIZES, stride=16, usual_size=(32,))
     good = pack_record(header, "a", "packed", (48, 32), (2, 3), {}, bytes(5))
     assert good == sealed_record(header, b"\x80\x01a\x30\x00" + bytes(5))
     assert parse_record(header, good, 0, len(good)).grid == (2, 3)
@@ -470,7 +493,7 @@ def test_resume_goes_on_behind_the_last_whole_item(tmp_path, tail):
 def test_many_items(tmp_path):
     """Opening builds nothing for each item."""
     count = 100_000
-    header = ShardHeader("image", MODEL, (16,), 16, (16,))
+    header = ShardHeader(modality="image", model=MODEL, codebook_sizes=(16,), stride=16, usual_size=(16,))
     records = [pack_record(header, f"{n * n}", "packed", (16, 16), (1, 1), {}, bytes([n % 16])) for n in range(count)]
     starts = list(itertools.accumulate(map(len, records), initial=len(header.pack())))
     hashed = [key_hash(f"{n * n}") for n in range(count)]

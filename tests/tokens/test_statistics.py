@@ -10,7 +10,14 @@ from vqtok.errors import UsageError, WrongModelError
 from vqtok.tokens.statistics import MAX_COUNTED_SIZE, CodeStatistics
 from vqtok.tokens.tokens import Tokens
 
-TOKENS = Tokens(np.array([[0, 1, 2, 3], [1, 1, 1, 1]]), (8, 4), "audio", (1280, 16_000, 1), 320, b"modelabc")
+TOKENS = Tokens(
+    np.array([[0, 1, 2, 3], [1, 1, 1, 1]]),
+    codebook_sizes=(8, 4),
+    modality="audio",
+    size=(1280, 16_000, 1),
+    stride=320,
+    model=b"modelabc",
+)
 
 
 def test_adds_up_files():

@@ -112,7 +112,9 @@ def test_overhead_of_a_small_image_is_small():
 
 def test_long_file():
     codes = np.random.default_rng(0).binomial(999, 0.3, (2, LANES_FROM + 100))
-    tokens = Tokens(codes, (1000, 1000), "audio", (10**7, 16_000, 1), 160, MODEL)
+    tokens = Tokens(
+        codes, codebook_sizes=(1000, 1000), modality="audio", size=(10**7, 16_000, 1), stride=160, model=MODEL
+    )
     model = model_of(tokens)
     data = dump(tokens, model)
     assert parse_header(data)[0].coder == "static"

@@ -1,9 +1,10 @@
-"""Sizes, grids and segments of tokens, with the limits of the file formats."""
+"""`Layout`, sizes, grids and segments of tokens, with the limits of the file formats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from vqtok.tokens.fields import VARINT_BYTES
@@ -18,33 +19,46 @@ MODALITIES: tuple[Modality, ...] = ("image", "audio")
 CODERS: tuple[Coder, ...] = ("packed", "static", "prior")
 
 
-def check_layout(
-    modality: Modality,
-    codebook_sizes: Sequence[int],
-    grid: Sequence[int],
-    size: Sequence[int],
-    stride: int,
-    model: bytes,
-) -> None:
-    """Raise if no token file can have this layout.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What all tokens of a model have in common."""
 
-    Raises:
-        ValueError: Numbers that contradict each other or exceed the format's limits.
-    """
-    if modality not in MODALITIES or len(size) != size_dims(modality):
-        raise ValueError(f"size {tuple(size)} does not fit modality {modality!r}")
-    if not all(1 <= number < 1 << 7 * VARINT_BYTES for number in (stride, *size)):
-        raise ValueError(f"stride {stride} or size {tuple(size)} out of range")
-    if not 1 <= len(codebook_sizes) <= MAX_CODEBOOKS:
-        raise ValueError(f"{len(codebook_sizes)} codebooks: there must be 1 to {MAX_CODEBOOKS}")
-    if not all(2 <= number <= MAX_CODEBOOK_SIZE for number in codebook_sizes):
-        raise ValueError(f"codebook sizes {tuple(codebook_sizes)} out of 2..{MAX_CODEBOOK_SIZE}")
-    if len(grid) != grid_dims(modality, size) or min(grid) < 1:
-        raise ValueError(f"grid {tuple(grid)} does not fit {modality} of size {tuple(size)}")
-    if len(codebook_sizes) * math.prod(grid) > MAX_TOKENS:
-        raise ValueError(f"{len(codebook_sizes)} codebooks of grid {tuple(grid)} exceed {MAX_TOKENS} tokens")
-    if len(model) != 8:
-        raise ValueError(f"model identity must be 8 bytes, not {len(model)}")
+    modality: Modality
+    model: bytes
+    """First 8 bytes of the model's identity."""
+    codebook_sizes: tuple[int, ...]
+    stride: int
+    """Input steps per grid step; for audio, samples at the model's rate (the hop length)."""
+
+    @property
+    def num_codebooks(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def bits_per_position(self) -> float:
+        """The sum of log2 of the codebook sizes."""
+        return sum(map(math.log2, self.codebook_sizes))
+
+    def check(self, grid: Sequence[int], size: Sequence[int]) -> None:
+        """Raise if no token file can have this layout with a grid and an original size.
+
+        Raises:
+            ValueError: Numbers that contradict each other or exceed the format's limits.
+        """
+        if self.modality not in MODALITIES or len(size) != size_dims(self.modality):
+            raise ValueError(f"size {tuple(size)} does not fit modality {self.modality!r}")
+        if not all(1 <= number < 1 << 7 * VARINT_BYTES for number in (self.stride, *size)):
+            raise ValueError(f"stride {self.stride} or size {tuple(size)} out of range")
+        if not 1 <= self.num_codebooks <= MAX_CODEBOOKS:
+            raise ValueError(f"{self.num_codebooks} codebooks: there must be 1 to {MAX_CODEBOOKS}")
+        if not all(2 <= number <= MAX_CODEBOOK_SIZE for number in self.codebook_sizes):
+            raise ValueError(f"codebook sizes {tuple(self.codebook_sizes)} out of 2..{MAX_CODEBOOK_SIZE}")
+        if len(grid) != grid_dims(self.modality, size) or min(grid) < 1:
+            raise ValueError(f"grid {tuple(grid)} does not fit {self.modality} of size {tuple(size)}")
+        if self.num_codebooks * math.prod(grid) > MAX_TOKENS:
+            raise ValueError(f"{self.num_codebooks} codebooks of grid {tuple(grid)} exceed {MAX_TOKENS} tokens")
+        if len(self.model) != 8:
+            raise ValueError(f"model identity must be 8 bytes, not {len(self.model)}")
 
 
 def cut(modality: Modality, grid: Sequence[int], steps: int) -> list[tuple[slice, ...]]:

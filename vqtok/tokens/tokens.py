@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError
-from vqtok.tokens.shape import Modality, check_layout
+from vqtok.tokens.shape import Layout
 
 SIDE_DATA = "side_data"
 """The key of side data in the metadata: base64 of little-endian float32 numbers."""
@@ -20,7 +20,7 @@ MAX_SIDE_DATA = 12_000
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Layout):
     """The codes of one image or audio, with the original size.
 
     Shapes:
@@ -32,14 +32,9 @@ class Tokens:
     """
 
     codes: NDArray[np.int32]
-    codebook_sizes: tuple[int, ...]
-    modality: Modality
+    _: KW_ONLY
     size: tuple[int, ...]
     """The original `(width, height)` of an image, or `(samples, sample_rate, channels)` of audio."""
-    stride: int
-    """Input steps per grid step; for audio, samples at the model's rate (the hop length)."""
-    model: bytes
-    """First 8 bytes of the model's identity."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """A JSON object that is stored in the file."""
 
@@ -49,15 +44,11 @@ class Tokens:
             raise ValueError(f"codes of shape {codes.shape} do not have {len(self.codebook_sizes)} codebooks")
         if not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be integers, not {codes.dtype}")
-        check_layout(self.modality, self.codebook_sizes, codes.shape[1:], self.size, self.stride, self.model)
+        self.check(codes.shape[1:], self.size)
         for index, (plane, bound) in enumerate(zip(codes, self.codebook_sizes, strict=True)):
             if plane.min() < 0 or plane.max() >= bound:
                 raise ValueError(f"codebook {index} has codes outside 0..{bound - 1}")
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=np.int32))
-
-    @property
-    def num_codebooks(self) -> int:
-        return len(self.codebook_sizes)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -71,7 +62,7 @@ class Tokens:
     @property
     def raw_bits(self) -> float:
         """The sum of log2 of the codebook size over all tokens."""
-        return sum(math.log2(size) for size in self.codebook_sizes) * math.prod(self.grid)
+        return self.bits_per_position * math.prod(self.grid)
 
     @property
     def side_data(self) -> NDArray[np.float32]:

@@ -39,8 +39,7 @@ from vqtok.tokens.shape import (
     MAX_TOKENS,
     MODALITIES,
     Coder,
-    Modality,
-    check_layout,
+    Layout,
     grid_dims,
     packed_bytes,
     size_dims,
@@ -59,18 +58,14 @@ LEADS = bytes(lead for lead in range(_LEAD, _LEAD + 64) if lead & 0b111 < len(CO
 """First bytes of records."""
 
 
-@dataclass(frozen=True)
-class ShardHeader:
-    """What all items of a shard have in common. Fields that `Tokens` has too have the same meaning.
+@dataclass(frozen=True, kw_only=True)
+class ShardHeader(Layout):
+    """What all items of a shard have in common.
 
     Raises:
         ValueError: Numbers that contradict each other or exceed the format's limits.
     """
 
-    modality: Modality
-    model: bytes
-    codebook_sizes: tuple[int, ...]
-    stride: int
     usual_size: tuple[int, ...]
     """The size of most items without its first number: `(height,)`, or `(sample_rate, channels)`."""
     model_rate: int = 0
@@ -81,9 +76,7 @@ class ShardHeader:
         size = (1, *self.usual_size)
         if len(size) != size_dims(self.modality) or not 0 <= self.model_rate < 1 << 35:
             raise ValueError(f"usual size {self.usual_size} or rate {self.model_rate} does not fit {self.modality}")
-        check_layout(
-            self.modality, self.codebook_sizes, [1] * grid_dims(self.modality, size), size, self.stride, self.model
-        )
+        self.check([1] * grid_dims(self.modality, size), size)
 
     def expected_grid(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the grid that tokens of this size usually have; None if it is not known."""
@@ -100,7 +93,7 @@ class ShardHeader:
 
     def pack(self) -> bytes:
         fixed = SHARD_SIGNATURE + bytes([_MAJOR << 4 | _MINOR, MODALITIES.index(self.modality) << 3]) + self.model
-        numbers = len(self.codebook_sizes), *self.codebook_sizes, self.stride, *self.usual_size, self.model_rate
+        numbers = self.num_codebooks, *self.codebook_sizes, self.stride, *self.usual_size, self.model_rate
         body = fixed + b"".join(map(varint, numbers))
         return body + checksum(body)
 
@@ -169,7 +162,15 @@ def parse_shard_header(data: Buffer, start: int = 0) -> tuple[ShardHeader, int]:
         if fields.take(CRC_BYTES) != checksum(data[start:end]):
             raise CorruptFileError
         version = f"{fixed[4] >> 4}.{fixed[4] & 15}"
-        header = ShardHeader(modality, fixed[6:], codebook_sizes, stride, usual_size, model_rate, version)
+        header = ShardHeader(
+            modality=modality,
+            model=fixed[6:],
+            codebook_sizes=codebook_sizes,
+            stride=stride,
+            usual_size=usual_size,
+            model_rate=model_rate,
+            version=version,
+        )
     except (CorruptFileError, ValueError, IndexError):
         raise CorruptFileError("damaged shard: its header is truncated or altered") from None
     if fixed[5] & _FLAGS_MUST_BE_ZERO:
@@ -230,7 +231,7 @@ def parse_record(shard: ShardHeader, data: Buffer, start: int, end: int, *, chec
     if min(size):
         stored = lead & _GRID_STORED
         grid = fields.numbers(grid_dims(shard.modality, size)) if stored else shard.expected_grid(size)
-    if not key or b"\0" in key or not grid or not 0 < math.prod(grid) * len(shard.codebook_sizes) <= MAX_TOKENS:
+    if not key or b"\0" in key or not grid or not 0 < math.prod(grid) * shard.num_codebooks <= MAX_TOKENS:
         raise CorruptFileError("its numbers are not valid")
     metadata = fields.metadata() if lead & _HAS_METADATA else {}
     length = shard.packed_bytes(grid) - fields.number()

@@ -91,7 +91,12 @@ class ShardWriter:
         """Write tokens that `dump_joint` has encoded already, as `add` does."""
         model_rate = self._model_rate if tokens.modality == "audio" else 0
         like = ShardHeader(
-            tokens.modality, tokens.model, tokens.codebook_sizes, tokens.stride, tokens.size[1:], model_rate
+            modality=tokens.modality,
+            model=tokens.model,
+            codebook_sizes=tokens.codebook_sizes,
+            stride=tokens.stride,
+            usual_size=tokens.size[1:],
+            model_rate=model_rate,
         )
         header = self._fitting(key, like)
         record = pack_record(header, key, coder, tokens.size, tokens.grid, tokens.metadata, payload)

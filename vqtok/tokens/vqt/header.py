@@ -38,9 +38,8 @@ from vqtok.tokens.shape import (
     MAX_CODEBOOKS,
     MODALITIES,
     Coder,
-    Modality,
+    Layout,
     _cut_axis,
-    check_layout,
     grid_dims,
     num_segments,
     size_dims,
@@ -58,20 +57,16 @@ _LENGTH_BYTES = 4
 _LOST_SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Header:
-    """The header of a token file. Fields that `Tokens` has too have the same meaning.
+@dataclass(frozen=True, kw_only=True)
+class Header(Layout):
+    """The header of a token file. `size` and `metadata` are those of `Tokens`.
 
     Raises:
         ValueError: Numbers that contradict each other or exceed the format's limits.
     """
 
     coder: Coder
-    modality: Modality
-    model: bytes
-    codebook_sizes: tuple[int, ...]
     grid: tuple[int, ...]
-    stride: int
     size: tuple[int, ...]
     payload_lengths: tuple[int, ...]
     """Bytes of each codebook's stream, segment by segment; for an item of a shard, those of its single stream."""
@@ -83,15 +78,11 @@ class Header:
     """Size of the whole file; 0 if there is none yet."""
 
     def __post_init__(self) -> None:
-        check_layout(self.modality, self.codebook_sizes, self.grid, self.size, self.stride, self.model)
+        self.check(self.grid, self.size)
         if not 0 <= self.segment_steps < self.grid[_cut_axis(self.modality)]:
             raise ValueError(f"grid {self.grid} cannot be cut every {self.segment_steps} steps")
         if len(self.payload_lengths) not in (1, self.num_segments * self.num_codebooks):
             raise ValueError(f"{len(self.payload_lengths)} streams for {self.num_codebooks} codebooks")
-
-    @property
-    def num_codebooks(self) -> int:
-        return len(self.codebook_sizes)
 
     @property
     def num_segments(self) -> int:
@@ -104,7 +95,7 @@ class Header:
     @property
     def raw_bits(self) -> float:
         """The sum of log2 of the codebook size over all tokens."""
-        return sum(map(math.log2, self.codebook_sizes)) * math.prod(self.grid)
+        return self.bits_per_position * math.prod(self.grid)
 
     @property
     def coded_bits(self) -> int:
