@@ -247,21 +247,21 @@ GOLDEN = Path(__file__).parent / "golden"
 MODELS: dict[Modality, str] = {"image": "image.safetensors", "audio": "audio.safetensors"}
 
 SEGMENTS = "segments"
-"""In the name of a file that is cut into segments, smaller ones than usual."""
+"""Marks the name of a file whose segments are smaller than usual."""
 
 CODERS: tuple[ChosenCoder, ...] = ("packed", "static", "prior")
 
 TOKEN_FILES = [
     *(f"{kind}-{coder}.vqt" for kind in ("image", "mono", "stereo") for coder in CODERS),
     *(f"{kind}-{SEGMENTS}-{coder}.vqt" for kind in ("image", "stereo") for coder in CODERS),
-    # In one piece, as long files once were: streams with lanes, and with gaps in the prior's view.
+    # In one segment, as earlier versions wrote long files: streams with lanes, and gaps in the context of the prior.
     "hour-static.vqt",
     "hour-prior.vqt",
     "image-metadata-packed.vqt",
 ]
 
 NEWER = "image-newer-packed.vqt"
-"""Of a minor version to come, with the flag set that readers ignore."""
+"""A file of a future minor version, with a flag that readers ignore."""
 
 SHARDS = ["image.vqts", "stereo.vqts"]
 
@@ -276,7 +276,7 @@ EXPORTS = {
 
 
 def codes_of(name: str) -> dict[str, NDArray[np.int32]]:
-    """Give the codes of a file, by key; that of a token file is `codes`."""
+    """Return the codes in a file by key; the key of a token file is `codes`."""
     with np.load(GOLDEN / f"{name}.npz") as arrays:
         return {key: arrays[key].astype(np.int32) for key in arrays}
 
@@ -293,7 +293,7 @@ AUDIO_KEYS = TOKEN_KEYS | {"kbps", "duration_seconds", "sample_rate", "channels"
 
 
 def files_in(folder):
-    """Give the names of all files below a folder, hidden ones too."""
+    """Return the names of all files below a folder, including hidden ones."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 

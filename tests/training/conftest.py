@@ -1,4 +1,4 @@
-"""What the tests of this room share."""
+"""Fixtures and functions of the tests of training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TINY_AUDIO = [
 
 @pytest.fixture(autouse=True)
 def quick(quick_kmeans: None) -> Iterator[None]:
-    """One thread, as sums over several depend on their number."""
+    """Use one thread, since sums over several threads depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -81,7 +81,7 @@ def make_trainer(media: Path, folder: Path, budget: Budget, *settings: str, seed
 
 def strict_json(line: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(line, parse_constant=refuse)
 
@@ -96,7 +96,7 @@ def equal_state(a: nn.Module, b: nn.Module) -> bool:
 
 
 class Killed(BaseException):
-    """Ends a run as SIGKILL would: nothing more is written."""
+    """Ends a run like SIGKILL: nothing more is written."""
 
 
 def kill_at(step: int) -> Callable[[loop.Progress], None]:

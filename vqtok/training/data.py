@@ -64,7 +64,7 @@ def _in_run_folder(path: Path) -> bool:
 
 
 def find_items(folder: Path, modality: str) -> list[TrainingItem]:
-    """List all media of a modality below a folder, in a stable order. Log what cannot be opened and other files."""
+    """List all media of a modality below a folder, in a stable order; log which files are skipped and ignored."""
     items: list[TrainingItem] = []
     ignored = Counter[str]()
     for path in find_files(folder):
