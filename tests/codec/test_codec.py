@@ -25,14 +25,25 @@ from vqtok.models.model_file import load_model
 HOP = 8  # of the tiny audio model, at 16 kHz
 
 
+def codec_with_context(path):
+    """Open a model whose blocks depend on context; those of a new model are identities, which would hide seams."""
+    model = load_model(path)
+    generator = torch.Generator().manual_seed(0)
+    for network in (model.encoder, model.decoder):
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5 / 2)
+    return Codec(model)
+
+
 @pytest.fixture(scope="module")
 def image_codec(image_model):
-    return Codec(load_model(image_model))
+    return codec_with_context(image_model)
 
 
 @pytest.fixture(scope="module")
 def audio_codec(audio_model):
-    return Codec(load_model(audio_model))
+    return codec_with_context(audio_model)
 
 
 def picture(width, height, channels=3):
@@ -183,8 +194,9 @@ def test_prefixes(image_codec):
             image_codec.decode(tokens, count)
 
 
-def test_more_codebooks_are_closer(image_codec):
+def test_more_codebooks_are_closer(image_model):
     """The residual levels of the k-means start bring the latents, and so the output, nearer to the unquantized one."""
+    image_codec = Codec(load_model(image_model))
     model = image_codec.tokenizer
     x = torch.from_numpy(picture(64, 64).data[None])
     codes, (whole, _) = model.encode(x), model(x, quantize=False)

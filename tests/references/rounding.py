@@ -21,8 +21,9 @@ FLIPPED = 0.005
 def bfloat16_bound(layers: nn.Module) -> float:
     """Return a bound of the relative error of a chain of layers in bfloat16.
 
-    Each rounds its input, its weights and its output. A sum of n products that a processor rounds to bfloat16 as it
-    grows (those with AMX come close to that) has sqrt(n) roundings more, as their signs differ.
+    Each rounds its input, its weights and its output. A processor may also round a sum of n products as it grows: that
+    is sqrt(n) roundings more, as their signs differ. Measured: 0.006 of the band discriminator on processors without
+    AMX, 0.089 on one with it.
     """
     counts = [layer.weight[0].numel() for layer in layers.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
     return BFLOAT16 * sum(3 + math.sqrt(count) for count in counts)

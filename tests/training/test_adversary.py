@@ -358,12 +358,20 @@ EXACT = ["model.quantizer.prefix_dropout=0", "model.quantizer.restart_below=0", 
 TOGETHER = [*PICTURES, *EXACT, "adversarial.lecam=1", "adversarial.learning_rate=1e-2", "adversarial.start=0.4"]
 
 
-def assert_alike(whole: Path, found: Path, half: Path) -> None:
-    """Assert that two runs differ by rounding, which training amplifies, less than from a run with half the data."""
-    for module in ("model.decoder", "adversary.discriminators", "adversary.lecam"):
+# Distances relative to that from a run which saw half of each batch. Each bound is at least twice what rounding came to
+# on several instruction sets, and at most half of what unaveraged or unscaled gradients come to.
+PARTS = {"model.decoder": 0.03, "adversary.discriminators": 0.08, "adversary.lecam": 0.08}
+PROCESSES = {"model.decoder": 0.06, "adversary.discriminators": 0.5, "adversary.lecam": 0.12}
+SLOW = "adversarial.learning_rate=1e-3"
+"""Training amplifies rounding less with it."""
+
+
+def assert_alike(whole: Path, found: Path, half: Path, bounds: dict[str, float]) -> None:
+    """Assert that two runs differ by rounding alone."""
+    for module, bound in bounds.items():
         far = distance(whole, half, module)
         assert far > 0.005, module
-        assert distance(whole, found, module) < 0.5 * far, (module, distance(whole, found, module), far)
+        assert distance(whole, found, module) < bound * far, (module, distance(whole, found, module), far)
 
 
 def run_both(pictures: Path, folder: Path, *settings: str) -> tuple[Path, Path]:
@@ -375,20 +383,20 @@ def run_both(pictures: Path, folder: Path, *settings: str) -> tuple[Path, Path]:
 
 
 def test_parts_of_a_batch_equal_the_whole(pictures: Path, tmp_path: Path) -> None:
-    whole, half = run_both(pictures, tmp_path)
-    parts = tmp_path / "parts"
-    make_trainer(pictures, parts, Budget(steps=STEPS), *TOGETHER, "train.batch_size=8", "train.accumulate=4").run()
-    assert_alike(whole, parts, half)
+    whole, half = run_both(pictures, tmp_path, SLOW)
+    parts, settings = tmp_path / "parts", [*TOGETHER, SLOW, "train.batch_size=8", "train.accumulate=4"]
+    make_trainer(pictures, parts, Budget(steps=STEPS), *settings).run()
+    assert_alike(whole, parts, half, PARTS)
     last = [metrics(folder)[-1] for folder in (parts, whole)]
     for name in ("discriminator", "discriminator_accuracy", "adversarial", "adversarial_weight"):
-        assert last[0][name] == pytest.approx(last[1][name], rel=0.1)
+        assert last[0][name] == pytest.approx(last[1][name], rel=0.02)
 
 
 def test_two_processes_equal_one_with_the_double_batch(pictures: Path, tmp_path: Path) -> None:
     settings = ["adversarial.weighting=balanced"]
     whole, half = run_both(pictures, tmp_path, *settings)
     run_two_processes(pictures, tmp_path / "two.safetensors", [*TINY, *TOGETHER, *settings, "train.batch_size=4"])
-    assert_alike(whole, tmp_path / "two.run", half)
+    assert_alike(whole, tmp_path / "two.run", half, PROCESSES)
 
 
 def test_a_decoder_is_tuned_against_discriminators(pictures: Path, tmp_path: Path) -> None:

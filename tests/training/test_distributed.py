@@ -44,7 +44,8 @@ def assert_alike(whole: Path, found: Path, half: Path) -> None:
     for module in ("model.encoder", "model.quantizer", "model.decoder", "average.decoder"):
         far = distance(whole, half, module)
         assert far > 0.01
-        assert distance(whole, found, module) < 0.5 * far, (module, distance(whole, found, module), far)
+        # On all instruction sets tried rounding comes to 0.025 at most, a forgotten average of gradients to 0.25.
+        assert distance(whole, found, module) < 0.1 * far, (module, distance(whole, found, module), far)
 
 
 @pytest.fixture
