@@ -165,7 +165,7 @@ def run_train(media: Path, output: Path, *settings: str, **options: Any) -> Any:
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
-    """Let each look at the clock take a third of a second, whatever the machine; return the time so far."""
+    """Advance the clock by a third of a second at each call; return a function that gives the time so far."""
     ticks = itertools.count()
     seen = [0.0]
 

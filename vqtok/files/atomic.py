@@ -97,7 +97,7 @@ def refuse_existing(path: Path, *, skippable: bool = False) -> None:
 
 
 def write_error(path: Path, error: OSError, what: str = "written") -> OutputError:
-    """Return the error for a path that cannot be written (or whatever `what` says)."""
+    """Return the error for a path that cannot be written; `what` may be another participle, such as "created"."""
     kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else OutputError
     return kind(f"{path}: cannot be {what}: {error.strerror}")
 

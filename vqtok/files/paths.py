@@ -268,7 +268,7 @@ class RemotePath(PosixPath):
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Turn whatever a remote file system raises into an OSError with a message."""
+    """Turn all exceptions of a remote file system but UsageError into OSErrors with a message."""
     try:
         yield
     except UsageError:

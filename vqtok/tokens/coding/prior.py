@@ -322,9 +322,9 @@ def _add_known(
         for row in range(max(top, 0), min(top + high, height)):
             for column in range(max(left, 0), min(left + wide, width)):
                 if stages[row, column] < stage:
-                    said = context_of_codes[(row - top) * wide + column - left, codes[row, column]]
+                    contribution = context_of_codes[(row - top) * wide + column - left, codes[row, column]]
                     for h in range(len(own)):
-                        own[h] += said[h]
+                        own[h] += contribution[h]
 
 
 @partial(compiled, without_numba=fixed_point.requantize)
