@@ -1,6 +1,6 @@
 """Compare the quality of images at the sizes of their token files with JPEG, WebP and AVIF of as many bytes.
 
-python tests/benchmarks/bench_pictures.py IMAGES [--model MODEL] [--figure OUT.png]
+python tests/benchmarks/bench_pictures.py IMAGES [--model MODEL] [--formats FORMAT,...] [--figure OUT.png]
 
 IMAGES are files or folders. JPEG, WebP and AVIF get the smallest file that is at least as large as the token file, so
 that they never have fewer bytes. The table shows means over the images. The packages `ssimulacra2` and
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import io
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import flip_evaluator
@@ -32,7 +34,7 @@ from vqtok.metrics import ms_ssim, psnr
 from vqtok.tokens.vqt.file import dump
 
 CODEBOOKS = 1, 2, 4, 8
-CLASSICAL = {"JPEG": {"optimize": True}, "WebP": {"method": 6}, "AVIF": {"speed": 4}}
+CLASSICAL: dict[str, dict[str, int]] = {"JPEG": {"optimize": True}, "WebP": {"method": 6}, "AVIF": {"speed": 4}}
 """Formats of Pillow, and settings for its smallest files."""
 SIDE, CAPTION = 256, 14
 """Size of the images in the figure and height of the lines above them."""
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model")
+    parser.add_argument("--formats", default=",".join(CLASSICAL), help="a comma-separated part of the default")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,7 +55,7 @@ def main() -> None:
     for index, (_, path) in enumerate(files):
         original = read_pixels(path, codec.tokenizer.channels)
         shown = {}
-        for num_codebooks, name, decoded, num_bytes in coded(original, codec):
+        for num_codebooks, name, decoded, num_bytes in coded(original, codec, options.formats.split(",")):
             bpp = num_bytes * 8 / original[0].size
             sums[num_codebooks, name] += (num_bytes, bpp, *quality(original, decoded))
             shown[num_codebooks, name] = decoded, num_bytes
@@ -69,28 +72,25 @@ def main() -> None:
         )
 
 
-def coded(original: Pixels, codec: Codec) -> Iterator[tuple[int, str, Pixels, int]]:
+def coded(original: Pixels, codec: Codec, formats: Sequence[str]) -> Iterator[tuple[int, str, Pixels, int]]:
     """Yield the reconstruction of each codec at each rate, and its bytes."""
     tokens = codec.encode_image(original)
+    encoders = {kind: cache(partial(classical, original, kind)) for kind in formats}
     for num_codebooks in CODEBOOKS:
         prefix = tokens.prefix(num_codebooks)
         num_bytes = len(dump(prefix, codec.tokenizer.entropy_model))
         yield num_codebooks, "vqtok", codec.decode_pixels(prefix), num_bytes
-        for kind, settings in CLASSICAL.items():
-            yield num_codebooks, kind, *classical(original, kind, num_bytes, settings)
+        for kind, encode in encoders.items():
+            quality = bisect_left(range(100), num_bytes, key=lambda quality: len(encode(quality)))
+            file = encode(quality)
+            decoded = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1)
+            yield num_codebooks, kind, decoded, len(file)
 
 
-def classical(original: Pixels, kind: str, num_bytes: int, settings: dict[str, object]) -> tuple[Pixels, int]:
-    """Encode an image with Pillow in the fewest bytes that are at least `num_bytes`."""
-    image = as_image(original)
-    low, high = 0, 100
-    while True:
-        quality = (low + high) // 2
-        file = io.BytesIO()
-        image.save(file, kind, quality=quality, **settings)
-        if low == high:
-            return np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1), len(file.getvalue())
-        low, high = (low, quality) if len(file.getvalue()) >= num_bytes else (quality + 1, high)
+def classical(original: Pixels, kind: str, quality: int) -> bytes:
+    file = io.BytesIO()
+    as_image(original).save(file, kind, quality=quality, **CLASSICAL[kind])
+    return file.getvalue()
 
 
 def quality(original: Pixels, decoded: Pixels) -> tuple[float, float, float, float]:

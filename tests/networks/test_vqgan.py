@@ -99,7 +99,7 @@ def test_all_of_it_learns_at_the_same_rate() -> None:
     [
         ({"strides": [4, 2]}, "strides of vqgan must be 1 or 2"),
         ({"widths": [32, 48]}, "widths of vqgan must be multiples of 32"),
-        ({"attention": [True]}, "attention needs true or false for each stage"),
+        ({"attention": [True]}, "attention must be empty or have true or false for each stage"),
     ],
 )
 def test_settings_that_make_no_such_network(changes: dict[str, object], message: str) -> None:
