@@ -175,7 +175,7 @@ def encode_shard(
             with error_context(shard):
                 check_model(writer.header.model, codec.tokenizer.identity)
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
-            raise UsageError(f"{shard}: has {len(writer.header.codebook_sizes)} codebooks; `overwrite` starts over")
+            raise UsageError(f"{shard}: has {writer.header.num_codebooks} codebooks; `overwrite` starts over")
         kept = frozenset(writer.keys)
         with closing(run_jobs(items, lambda item: Job(item[1], shard), encode, on_finished)) as results:
             for (key, source), result in zip(items, results, strict=True):

@@ -40,8 +40,8 @@ class Tokens(Layout):
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
-        if codes.ndim < 2 or codes.shape[0] != len(self.codebook_sizes):
-            raise ValueError(f"codes of shape {codes.shape} do not have {len(self.codebook_sizes)} codebooks")
+        if codes.ndim < 2 or codes.shape[0] != self.num_codebooks:
+            raise ValueError(f"codes of shape {codes.shape} do not have {self.num_codebooks} codebooks")
         if not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be integers, not {codes.dtype}")
         self.check(codes.shape[1:], self.size)

@@ -46,7 +46,7 @@ from vqtok.tokens.shape import (
 )
 
 MAX_STREAMS = 2**20
-"""The flag of a file in segments."""
+"""The most streams, segments times codebooks, that a header may claim."""
 
 _SIGNATURE = b"\x89VQ\n"
 _MAJOR, _MINOR = 1, 0
