@@ -24,7 +24,7 @@ FLOORS = [
     {"models", "metrics"},
     {"inspection"},
     {"codec"},
-    {"training", "jobs"},
+    {"training", "jobs", "evaluation"},
     {"cli"},
     {"__main__"},
 ]
@@ -96,6 +96,7 @@ def test_cli_imports_at_its_top_only_what_is_light():
         "process",
         "encode",
         "decode",
+        "evaluate",
         "train",
         "tokens",
         "inspect",

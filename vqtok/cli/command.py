@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 OPTIONS = {
     "address": "--ray-address",
+    "against": "--against",
     "begin_token": "--begin-token",
     "chunk_seconds": "--chunk-seconds",
     "coder": "--coder",
@@ -29,8 +30,10 @@ OPTIONS = {
     "family": "--family",
     "force": "--force",
     "init": "--init",
+    "jobs": "--jobs",
     "layout": "--layout",
     "max_megapixels": "--max-megapixels",
+    "metrics": "--metrics",
     "minutes": "--minutes",
     "model": "--model",
     "mono": "--mono",
@@ -52,6 +55,7 @@ OPTIONS = {
     "steps": "--steps",
     "template": "--template",
     "tensorboard": "--tensorboard",
+    "tolerance": "--tolerance",
     "to": "--to",
 }
 """The option that sets a library function's argument, for messages."""
@@ -61,6 +65,7 @@ PANELS = (
     "Input and output",
     "Training",
     "Model",
+    "Evaluation",
     "Coding",
     "Token ids",
     "Performance",

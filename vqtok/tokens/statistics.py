@@ -58,7 +58,7 @@ class CodeStatistics:
     @property
     def entropy_bits(self) -> list[float]:
         """Entropy of the histogram in bits per token."""
-        return [_entropy_bits(count) for count in self.counts]
+        return [entropy_bits(count) for count in self.counts]
 
     @property
     def perplexity(self) -> list[float]:
@@ -73,9 +73,10 @@ def usage(count: NDArray[np.int64]) -> float:
 
 def perplexity(count: NDArray[np.int64]) -> float:
     """Return exp of the entropy in nats, from the number of occurrences of each code."""
-    return float(2.0 ** _entropy_bits(count))
+    return float(2.0 ** entropy_bits(count))
 
 
-def _entropy_bits(count: NDArray[np.int64]) -> float:
+def entropy_bits(count: NDArray[np.int64]) -> float:
+    """Return the entropy in bits per token, from the number of occurrences of each code."""
     probability = count[count > 0] / count.sum()
     return float(probability @ -np.log2(probability))
