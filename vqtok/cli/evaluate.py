@@ -67,6 +67,12 @@ def evaluate(
     mono: Annotated[bool, EvaluationOption("--mono", help="Mix audio channels down to one first.")] = False,
     stability: Annotated[bool, EvaluationOption(help="Measure how codes change when the input hardly does.")] = True,
     curves: Annotated[bool, EvaluationOption(help="Run classical codecs over their whole range.")] = True,
+    redraw: Annotated[
+        Path | None,
+        EvaluationOption(
+            "--from", metavar="RESULTS", parser=only_local, help="Draw a report again, from results.json."
+        ),
+    ] = None,
     device: Device = "cpu",
     precision: Precision = "float32",
     num_jobs: Jobs = None,
@@ -76,6 +82,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Compare tokenizers with each other and with classical codecs."""
+    if redraw is not None:
+        _redraw(redraw, inputs, output, json, quiet)
+        return
     if not inputs:
         raise UsageError("Missing argument 'MEDIA': images, audio or folders")
     if output is None:
@@ -135,6 +144,26 @@ def evaluate(
         say(f"{total + len(unreadable)} items, {failed} failed -> {output}")
     if failed:
         raise typer.Exit(1)
+
+
+def _redraw(source: Path, inputs: list[Path] | None, output: Path | None, json: bool, quiet: bool) -> None:
+    """Draw a report again, in its folder."""
+    if inputs or output is not None:
+        raise UsageError("--from draws the report in its own folder; give neither MEDIA nor -o")
+    from vqtok.cli.console import print_json, say
+    from vqtok.cli.scores import show_results
+    from vqtok.evaluation.report import draw_report
+    from vqtok.evaluation.results import read_results
+
+    results = read_results(source)
+    folder = source if source.is_dir() else source.parent
+    draw_report(folder, results)
+    if json:
+        print_json({"kind": "evaluation", "output": str(folder)} | results)
+    else:
+        show_results(results)
+    if not quiet:
+        say(f"drawn again -> {folder}")
 
 
 class _Finished:

@@ -10,11 +10,14 @@ from typing import Any
 
 from vqtok.errors import MediaError, OutputError
 from vqtok.evaluation.candidates import Plan
+from vqtok.evaluation.curves import draw_curves
 from vqtok.evaluation.items import Item, Worker
+from vqtok.evaluation.page import write_page
 from vqtok.evaluation.picks import MEDIA, choose, keep
 from vqtok.evaluation.protocol import digest, make_protocol
 from vqtok.evaluation.results import FORMAT, VERSION, summarize, to_json
 from vqtok.evaluation.run import Record, evaluate_items, read_records
+from vqtok.evaluation.sheets import draw_sheets
 from vqtok.evaluation.speed import measure_speed
 from vqtok.files.atomic import atomic_write, make_folder, refuse_existing
 
@@ -67,9 +70,27 @@ def make_report(
     evaluated = {modality: found["items"] for modality, found in results["modalities"].items()}
     _write_json(output / PROTOCOL, make_protocol(plans, evaluated))
     _write_json(output / RESULTS, results)
+    draw_report(output, results)
     for plan in plans:
         unfinished(output, plan.modality).unlink(missing_ok=True)
     return results
+
+
+def draw_report(output: Path, results: Mapping[str, Any]) -> None:
+    """Draw the curves, the sheets and the page of a report from its results, its protocol and the kept media.
+
+    Raises:
+        MediaError: Kept media or the protocol are missing.
+        OutputError: The folder cannot be written to.
+    """
+    why = draw_curves(results, output)
+    if why:
+        logger.warning("%s", why)
+    try:
+        draw_sheets(results, output)
+        write_page(results, json.loads((output / PROTOCOL).read_bytes()), output)
+    except FileNotFoundError as error:
+        raise MediaError(f"{error.filename}: is missing; give the whole folder of the report") from error
 
 
 def unfinished(output: Path, modality: str) -> Path:
