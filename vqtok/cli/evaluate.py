@@ -73,6 +73,18 @@ def evaluate(
             "--from", metavar="RESULTS", parser=only_local, help="Draw a report again, from results.json."
         ),
     ] = None,
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        EvaluationOption(
+            "--compare", metavar="OLD NEW", help="Compare two reports; exit code 1 if something became worse."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        EvaluationOption(
+            metavar="X", help="How much worse --compare allows: a fraction (default: 0.01), METRIC=AMOUNT, or both."
+        ),
+    ] = None,
     device: Device = "cpu",
     precision: Precision = "float32",
     num_jobs: Jobs = None,
@@ -82,6 +94,13 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Compare tokenizers with each other and with classical codecs."""
+    if tolerance is not None and compared is None:
+        raise UsageError("--tolerance is for --compare OLD NEW")
+    if compared is not None:
+        if inputs or output is not None or redraw is not None:
+            raise UsageError("--compare takes two reports, and neither MEDIA nor -o nor --from")
+        _compare(*compared, tolerance, json, quiet)
+        return
     if redraw is not None:
         _redraw(redraw, inputs, output, json, quiet)
         return
@@ -143,6 +162,28 @@ def evaluate(
             say(describe_ignored(ignored))
         say(f"{total + len(unreadable)} items, {failed} failed -> {output}")
     if failed:
+        raise typer.Exit(1)
+
+
+def _compare(old: Path, new: Path, tolerance: str | None, json: bool, quiet: bool) -> None:
+    """Print what changed between two reports, and exit with 1 on a regression."""
+    from dataclasses import asdict
+
+    from vqtok.cli.console import print_json, say
+    from vqtok.cli.scores import show_changes
+    from vqtok.evaluation.compare import compare
+    from vqtok.evaluation.results import read_results, to_json
+
+    changes = compare(read_results(old), read_results(new), tolerance)
+    if json:
+        for change in changes:
+            print_json({"kind": "change"} | to_json(asdict(change)))
+    else:
+        show_changes(changes)
+    count = sum(change.verdict == "regression" for change in changes)
+    if not quiet:
+        say(f"{count or 'no'} regression{'s' * (count != 1)} beyond the tolerance", style="bold red" if count else "")
+    if count:
         raise typer.Exit(1)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vqtok.cli.console import one_line, out
+
+if TYPE_CHECKING:
+    from vqtok.evaluation.compare import Change
 
 Facts = Mapping[str, Any]
 Row = tuple[str, list[str], bool]
@@ -135,3 +138,31 @@ def _speed_line(modality: str, name: str, facts: Facts) -> str:
             beside = "" if bare is None else f" (bare network {bare:.2f})"
             parts.append(f"{verb} {speeds[verb]:.2f}{beside} {unit} on one core")
     return ", ".join(parts)
+
+
+VERDICTS = {"better": "bold green", "worse": "yellow", "regression": "bold red", "same": ""}
+
+
+def show_changes(changes: Sequence[Change]) -> None:
+    """Print what changed between two reports."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("figure", "old", "new", "difference", "95 %", "items"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for (candidate, other), group in groupby(changes, key=lambda change: (change.candidate, change.other)):
+        name = f"{candidate} -> {other}" if other else candidate
+        for index, change in enumerate(group):
+            style = f".{change.decimals}f"
+            known = not math.isnan(change.low)
+            table.add_row(
+                one_line(name if index == 0 else ""),
+                change.heading,
+                format(change.old, style),
+                format(change.new, style),
+                format(change.new - change.old, f"+{style}"),
+                f"{change.low:+{style}} to {change.high:+{style}}" if known else "-",
+                str(change.num_items),
+                Text(change.verdict, style=VERDICTS[change.verdict]),
+            )
+    out.print(table)
