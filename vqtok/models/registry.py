@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -112,15 +112,19 @@ def wrong_model(identity: bytes, given: str | None, beside: Path | None = None) 
         beside: A folder to search besides the bundled models and those that were opened on this machine before.
     """
     other = f"not by {given}" if given else "which is not a bundled model"
-    found = _find_identity(identity, beside)
+    found = find_identity(identity, [beside] if beside else [])
     advice = f"use `model` {found}" if found else "set `model` to it"
     return WrongModelError(f"made by model {identity.hex()}, {other}; {advice}")
 
 
-def _find_identity(identity: bytes, beside: Path | None) -> str | None:
-    """Return the name or path of the model with this identity; None if it is not found."""
+def find_identity(identity: bytes, folders: Sequence[Path] = ()) -> str | None:
+    """Return the name or path of the model with this identity (its first 8 bytes); None if it is not found.
+
+    Args:
+        folders: Folders to search besides the current one, the bundled models and those that were opened before.
+    """
     files = bundled_models()
-    for folder in dict.fromkeys(filter(None, (beside, Path()))):
+    for folder in dict.fromkeys((*folders, Path())):
         files |= {str(path): path for path in sorted(folder.glob("*.safetensors"))}
     for name, path in files.items():
         with suppress(VqtokError):

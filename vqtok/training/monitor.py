@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,15 @@ from torch import Tensor
 from vqtok.compute.distributed import rank
 from vqtok.files.atomic import atomic_write
 from vqtok.tokens import statistics
-from vqtok.training.validation import Validation
 
 METRICS_NAME = "metrics.jsonl"
 WINDOW_STEPS = 100
+
+
+class ValidationResult(Protocol):
+    """The result of a validation of a model in training."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Progress:
     losses: dict[str, float]
     codebooks: dict[str, list[float]] = field(default_factory=dict)
     """Usage and perplexity over the last steps, one entry per codebook."""
-    validation: Validation | None = None
+    validation: ValidationResult | None = None
     left: float = 0.0
     """The estimated seconds to the end of the run."""
 
