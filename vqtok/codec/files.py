@@ -17,12 +17,14 @@ from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.compute.device import check_precision
 from vqtok.errors import MediaError
 from vqtok.files.paths import STDIO, RemotePath, as_path, error_context, read_bytes, stdin
+from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
+from vqtok.tokens.fields import pack_metadata
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
@@ -152,11 +154,24 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
 
 
 def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
+    """Encode what `open_media` yields. The sidecar of a local file becomes metadata of its tokens."""
     if kind == "image":
-        return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
-    with open_audio(source, mono) as audio:
-        blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
-        return codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
+        tokens = codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
+    else:
+        with open_audio(source, mono) as audio:
+            blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
+            tokens = codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
+    return _with_columns(tokens, source) if isinstance(source, Path) else tokens
+
+
+def _with_columns(tokens: Tokens, source: Path) -> Tokens:
+    metadata = read_columns(source) | tokens.metadata
+    try:
+        pack_metadata(metadata)
+    except ValueError as error:
+        logger.warning("%s: gets no caption: %s", source, error)
+        return tokens
+    return replace(tokens, metadata=metadata)
 
 
 def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:

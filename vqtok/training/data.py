@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vqtok.config import Config
 from vqtok.errors import MediaError, TrainingError, UsageError
+from vqtok.files.sidecars import is_sidecar
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.image import read_image
@@ -67,8 +68,10 @@ def find_items(folder: Path, modality: str) -> list[TrainingItem]:
     """List all media of a modality below a folder, in a stable order; log which files are skipped and ignored."""
     items: list[TrainingItem] = []
     ignored = Counter[str]()
-    for path in find_files(folder):
-        name = path.relative_to(folder).as_posix()
+    files = find_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    in_order = sorted(names)  # Files are listed folder by folder.
+    for path, name in zip(files, names, strict=True):
         try:
             if modality_of(path) == modality:
                 weight = 1.0
@@ -79,13 +82,17 @@ def find_items(folder: Path, modality: str) -> list[TrainingItem]:
             elif modality == "image" and path.suffix.lower() in ARRAY_SUFFIXES:
                 for key, stack in _read_stacks(path).items():
                     items += [TrainingItem(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
-            elif not path.name.startswith("."):
+            elif not path.name.startswith(".") and not is_sidecar(name, in_order, _is_media):
                 ignored[path.suffix.lower()] += 1
         except MediaError as error:
             logger.warning("skipped: %s", error)
     if ignored:
         logger.warning("%s: %s", folder, describe_ignored(ignored))
     return items
+
+
+def _is_media(path: Path) -> bool:
+    return modality_of(path) is not None
 
 
 def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
