@@ -199,11 +199,12 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "file": str(path),
         "kind": "model",
         "identity": card.identity,
-        "modalities": [model["modality"]],
+        "modalities": list(card.strides),
         "num_parameters": card.num_parameters,
         "num_codebooks": len(card.codebook_sizes),
         "codebook_sizes": list(card.codebook_sizes),
         "stride": card.stride,
+        "strides": card.strides,
         "sample_rate": model["sample_rate"] or None,
         "file_bytes": card.file_bytes,
         "prior": card.has_prior,
@@ -218,7 +219,7 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
         "file": name,
         "kind": "model",
         "identity": tokenizer.identity.hex(),
-        "modalities": [tokenizer.modality],
+        "modalities": list(tokenizer.modalities),
         "num_parameters": None,
         "num_codebooks": len(tokenizer.codebook_sizes),
         "codebook_sizes": list(tokenizer.codebook_sizes),
@@ -247,13 +248,14 @@ def media_facts(path: Path, modality: str, model: str | None) -> Facts:
         if model is not None:
             raise
         return facts
-    if coded["modalities"] != [modality]:
+    if modality not in coded["modalities"]:
         raise ModelError(f"{path}: is {modality}, but model {model} encodes {coded['modalities'][0]}")
+    stride = coded.get("strides", {}).get(modality, coded["stride"])
     if modality == "image":
-        grid = [math.ceil(size[axis] / coded["stride"]) for axis in ("height", "width")]
+        grid = [math.ceil(size[axis] / stride) for axis in ("height", "width")]
     else:
         samples = math.ceil(size["samples"] * coded["sample_rate"] / size["sample_rate"])
-        time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / coded["stride"])
+        time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / stride)
         grid = [time] if size["channels"] == 1 else [size["channels"] // coded.get("channels", 1), time]
     facts["would_become"] = {
         "model": coded["identity"][:16],

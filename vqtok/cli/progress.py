@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vqtok.config import Config
     from vqtok.training.monitor import Progress as TrainingProgress
+    from vqtok.training.validation import Validation
 
 T = TypeVar("T")
 
@@ -57,21 +58,15 @@ class TrainingDisplay:
 
     def start(self, config: Config, training: int, held_out: int, run_folder: Path) -> None:
         if not self.quiet:
-            say(f"{config.model.modality}: {training} files to train on, {held_out} held out; run folder {run_folder}")
+            what = " and ".join(config.model.modalities)
+            say(f"{what}: {training} files to train on, {held_out} held out; run folder {run_folder}")
 
     def progress(self, progress: TrainingProgress) -> None:
         if progress.validation:
-            found = progress.validation
-            figures = ", ".join(
-                f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
-            )
-            name, unit = ("PSNR", " dB") if found.quality_name == "psnr" else ("mel distance", "")
-            self.quality = f"{name}{unit} {figures}"
+            qualities, lines = zip(*map(_quality_and_use, progress.validation.values()), strict=True)
+            self.quality = "; ".join(qualities)
             if not self.quiet:
-                say(
-                    f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}; "
-                    f"usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
-                )
+                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {'; '.join(lines)}")
         self.step(progress)
 
     def _panel(self) -> Table:
@@ -104,6 +99,15 @@ class TrainingDisplay:
     def prior(self, steps: int, step: int, bits: float) -> None:
         now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
         self.stage(f"fitting the prior: {now}")
+
+
+def _quality_and_use(found: Validation) -> tuple[str, str]:
+    """Return the quality of a validation, and the same with the use of the codebooks."""
+    figures = ", ".join(
+        f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
+    )
+    quality = f"{'PSNR dB' if found.quality_name == 'psnr' else 'mel distance'} {figures}"
+    return quality, f"{quality}; usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
 
 
 def _each(values: Sequence[float], style: str) -> str:

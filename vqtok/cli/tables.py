@@ -152,9 +152,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     rate = f", {facts['sample_rate']} Hz" if facts["sample_rate"] else ""
     rows = [
         ("identity", facts["identity"]),
-        ("codes", f"{facts['modalities'][0]}{rate}"),
+        ("codes", f"{' and '.join(facts['modalities'])}{rate}"),
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
-        ("stride", str(facts["stride"])),
+        ("stride", ", ".join(map(str, facts.get("strides", {"": facts["stride"]}).values()))),
     ]
     if facts["num_parameters"] is not None:
         rows.insert(2, ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"))
@@ -182,8 +182,10 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     for alarm in training.get("alarms", []):
         rows.append(("alarm", alarm))
     _facts_table(facts["file"], rows)
-    if "evaluation" in training:
-        _show_evaluation(training["evaluation"])
+    found = training.get("evaluation")
+    if found:
+        for evaluation in [found] if "prefixes" in found else found.values():  # those of each modality
+            _show_evaluation(evaluation)
 
 
 def show_models(models: Iterable[Mapping[str, Any]]) -> None:

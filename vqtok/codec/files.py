@@ -24,6 +24,7 @@ from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
+from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.fields import pack_metadata
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load_parts
@@ -53,15 +54,19 @@ class Codecs:
         self.model, self.device = model, device
         self.jobs = options.jobs or torch.get_num_threads()
         self._options = replace(options, jobs=self.jobs)
-        self._loaded: dict[str, Codec] = {}
+        self._opened: dict[str, Tokenizer] = {}
+        self._codecs: dict[Tokenizer, Codec] = {}
         self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
         name = self.model or modality
         with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, self._options)
-        return self._loaded[name]
+            if name not in self._opened:
+                self._opened[name] = open_tokenizer(name).to(self.device)
+            tokenizer = self._opened[name].of(modality)
+            if tokenizer not in self._codecs:
+                self._codecs[tokenizer] = Codec(tokenizer, self.device, self._options)
+            return self._codecs[tokenizer]
 
 
 def encode(
