@@ -80,9 +80,9 @@ def _show_export(facts: Mapping[str, Any]) -> None:
     first = "all from the same" if facts["shared_vocabulary"] else "one after another"
     rows = [
         ("format", f"{facts['to']}, {facts['layout']}" + (f", {facts['dtype']}" if "dtype" in facts else "")),
-        ("medium", facts["modality"]),
+        ("medium", " and ".join(facts.get("strides", [facts["modality"]]))),
         ("model", facts["model"]),
-        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {facts['stride']}"),
+        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {_strides(facts)}"),
         ("vocabulary", f"{facts['vocabulary_size']}, codes from {facts['offset']} on, {first}"),
         ("specials", specials or "none"),
         ("items", f"{facts['num_items']}, {facts['num_ids']} token ids"),
@@ -153,9 +153,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     rate = f", {facts['sample_rate']} Hz" if facts["sample_rate"] else ""
     rows = [
         ("identity", facts["identity"]),
-        ("codes", f"{facts['modalities'][0]}{rate}"),
+        ("codes", f"{' and '.join(facts['modalities'])}{rate}"),
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
-        ("stride", str(facts["stride"])),
+        ("stride", _strides(facts)),
     ]
     if facts["num_parameters"] is not None:
         rows.insert(2, ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"))
@@ -183,8 +183,10 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     for alarm in training.get("alarms", []):
         rows.append(("alarm", alarm))
     _facts_table(facts["file"], rows)
-    if "evaluation" in training:
-        _show_evaluation(training["evaluation"])
+    found = training.get("evaluation")
+    if found:
+        for evaluation in [found] if "prefixes" in found else found.values():  # those of each modality
+            _show_evaluation(evaluation)
 
 
 def _show_generator(facts: Mapping[str, Any]) -> None:
@@ -263,6 +265,15 @@ def show_usage(facts: Mapping[str, Any]) -> None:
     """Print the codebook usage of files, with a histogram of each codebook."""
     out.print(Text(f"{facts['num_files']} files, {facts['num_tokens']} tokens, model {facts['model']}", style="bold"))
     _show_codebooks(facts)
+    for modality, use in facts.get("modalities", {}).items():
+        out.print(Text(f"{modality}: {use['num_files']} files, {use['num_tokens']} tokens", style="bold"))
+        _show_codebooks(use)
+    for index, shared in enumerate(facts.get("shared_fraction", [])):
+        divergence = facts["divergence_bits"][index]
+        out.print(
+            f"codebook {index + 1}: both modalities use {shared:.1%} of the used codes; "
+            f"Jensen-Shannon divergence {divergence:.3f} bits (1 if they share none)"
+        )
 
 
 def _show_codebooks(facts: Mapping[str, Any]) -> None:
@@ -312,9 +323,11 @@ def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for index, counts in enumerate(facts["counts"]):
-        label = f"{index + 1}: {facts['usage'][index]:.1%} used, perplexity {facts['perplexity'][index]:.0f}"
-        axes.step([(i + 0.5) / len(counts) for i in range(len(counts))], counts, where="mid", label=label)
+    for modality, use in facts.get("modalities", {"": facts}).items():
+        for index, counts in enumerate(use["counts"]):
+            label = f"{modality} {index + 1}: {use['usage'][index]:.1%} used, perplexity {use['perplexity'][index]:.0f}"
+            places = [(i + 0.5) / len(counts) for i in range(len(counts))]
+            axes.step(places, counts, where="mid", label=label.lstrip())
     axes.set(
         xlabel="codes, most frequent first (fraction of the codebook)",
         ylabel="times used",
@@ -328,6 +341,12 @@ def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {error}") from None
     finally:
         plt.close(figure)
+
+
+def _strides(facts: Mapping[str, Any]) -> str:
+    """Return the stride, or those of both modalities."""
+    strides: Mapping[str, int] = facts.get("strides", {})
+    return f"{facts['stride']}" if len(strides) < 2 else ", ".join(f"{strides[name]} ({name})" for name in strides)
 
 
 def _codebooks(sizes: Sequence[int]) -> str:

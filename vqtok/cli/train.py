@@ -208,7 +208,7 @@ def _train_generator(
                 on_stage=display.stage,
                 on_start=display.start_generator,
                 on_step=display.step,
-                on_progress=display.progress,
+                on_progress=display.generator_progress,
             )
     except KeyboardInterrupt:
         print_error(f"stopped; the same command with --resume continues, with --force starts over: -> {output}")

@@ -30,7 +30,7 @@ from vqtok.generation.batches import BatchMaker
 from vqtok.generation.config import GeneratorConfig
 from vqtok.generation.network import Generator
 from vqtok.generation.objective import BITS, losses
-from vqtok.generation.validation import Validation, Validator
+from vqtok.generation.validation import GeneratorProgress, Validation, Validator
 from vqtok.training.alarms import Alarms
 from vqtok.training.clock import Clock
 from vqtok.training.interrupt import DeferredInterrupt
@@ -71,7 +71,7 @@ class GeneratorTrainer:
     folder: Path
     budget: Budget
     seed: int = 0
-    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_progress: Callable[[GeneratorProgress], None] = lambda progress: None
     on_step: Callable[[Progress], None] = lambda progress: None
     on_stage: Callable[[str], None] = lambda stage: None
     clock: Clock = field(default_factory=Clock)
@@ -256,12 +256,14 @@ class GeneratorTrainer:
                 )
         return validation
 
-    def _progress(self, fraction: float, items_per_second: float, found: dict[str, float], **more: Any) -> Progress:
+    def _progress(
+        self, fraction: float, items_per_second: float, found: dict[str, float], **more: Any
+    ) -> GeneratorProgress:
         left = self.seconds * (1 / max(fraction, 1e-9) - 1)
         if self.budget.minutes:
             by_clock = 60 * self.budget.minutes - self.seconds
             left = min(left, by_clock) if self.budget.steps else by_clock
-        return Progress(
+        return GeneratorProgress(
             step=self.step,
             fraction=fraction,
             seconds=self.seconds,
@@ -274,7 +276,7 @@ class GeneratorTrainer:
         )
 
     def _report(self, fraction: float, items_per_second: float, validation: Validation | None) -> None:
-        progress = self._progress(fraction, items_per_second, self._means.take(), validation=validation)
+        progress = self._progress(fraction, items_per_second, self._means.take(), held_out=validation)
         append_metrics(self.folder, progress.to_dict())
         self.on_progress(progress)
 

@@ -21,7 +21,7 @@ from vqtok.generation.model_file import save_generator
 from vqtok.generation.network import Generator
 from vqtok.generation.streams import Stream
 from vqtok.generation.tokenizers import Tokenizers, codebook_vectors
-from vqtok.generation.validation import Validator
+from vqtok.generation.validation import GeneratorProgress, Validator
 from vqtok.training.clock import SAVE_SECONDS, Clock
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
@@ -56,7 +56,7 @@ def train_generator(
     on_stage: Callable[[str], None] = lambda stage: None,
     on_start: Callable[[Sequence[Stream], int, int, Path], None] = lambda streams, training, held_out, run_folder: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[GeneratorProgress], None] = lambda progress: None,
 ) -> GeneratorResult:
     """Train a generator on token files, shards and folders of them, and write it to `output`.
 

@@ -22,6 +22,7 @@ from vqtok.generation.streams import HIDDEN, StreamName, text_of
 from vqtok.generation.tokenizers import Tokenizers
 from vqtok.media.audio import write_audio
 from vqtok.media.image import write_image
+from vqtok.training.monitor import Progress
 
 SHOWN_IMAGES, SHOWN_AUDIO = 12, 3
 """The number of samples that a validation writes of each kind."""
@@ -41,6 +42,17 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class GeneratorProgress(Progress):
+    """The state of the training of a generator."""
+
+    held_out: Validation | None = None
+    """The result of a validation after the step, if there was one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | ({"validation": self.held_out.to_dict()} if self.held_out else {})
 
 
 class Validator:

@@ -13,7 +13,8 @@ from typing import Any
 
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of fusion models; all others have version 1, so that earlier versions of vqtok read them."""
 MAX_HEADER_BYTES = 1 << 24
 METADATA_KEY = "vqtok"
 _DTYPES = {
@@ -34,11 +35,17 @@ class ModelCard:
     training: dict[str, Any]
     """The training data, the duration of the training, and its results on held-out files."""
     codebook_sizes: tuple[int, ...]
-    stride: int
+    strides: dict[str, int]
+    """The stride by modality."""
     num_parameters: int
     """The number of parameters of encoder, quantizer and decoder."""
     has_prior: bool
     file_bytes: int
+
+    @property
+    def stride(self) -> int:
+        """The stride of a model of one modality, or the first of a fusion model."""
+        return next(iter(self.strides.values()))
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def read_card(path: Path) -> ModelCard:
             config=values["config"],
             training=values["training"],
             codebook_sizes=tuple(values["codebook_sizes"]),
-            stride=values["stride"],
+            strides=dict(zip(_modalities(values), _strides(values), strict=True)),
             num_parameters=sum(
                 math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith(("entropy.", "prior."))
             ),
@@ -137,13 +144,23 @@ def _check_types(values: dict[str, Any]) -> None:
         ValueError, LookupError, TypeError: An entry is missing or has another type.
     """
     config, sizes = values["config"], values["codebook_sizes"]
-    whole = [values["stride"], config["model"]["sample_rate"], *sizes]
+    whole = [*_strides(values), config["model"]["sample_rate"], *sizes]
     if not all(type(number) is int and number >= 0 for number in whole) or not sizes:
         raise ValueError
-    if config["model"]["modality"] not in ("image", "audio") or not isinstance(config["data"]["note"], str):
+    if len(_strides(values)) != len(_modalities(values)) or not isinstance(config["data"]["note"], str):
         raise ValueError
     if not isinstance(values["training"], dict):
         raise ValueError
+
+
+def _modalities(values: dict[str, Any]) -> list[str]:
+    modality: str = values["config"]["model"]["modality"]
+    return {"image": ["image"], "audio": ["audio"], "fusion": ["image", "audio"]}[modality]
+
+
+def _strides(values: dict[str, Any]) -> list[int]:
+    stride = values["stride"]
+    return stride if isinstance(stride, list) else [stride]
 
 
 def check_identity(path: Path) -> None:

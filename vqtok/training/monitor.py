@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,10 @@ from torch import Tensor
 from vqtok.compute.distributed import rank
 from vqtok.files.atomic import atomic_write
 from vqtok.tokens import statistics
+from vqtok.training.validation import Validations, one_or_all
 
 METRICS_NAME = "metrics.jsonl"
 WINDOW_STEPS = 100
-
-
-class ValidationResult(Protocol):
-    """The result of a validation of a model in training."""
-
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,8 @@ class Progress:
     losses: dict[str, float]
     codebooks: dict[str, list[float]] = field(default_factory=dict)
     """Usage and perplexity over the last steps, one entry per codebook."""
-    validation: ValidationResult | None = None
+    validation: Validations = field(default_factory=dict)
+    """The validation of each modality, if there was one after the step."""
     left: float = 0.0
     """The estimated seconds to the end of the run."""
 
@@ -57,7 +53,8 @@ class Progress:
             **self.losses,
             **self.codebooks,
         }
-        return values | ({"validation": self.validation.to_dict()} if self.validation else {})
+        found = {modality: validation.to_dict() for modality, validation in self.validation.items()}
+        return values | ({"validation": one_or_all(found)} if found else {})
 
 
 class CodebookWindow:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtok.config import Config, TrainConfig
+from vqtok.config import Config, Modality, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
 from vqtok.media.image import write_image
@@ -20,6 +20,8 @@ from vqtok.media.media import Media
 from vqtok.metrics import mel_distance, psnr
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
+
+T = TypeVar("T")
 
 GRID_ITEMS = 6
 """The number of items written to the run folder at each validation."""
@@ -49,6 +51,17 @@ class Validation:
         return asdict(self)
 
 
+Validations: TypeAlias = Mapping[Modality, Validation]
+"""The validation of each modality of a model."""
+HeldOut: TypeAlias = Sequence[tuple[str, NDArray[np.float32]]]
+"""Validation crops with their names, float32 `(channels, *size)`."""
+
+
+def one_or_all(values: Mapping[Any, T]) -> T | Mapping[Any, T]:
+    """Return the value of the only modality of a model, or those of all modalities by name."""
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
 def prefixes(num_codebooks: int) -> list[int]:
     """Return the prefix lengths to report: powers of two, and the number of all codebooks."""
     return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
@@ -75,7 +88,7 @@ def validate(
     model: VQModel,
     loss: ReconstructionLoss,
     config: Config,
-    held_out: Sequence[tuple[str, NDArray[np.float32]]],
+    held_out: HeldOut,
     folder: Path,
     step: int,
 ) -> Validation:
