@@ -62,7 +62,8 @@ class Generation:
     def __init__(self, path: str | Path, tokenizers: Sequence[str] = (), device: torch.device | str = "cpu") -> None:
         self.path, self.device = Path(path), device
         self.generator: Generator = load_generator(self.path, device)
-        self.training = read_generator_card(self.path).training
+        card = read_generator_card(self.path)
+        self.identity, self.training = card.identity, card.training
         recorded = [Path(name) for name in self.training.get("tokenizers", {}).values()]
         folders = [self.path.parent, *(name.parent for name in recorded if name.suffix == ".safetensors")]
         self.tokenizers = Tokenizers(tokenizers, folders, device)
@@ -84,7 +85,7 @@ class Generation:
         Raises:
             WrongModelError: The tokenizer is not found.
         """
-        return self.tokenizers.codec(bytes.fromhex(stream.model))
+        return self.tokenizers.codec(stream)
 
     # What is given: captions, media, tokens.
 

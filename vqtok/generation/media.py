@@ -32,12 +32,11 @@ def to_tokens(
         size: The size of the media, as in `Tokens`; by default that of the training media if the grid is the window,
             else the largest that the grid has room for.
     """
-    identity = bytes.fromhex(stream.model)
     if not size and codes.shape[1:] == stream.window and stream.size:
         size = stream.size
     if not size:
         lengths = [length * stream.stride for length in codes.shape[1:]]
-        rate = tokenizers.codec(identity).tokenizer.sample_rate
+        rate = tokenizers.codec(stream).tokenizer.sample_rate
         size = tuple(lengths[::-1]) if stream.name == "image" else (lengths[0], rate or 1)
     return Tokens(
         codes=codes.astype(np.int32),
@@ -45,14 +44,14 @@ def to_tokens(
         modality="image" if stream.name == "image" else "audio",
         size=size if stream.name == "image" else (*size[:2], 1),
         stride=stream.stride,
-        model=identity,
+        model=stream.identity,
         metadata=metadata or {},
     )
 
 
 def decode_stream(codes: Codes, stream: Stream, tokenizers: Tokenizers) -> list[Media]:
     """Decode codes `(batch, num_codebooks, *grid)` to media."""
-    codec = tokenizers.codec(bytes.fromhex(stream.model))
+    codec = tokenizers.codec(stream)
     return [codec.decode(to_tokens(item, stream, tokenizers)) for item in codes]
 
 

@@ -33,10 +33,15 @@ class Stream:
     window: tuple[int, ...]
     """The part of a grid that the network sees at once: `(height, width)` or `(time,)`."""
     model: str = ""
-    """The identity of the tokenizer in hex; empty for text."""
+    """The first 8 bytes of the identity of the tokenizer, in hex; empty for text."""
     size: tuple[int, ...] = ()
     """The original size of the media that a window stands for: `(width, height)` or `(samples, sample_rate)`."""
     stride: int = 1
+
+    @property
+    def identity(self) -> bytes:
+        """The first 8 bytes of the identity of the tokenizer."""
+        return bytes.fromhex(self.model)
 
     @property
     def num_codebooks(self) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vqtok.codec.codec import Codec
-from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
+from vqtok.codec.files import Codecs
+from vqtok.generation.streams import Stream
 from vqtok.models.registry import find_identity, open_tokenizer, wrong_model
 from vqtok.models.token_reader import TokenReader
 from vqtok.models.tokenizer import Tokenizer
@@ -23,21 +24,19 @@ class Tokenizers:
     Args:
         named: Models by path or name that the user has chosen; others are searched among the bundled models, in the
             current folder, and in `folders`.
+
+    Raises:
+        ModelError: A named model does not exist or is not a tokenizer.
     """
 
     def __init__(
-        self,
-        named: Sequence[str] = (),
-        folders: Sequence[Path] = (),
-        device: torch.device | str = "cpu",
-        options: CodecOptions = DEFAULT_OPTIONS,
+        self, named: Sequence[str] = (), folders: Sequence[Path] = (), device: torch.device | str = "cpu"
     ) -> None:
         self._folders = tuple(folders)
         self._named = {open_tokenizer(name).identity[:8]: name for name in named}
-        self.device, self.options = device, options
         self.name = cache(self._name)
-        self.codec = cache(self._codec)
         self.reader = cache(lambda identity: TokenReader(self.name(identity)))
+        self._codecs = cache(lambda identity: Codecs(self.name(identity), str(device)))
 
     def _name(self, identity: bytes) -> str:
         """Return the name or path of the tokenizer with this identity (its first 8 bytes).
@@ -50,10 +49,13 @@ class Tokenizers:
             raise wrong_model(identity, None)
         return found
 
-    def _codec(self, identity: bytes) -> Codec:
-        """Return the codec of the tokenizer with this identity. Raises as `name` does."""
-        tokenizer = open_tokenizer(self.name(identity)).to(self.device)
-        return Codec(tokenizer, self.device, self.options)
+    def codec(self, stream: Stream) -> Codec:
+        """Return the codec of a stream's tokenizer.
+
+        Raises:
+            WrongModelError: The tokenizer is not found.
+        """
+        return self._codecs(stream.identity).get(stream.name)
 
 
 def codebook_vectors(tokenizer: Tokenizer, num_codebooks: int) -> list[Tensor]:

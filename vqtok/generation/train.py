@@ -28,6 +28,8 @@ from vqtok.training.optim import Budget
 from vqtok.training.state import RUN_SUFFIX, refuse_existing_run, start_run_folder
 
 PRESET = "generator"
+FEW_CAPTIONS = 50
+"""So many different captions are listed in the card."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def train_generator(
 def _new(config: GeneratorConfig, streams: Sequence[Stream], tokenizers: Tokenizers, seed: int) -> Generator:
     torch.manual_seed(seed)
     vectors = {
-        stream.name: codebook_vectors(tokenizers.codec(bytes.fromhex(stream.model)).tokenizer, stream.num_codebooks)
+        stream.name: codebook_vectors(tokenizers.codec(stream).tokenizer, stream.num_codebooks)
         for stream in streams
         if stream.model
     }
@@ -159,10 +161,20 @@ def _training_facts(
         "items": len(training),
         "held_out_items": len(held_out),
         "items_by_modality": {name: sum(item.has(stream) for item in training) for name, stream in streams.items()},
-        "tokenizers": {name: tokenizers.name(bytes.fromhex(s.model)) for name, s in streams.items() if s.model},
+        "tokenizers": {name: tokenizers.name(s.identity) for name, s in streams.items() if s.model},
+        **_caption_facts([item.caption for item in training if item.caption is not None]),
         "alarms": trainer.alarms.lines(),
     }
     return facts | ({"processes": world_size()} if world_size() > 1 else {})
+
+
+def _caption_facts(captions: Sequence[str]) -> dict[str, Any]:
+    """Return what `generate` needs to tell whether it can know a caption."""
+    if not captions:
+        return {}
+    different = sorted(set(captions))
+    listed = {"captions": different} if len(different) <= FEW_CAPTIONS else {}
+    return {"caption_characters": "".join(sorted(set("".join(captions)))), **listed}
 
 
 def _finish(generator: Generator, trainer: GeneratorTrainer, output: Path, facts: dict[str, Any]) -> GeneratorResult:

@@ -16,6 +16,8 @@ from vqtok.files.paths import absolute, error_context
 from vqtok.models.card import read_card
 
 if TYPE_CHECKING:
+    import torch
+
     from vqtok.models.tokenizer import Tokenizer
 
 
@@ -45,6 +47,23 @@ def open_tokenizer(name: str) -> Tokenizer:
     from vqtok.models.model_file import load_model
 
     return load_model(find_model(name))
+
+
+def load(name: str, device: torch.device | str = "cpu") -> Tokenizer:
+    """Load a tokenizer that works on batches of tensors.
+
+    `encode(x)` returns the codes, int64 `(batch, num_codebooks, *grid)`, of images `(batch, channels, height, width)`
+    or audio `(batch, channels, samples)`, float32 in [-1, 1], whose sizes are multiples of `stride`. `decode(codes)`
+    returns their reconstructions. A fusion model is used through `of("image")` and `of("audio")`.
+
+    Args:
+        name: A bundled model, a model file, a folder saved by a known family, or `FAMILY:SOURCE`.
+
+    Raises:
+        ModelError: The model does not exist or cannot be used.
+        CorruptFileError: It is damaged.
+    """
+    return open_tokenizer(name).to(device)
 
 
 def _remember(name: str, tokenizer: Tokenizer) -> Tokenizer:
