@@ -24,7 +24,9 @@ FLOORS = [
     {"models", "metrics"},
     {"inspection"},
     {"codec"},
-    {"training", "jobs", "evaluation"},
+    {"training", "jobs"},
+    {"generation"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]

@@ -95,7 +95,7 @@ def test_set_leaves_the_rest_alone_and_the_last_one_holds() -> None:
         ("train.betas=0.9,1", "train.betas must be below 1"),
         ("data.flip=1", "data.flip must be bool, not 1"),
         ("data.note=3", "data.note must be str, not 3"),
-        ("model.modality=sound", "model.modality must be 'image' or 'audio', not 'sound'"),
+        ("model.modality=sound", "model.modality must be 'image' or 'audio' or 'fusion', not 'sound'"),
         ("model.channels=2", r"model.channels must be 1 \(gray\) or 3 \(RGB\), not 2"),
         ("model.sample_rate=8000", "model.sample_rate must be set for audio, and only for audio"),
         ("model.modality=audio", "model.sample_rate must be set for audio"),

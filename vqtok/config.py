@@ -6,13 +6,14 @@ import dataclasses
 import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vqtok.errors import UsageError
 
+Modality = Literal["image", "audio"]
 Kind = Literal["vq", "fsq", "lfq", "bsq", "ibq"]
 AdversarialKind = Literal["hinge", "non_saturating", "least_squares"]
 PerceptualKind = Literal["efficientnet", "lpips"]
@@ -84,13 +85,29 @@ class QuantizerConfig:
 class ModelConfig:
     """The architecture, on which the weights depend; part of the model's identity."""
 
-    modality: Literal["image", "audio"] = "image"
+    modality: Literal["image", "audio", "fusion"] = "image"
+    """A fusion model has an encoder and a decoder for each of image and audio around one quantizer."""
     channels: int = 3
     """Channels of the image; audio is encoded one channel at a time."""
     sample_rate: int = 0
     """Hz; 0 for images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    audio_network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The networks for audio in a fusion model, where `network` describes those for images."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model encodes."""
+        return ("image", "audio") if self.modality == "fusion" else (self.modality,)
+
+    def of(self, modality: Modality) -> ModelConfig:
+        """Return the architecture of one side of a fusion model; that of another model is returned as it is."""
+        if self.modality != "fusion":
+            return self
+        if modality == "image":
+            return replace(self, modality="image", sample_rate=0, audio_network=NetworkConfig())
+        return replace(self, modality="audio", network=self.audio_network, audio_network=NetworkConfig())
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,14 @@ class LossConfig:
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
+    code_matching: float = 0.0
+    """For fusion models: draws the codes of pairs, an image and an audio of one stem, toward each other."""
+
+    def of(self, modality: Modality) -> LossConfig:
+        """Return the weights for one side of a fusion model, where l1 and l2 are for images."""
+        if modality == "image":
+            return replace(self, mel=0.0, stft=0.0, sdr=0.0, loudness=0.0, code_matching=0.0)
+        return replace(self, l1=0.0, l2=0.0, perceptual=0.0, code_matching=0.0)
 
 
 @dataclass(frozen=True)
@@ -226,11 +251,17 @@ class Config:
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss term by name."""
-        weights = dict(_numbers(self.loss))
+        weights = dict(numbers(self.loss))
         return weights | {
             "adversarial": self.adversarial.weight,
             "feature_matching": self.adversarial.feature_matching,
         }
+
+    def of(self, modality: Modality) -> Config:
+        """Return the configuration of one side of a fusion model; that of another model is returned as it is."""
+        if self.model.modality != "fusion":
+            return self
+        return replace(self, model=self.model.of(modality), loss=self.loss.of(modality))
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -238,27 +269,29 @@ class Config:
 
     def _problems(self) -> Iterator[str]:
         """Yield what is invalid. The first one is raised, so each check relies on the earlier ones."""
-        for path, value in _numbers(self):
+        for path, value in numbers(self):
             name = path.rpartition(".")[2]
             lowest = 1 if name in AT_LEAST_ONE else 0
             if not value >= lowest:
                 yield f"{path} must be at least {lowest}, not {value}"
             if name in BELOW_ONE and value >= 1:
                 yield f"{path} must be below 1, not {value}"
-        model, network, quantizer = self.model, self.model.network, self.model.quantizer
-        lengths = {len(x) for x in (network.strides, network.widths, network.encoder_blocks, network.decoder_blocks)}
-        if len(lengths) > 1 or 0 in lengths:
-            yield "model.network: strides, widths, encoder_blocks and decoder_blocks must have equal lengths"
-        if network.kind != "convolutional":
-            yield from _published_problems(model)
-        if network.kernel % 2 == 0:
-            yield f"model.network.kernel must be odd, not {network.kernel}"
-        if not network.dilations:
-            yield "model.network.dilations needs at least one value, for example [1]"
-        if (model.modality == "audio") != (model.sample_rate > 0):
+        model, quantizer = self.model, self.model.quantizer
+        for modality in model.modalities:
+            is_second = (model.modality, modality) == ("fusion", "audio")
+            network = f"model.{'audio_' if is_second else ''}network"
+            yield from _network_problems(network, model.of(modality))
+        if ("audio" in model.modalities) != (model.sample_rate > 0):
             yield "model.sample_rate must be set for audio, and only for audio"
-        if model.modality == "image" and model.channels not in (1, 3):
+        if model.modality != "audio" and model.channels not in (1, 3):
             yield f"model.channels must be 1 (gray) or 3 (RGB), not {model.channels}"
+        if self.adversarial.weight and model.modality == "fusion":
+            yield "adversarial.weight must be 0 for a fusion model; discriminators are for models of one modality"
+        if self.loss.code_matching and model.modality != "fusion":
+            yield 'loss.code_matching is for a fusion model (model.modality = "fusion"); set it to 0'
+        one_codebook = (quantizer.kind, quantizer.metric, quantizer.depth, quantizer.groups) == ("vq", "l2", 1, 1)
+        if self.loss.code_matching and (not one_codebook or quantizer.projected_dim not in (0, quantizer.dim)):
+            yield "loss.code_matching needs one learned codebook (kind vq, metric l2, depth 1, groups 1), or must be 0"
         if self.adversarial.weight and model.modality == "image" and self.data.crop_pixels < 24:
             yield "data.crop_pixels must be at least 24 for the discriminator (adversarial.weight above 0)"
         if quantizer.codebook_size < 2:
@@ -279,31 +312,44 @@ class Config:
             yield "model.quantizer.dim must be a multiple of groups"
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return all values. Those of fusion models are left out of others, whose identities would change."""
+        values = dataclasses.asdict(self)
+        if self.model.modality != "fusion":
+            del values["model"]["audio_network"]
+        return values
 
 
-def _published_problems(model: ModelConfig) -> Iterator[str]:
-    """Yield what is invalid for a published network."""
+def _network_problems(name: str, model: ModelConfig) -> Iterator[str]:
+    """Yield what is invalid for the networks of a model of one modality, which have this name in messages."""
     network = model.network
+    lengths = {len(x) for x in (network.strides, network.widths, network.encoder_blocks, network.decoder_blocks)}
+    if len(lengths) > 1 or 0 in lengths:
+        yield f"{name}: strides, widths, encoder_blocks and decoder_blocks must have equal lengths"
+    if network.kernel % 2 == 0:
+        yield f"{name}.kernel must be odd, not {network.kernel}"
+    if not network.dilations:
+        yield f"{name}.dilations needs at least one value, for example [1]"
+    if network.kind == "convolutional":
+        return
     if model.modality != "image":
-        yield f"model.network.kind {network.kind} is for images"
+        yield f"{name}.kind {network.kind} is for images"
     if not set(network.strides) <= {1, 2}:
-        yield f"model.network.strides of {network.kind} must be 1 or 2, for example 1,2,2,2"
+        yield f"{name}.strides of {network.kind} must be 1 or 2, for example 1,2,2,2"
     if any(width % 32 for width in network.widths):
-        yield f"model.network.widths of {network.kind} must be multiples of 32 (its group norms need that)"
+        yield f"{name}.widths of {network.kind} must be multiples of 32 (its group norms need that)"
     if len(network.attention) not in (0, len(network.strides)):
-        yield "model.network.attention must be empty or have true or false for each stage"
+        yield f"{name}.attention must be empty or have true or false for each stage"
 
 
 T = TypeVar("T")
 
 
-def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Yield every number of a configuration with its path."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from _numbers(value, f"{path}{entry.name}.")
+            yield from numbers(value, f"{path}{entry.name}.")
         else:
             items = value if isinstance(value, tuple) else (value,)
             yield from ((path + entry.name, item) for item in items if isinstance(item, (int, float)))

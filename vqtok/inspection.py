@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files.paths import error_context, local_path, spooled
 from vqtok.media.kinds import kind_of
-from vqtok.models.card import ModelCard, read_card
+from vqtok.models.card import ModelCard, is_generator, read_card, read_generator_card
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
 from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
 from vqtok.tokens.find import token_files
@@ -21,6 +21,7 @@ from vqtok.tokens.vqt.header import Header, read_header
 
 if TYPE_CHECKING:
     from vqtok.models.tokenizer import Tokenizer
+    from vqtok.tokens.statistics import CodeStatistics
     from vqtok.tokens.tokens import Tokens
 
 
@@ -50,7 +51,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "generator", "image" or "audio").
 
     Raises:
         VqtokError: The file cannot be read, is damaged, or is none of these.
@@ -66,7 +67,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if kind == "shard":
         return shard_facts(path)
     if kind == "model":
-        return model_facts(path, read_card(path))
+        return generator_facts(path) if is_generator(path) else model_facts(path, read_card(path))
     if kind is None:
         raise MediaError(f"{path}: not a token file, shard, export, model, image or audio file")
     return media_facts(path, kind, model)
@@ -195,11 +196,11 @@ def _is_sidecar(path: Path) -> bool:
 
 def model_facts(path: Path, card: ModelCard) -> Facts:
     model = card.config["model"]
-    return {
+    facts = {
         "file": str(path),
         "kind": "model",
         "identity": card.identity,
-        "modalities": [model["modality"]],
+        "modalities": list(card.strides),
         "num_parameters": card.num_parameters,
         "num_codebooks": len(card.codebook_sizes),
         "codebook_sizes": list(card.codebook_sizes),
@@ -207,6 +208,23 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "sample_rate": model["sample_rate"] or None,
         "file_bytes": card.file_bytes,
         "prior": card.has_prior,
+        "config": card.config,
+        "training": card.training,
+    }
+    return facts | ({"strides": card.strides} if len(card.strides) > 1 else {})
+
+
+def generator_facts(path: Path) -> Facts:
+    """Describe a generator, a model of tokens."""
+    card = read_generator_card(path)
+    return {
+        "file": str(path),
+        "kind": "generator",
+        "identity": card.identity,
+        "modalities": [stream["name"] for stream in card.streams],
+        "streams": card.streams,
+        "num_parameters": card.num_parameters,
+        "file_bytes": card.file_bytes,
         "config": card.config,
         "training": card.training,
     }
@@ -218,7 +236,7 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
         "file": name,
         "kind": "model",
         "identity": tokenizer.identity.hex(),
-        "modalities": [tokenizer.modality],
+        "modalities": list(tokenizer.modalities),
         "num_parameters": None,
         "num_codebooks": len(tokenizer.codebook_sizes),
         "codebook_sizes": list(tokenizer.codebook_sizes),
@@ -247,13 +265,14 @@ def media_facts(path: Path, modality: str, model: str | None) -> Facts:
         if model is not None:
             raise
         return facts
-    if coded["modalities"] != [modality]:
+    if modality not in coded["modalities"]:
         raise ModelError(f"{path}: is {modality}, but model {model} encodes {coded['modalities'][0]}")
+    stride = coded.get("strides", {}).get(modality, coded["stride"])
     if modality == "image":
-        grid = [math.ceil(size[axis] / coded["stride"]) for axis in ("height", "width")]
+        grid = [math.ceil(size[axis] / stride) for axis in ("height", "width")]
     else:
         samples = math.ceil(size["samples"] * coded["sample_rate"] / size["sample_rate"])
-        time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / coded["stride"])
+        time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / stride)
         grid = [time] if size["channels"] == 1 else [size["channels"] // coded.get("channels", 1), time]
     facts["would_become"] = {
         "model": coded["identity"][:16],
@@ -293,20 +312,34 @@ def usage(paths: Sequence[str | Path], model: str | None = None) -> Facts:
     Returns:
         `usage`, `perplexity`, `entropy_bits` and `dead_codes` with one entry per codebook, `num_files` (items of shards
         count as files), `num_tokens`, and `counts`: the histogram of each codebook, most frequent code first.
+        For tokens of both modalities of a fusion model also `modalities` with these facts of each, and how much they
+        have in common, per codebook: `shared_fraction`, of the used codes those that both use, and `divergence_bits`,
+        the Jensen-Shannon divergence of their histograms (1 if no code is in both).
     """
     from vqtok.models.token_reader import TokenReader
-    from vqtok.tokens.statistics import CodeStatistics
+    from vqtok.tokens.statistics import CodeStatistics, jensen_shannon_bits, shared_fraction
 
     statistics = CodeStatistics()
+    of_modality: defaultdict[str, CodeStatistics] = defaultdict(CodeStatistics)
     reader = TokenReader(model)
     for file in token_files(paths):
         with error_context(file):
             for key in reader.keys(file):
                 tokens = reader.read(file, key)
                 statistics.add(tokens)
+                of_modality[tokens.modality].add(tokens)
+    facts = {"kind": "usage", "model": tokens.model.hex(), **_use(statistics)}
+    if len(of_modality) == 2:
+        both = list(zip(*(each.counts for each in of_modality.values()), strict=True))
+        facts["modalities"] = {modality: _use(each) for modality, each in of_modality.items()}
+        facts["shared_fraction"] = [shared_fraction(*counts) for counts in both]
+        facts["divergence_bits"] = [jensen_shannon_bits(*counts) for counts in both]
+    return facts
+
+
+def _use(statistics: CodeStatistics) -> Facts:
+    """Describe how codes are used."""
     return {
-        "kind": "usage",
-        "model": tokens.model.hex(),
         "num_files": statistics.num_files,
         "num_tokens": statistics.num_tokens,
         "codebook_sizes": [count.size for count in statistics.counts],

@@ -23,6 +23,7 @@ from vqtok.config import Config, load_preset
 from vqtok.training import initialise as start
 from vqtok.training.data import BatchLoader, MediaCache, find_items
 from vqtok.training.loop import Trainer
+from vqtok.training.objective import TensorBatch
 from vqtok.training.optim import Budget
 
 STEPS, REPEATS = 3, 4
@@ -38,9 +39,9 @@ def make_media(folder: Path, config: Config) -> None:
 
 
 def make_trainer(config: Config, folder: Path) -> Trainer:
-    items = find_items(folder, config.model.modality)
+    items = find_items(folder, *config.model.modalities)
     loader = BatchLoader(config, items, MediaCache(config), 0)
-    return Trainer(config, loader, [], folder, torch.device("cpu"), Budget(steps=10**6))
+    return Trainer(config, loader, {}, folder, torch.device("cpu"), Budget(steps=10**6))
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -55,17 +56,18 @@ def measure(config: Config, folder: Path) -> list[tuple[float, float]]:
     make_media(folder, config)
     trainer = make_trainer(config, folder)
     batches = trainer.loader.batches(0)
-    x = torch.from_numpy(next(batches))
+    (x,) = TensorBatch.of(next(batches), torch.device("cpu")).media.values()
 
     def train() -> None:
-        trainer._train_step(torch.from_numpy(next(batches)), 0.0)
+        trainer._train_step(TensorBatch.of(next(batches), torch.device("cpu")), 0.0)
         trainer.step += 1
 
     def bare() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
         with start.autocast(x.device, trainer.precision):
             x_hat, output = trainer.model(start.channels_last(x))
-        losses = trainer.reconstruction(x, x_hat.float()) | output.losses
+        (reconstruction,) = trainer.reconstruction.values()
+        losses = reconstruction(x, x_hat.float()) | output.losses
         sum(getattr(config.loss, name) * loss for name, loss in losses.items()).backward()
 
     train()

@@ -207,8 +207,8 @@ def test_foreign_safetensors(tmp_path):
 
 def test_future_format(image_model, tmp_path):
     tensors, values = contents(image_model)
-    values["format"] = 2
-    with pytest.raises(UnsupportedVersionError, match="model format 2; upgrade vqtok"):
+    values["format"] = 3
+    with pytest.raises(UnsupportedVersionError, match="model format 3; upgrade vqtok"):
         load_model(write(tmp_path / "x.safetensors", tensors, values))
 
 

@@ -321,8 +321,8 @@ def test_choices_that_do_not_go_together(tmp_path, choices, message):
     ("changes", "error", "message"),
     [
         ({"model": bytes(8)}, WrongModelError, f"second: made by model {'00' * 8}, those before by {MODEL.hex()}"),
-        ({"codebook_sizes": (9, 9)}, UsageError, "second: another modality, codebook size or stride"),
-        ({"stride": 2}, UsageError, "second: another modality, codebook size or stride"),
+        ({"codebook_sizes": (9, 9)}, UsageError, "second: another codebook size or stride"),
+        ({"stride": 2}, UsageError, "second: another codebook size or stride"),
     ],
 )
 @pytest.mark.parametrize("to", TARGETS)

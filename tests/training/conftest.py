@@ -10,17 +10,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from vqtok.config import Config, load_preset
 from vqtok.training import loop
-from vqtok.training.data import BatchLoader, MediaCache, find_items, split_items, validation_crops
+from vqtok.training.data import (
+    Batch,
+    MediaCache,
+    find_items,
+    items_of,
+    make_loader,
+    pair_stem,
+    split_items,
+    validation_crops,
+)
 from vqtok.training.loop import Trainer
+from vqtok.training.objective import TensorBatch
 from vqtok.training.optim import Budget
 from vqtok.training.state import read_checkpoint
 from vqtok.training.train import train
@@ -71,12 +84,28 @@ def tiny(*settings: str) -> Config:
 
 def make_trainer(media: Path, folder: Path, budget: Budget, *settings: str, seed: int = 0, **options: Any) -> Trainer:
     config = tiny(*settings)
-    training, held_out = split_items(find_items(media, config.model.modality), config.data.validation_fraction)
+    items = find_items(media, *config.model.modalities)
+    training, held_out = split_items(items, config.data.validation_fraction, pair_stem)
     cache = MediaCache(config)
-    crops = [(item.name, crop) for item, crop in validation_crops(config, held_out, cache.read)]
+    crops = {
+        name: [
+            (item.name, crop) for item, crop in validation_crops(config.of(name), items_of(held_out, name), cache.read)
+        ]
+        for name in config.model.modalities
+    }
     folder.mkdir(exist_ok=True)
-    loader = BatchLoader(config, training, cache, seed)
+    loader = make_loader(config, training, cache, seed)
     return Trainer(config, loader, crops, folder, torch.device("cpu"), budget, seed, **options)
+
+
+def media_of(batch: Batch) -> NDArray[np.float32]:
+    """Return the crops of a batch of one modality."""
+    (media,) = batch.media.values()
+    return media
+
+
+def scaled(batch: Batch, factor: float) -> Batch:
+    return replace(batch, media={name: media * np.float32(factor) for name, media in batch.media.items()})
 
 
 def strict_json(line: str) -> dict[str, Any]:
@@ -151,8 +180,8 @@ def watched(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
     seen: list[tuple[int, dict[str, float]]] = []
     step = trainer._train_step
 
-    def record(x: torch.Tensor, fraction: float) -> dict[str, float]:
-        number, losses = trainer.step, step(x, fraction)
+    def record(batch: TensorBatch, fraction: float) -> dict[str, float]:
+        number, losses = trainer.step, step(batch, fraction)
         seen.append((number, losses))
         return losses
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from tensorboard.backend.event_processing import event_accumulator
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from training.conftest import (
     quick,  # noqa: F401 (a fixture for all tests here)
     run_train,
     run_two_processes,
+    scaled,
     watched,
 )
 from vqtok.config import load_preset
@@ -35,6 +35,7 @@ from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
 from vqtok.training import loop
 from vqtok.training.adversary import Adversary
+from vqtok.training.data import Batch
 from vqtok.training.initialise import tuning_config
 from vqtok.training.optim import Budget, cosine
 from vqtok.training.train import train
@@ -295,8 +296,8 @@ def test_a_batch_that_is_not_finite_spoils_no_discriminator(pictures: Path, tmp_
     trainer = make_trainer(pictures, tmp_path, Budget(steps=24), *PICTURES)
     batch = trainer.loader.batch
 
-    def spoilt(step: int) -> NDArray[np.float32]:
-        return batch(step) * np.float32(math.nan if step in (10, 20) else 1)
+    def spoilt(step: int) -> Batch:
+        return scaled(batch(step), math.nan if step in (10, 20) else 1)
 
     trainer.loader.batch = spoilt  # type: ignore[method-assign]
     trainer.run()
@@ -308,7 +309,7 @@ def test_when_training_goes_back_so_do_the_discriminators(pictures: Path, tmp_pa
     trainer = make_trainer(pictures, tmp_path, Budget(steps=60), *PICTURES, "adversarial.start=0.2")
     batch = trainer.loader.batch
     # Validations, and with them checkpoints, are at 20 and 40.
-    trainer.loader.batch = lambda step: batch(step) * np.float32(math.nan if 25 <= step < 45 else 1)  # type: ignore[method-assign]
+    trainer.loader.batch = lambda step: scaled(batch(step), math.nan if 25 <= step < 45 else 1)  # type: ignore[method-assign]
     adversary, step = trainer.adversary, trainer._train_step
     assert adversary is not None
     states: dict[int, Adversary] = {}

@@ -14,6 +14,7 @@ from conftest import picture, wave
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.conftest import media_of
 from vqtok.config import Config, load_preset
 from vqtok.errors import TrainingError, UsageError
 from vqtok.media.containers.mpeg import parse_header
@@ -106,12 +107,12 @@ def test_a_picture_that_proves_broken_while_training_is_reported_once(
     config = image_config("data.workers=4")
     source = loader(config, items)
     batches = list(itertools.islice(source.batches(0), 8))
-    assert all(batch.shape == (4, 3, 16, 16) for batch in batches)
+    assert all(media_of(batch).shape == (4, 3, 16, 16) for batch in batches)
     assert source.cache.unreadable == {"b.png"}
     assert source.cache.read(items[1]) is None
     assert len(caplog.records) == 1
     # A batch is the same whether or not the file is already known to be unreadable.
-    assert np.array_equal(batches[0], source.batch(0))
+    assert np.array_equal(media_of(batches[0]), media_of(source.batch(0)))
 
 
 def test_nothing_readable_at_all(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_the_stored_form_is_that_of_the_file(tmp_path: Path) -> None:
 
 def crops_of(config: Config, items: list[TrainingItem], steps: int = 3) -> NDArray[np.float32]:
     source = loader(config, items)
-    return np.concatenate([source.batch(step) for step in range(steps)])
+    return np.concatenate([media_of(source.batch(step)) for step in range(steps)])
 
 
 def is_part_of(crop: NDArray[np.float32], whole: NDArray[np.float32]) -> bool:
@@ -275,14 +276,14 @@ def test_batches_are_a_function_of_seed_and_step(tmp_path: Path) -> None:
         write_picture(tmp_path / f"{index}.png", 40 + index, 30, level=20 * index)
     items = find_items(tmp_path, "image")
     config = image_config()
-    expected = [loader(config, items).batch(step) for step in range(8)]
+    expected = [media_of(loader(config, items).batch(step)) for step in range(8)]
     for workers, first in ((1, 0), (4, 0), (3, 5)):
         source = loader(image_config(f"data.workers={workers}"), items)
-        found = list(itertools.islice(source.batches(first), 8 - first))
+        found = map(media_of, itertools.islice(source.batches(first), 8 - first))
         assert all(np.array_equal(*pair) for pair in zip(found, expected[first:], strict=True))
     assert expected[0].dtype == np.float32
     assert not np.array_equal(expected[0], expected[1])
-    assert not np.array_equal(expected[0], loader(config, items, seed=1).batch(0))
+    assert not np.array_equal(expected[0], media_of(loader(config, items, seed=1).batch(0)))
 
 
 def test_threads_end_with_the_iteration(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     config = image_config(f"data.cache_gb={2.5 * one / 1e9}", "data.workers=4")
     tight, wide = loader(config, items), loader(image_config(), items)
     for batch, expected in zip(itertools.islice(tight.batches(0), 12), wide.batches(0), strict=False):
-        assert np.array_equal(batch, expected)
+        assert np.array_equal(media_of(batch), media_of(expected))
     kept = [item for item in items if tight.cache.get(item) is tight.cache.get(item)]
     assert len(kept) == 2
     assert all(wide.cache.get(item) is wide.cache.get(item) for item in items)

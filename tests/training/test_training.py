@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -30,8 +29,10 @@ from training.conftest import (
     equal_state,
     kill_at,
     make_trainer,
+    media_of,
     metrics,
     run_train,
+    scaled,
     ticking,
     watched,
 )
@@ -46,9 +47,11 @@ from vqtok.models.token_reader import read_entropy_model
 from vqtok.quantizers import VQ
 from vqtok.tokens.vqt.file import dump, load
 from vqtok.training import loop
+from vqtok.training.data import Batch
 from vqtok.training.initialise import start_codebooks
 from vqtok.training.loop import Trainer
 from vqtok.training.monitor import CodebookWindow, RunningMeans
+from vqtok.training.objective import TensorBatch
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.state import CHECKPOINT_NAME, PREVIOUS_NAME, read_checkpoint
 from vqtok.training.train import train, train_prior
@@ -195,7 +198,7 @@ def test_sounds_are_written(sounds: Path, tmp_path: Path) -> None:
     (decoded,) = (tmp_path / "run").glob("step-0000009-0-codebooks-2.wav")
     data, rate = soundfile.read(original)
     assert rate == 2000
-    np.testing.assert_allclose(data, trainer.held_out[0][1][0], atol=1e-4)
+    np.testing.assert_allclose(data, trainer.held_out["audio"][0][1][0], atol=1e-4)
     assert soundfile.info(decoded).frames == len(data)
     assert metrics(tmp_path / "run")[-1]["validation"]["quality_name"] == "mel_distance"
 
@@ -209,7 +212,7 @@ def test_codebooks_start_from_latents_after_the_continuous_steps(pictures: Path,
     assert ["commitment" in loss for _, loss in losses] == [False] * CONTINUOUS_STEPS + [True]
     assert trainer.model.quantizer.ready
     assert trainer.average.quantizer.ready
-    z = trainer.model.encoder(torch.from_numpy(trainer.loader.batch(0)))
+    z = trainer.model.encoder(torch.from_numpy(media_of(trainer.loader.batch(0))))
     codes = trainer.model.quantizer.encode(z)
     assert len(codes[:, 0].unique()) > 8
     error = (trainer.model.quantizer.decode(codes) - z).square().mean()
@@ -312,7 +315,7 @@ def test_a_validation_takes_a_tenth_of_the_time_since_the_last(
     machine = SlowMachine(monkeypatch, step=2.0, item=1.0)
     trainer = make_trainer(pictures, tmp_path, Budget(minutes=5), "train.validations=60")
     machine.run(trainer)
-    assert len(trainer.held_out) == trainer._validation_items == 7  # of 8: 7.5 s, a fortieth of the run
+    assert len(trainer.held_out["image"]) == trainer._validation_items == 7  # of 8: 7.5 s, a fortieth of the run
     measured, found = machine.validated[:2], machine.validated[2:]
     assert [cost for _, cost in measured] == [1, 1]
     before = [sum(part) for part in [measured[-1], *found[:-1]]]
@@ -438,8 +441,8 @@ def test_a_step_that_is_not_finite_is_skipped(pictures: Path, tmp_path: Path) ->
     trainer = make_trainer(pictures, tmp_path, Budget(steps=30))
     batch = trainer.loader.batch
 
-    def spoilt(step: int) -> NDArray[np.float32]:
-        return batch(step) * np.float32(math.nan if step in (3, 15) else 1)
+    def spoilt(step: int) -> Batch:
+        return scaled(batch(step), math.nan if step in (3, 15) else 1)
 
     trainer.loader.batch = spoilt  # type: ignore[method-assign]
     losses = watched(trainer)
@@ -460,7 +463,7 @@ def test_steps_that_stay_without_a_gradient_roll_back(pictures: Path, tmp_path: 
     trainer = make_trainer(pictures, tmp_path, Budget(steps=60))
     batch = trainer.loader.batch
     # The second validation, and with it a checkpoint, is at 40.
-    trainer.loader.batch = lambda step: batch(step) * np.float32(math.nan if 25 <= step < 45 else 1)  # type: ignore[method-assign]
+    trainer.loader.batch = lambda step: scaled(batch(step), math.nan if 25 <= step < 45 else 1)  # type: ignore[method-assign]
     states: dict[int, dict[str, torch.Tensor]] = {}
     step = trainer._train_step
 
@@ -485,7 +488,7 @@ def test_steps_that_stay_without_a_gradient_roll_back(pictures: Path, tmp_path: 
 def test_a_run_that_does_not_recover_ends(pictures: Path, tmp_path: Path) -> None:
     trainer = make_trainer(pictures, tmp_path, Budget(steps=100))
     batch = trainer.loader.batch
-    trainer.loader.batch = lambda step: batch(step) * np.float32(1 if step < 9 else math.nan)  # type: ignore[method-assign]
+    trainer.loader.batch = lambda step: scaled(batch(step), 1 if step < 9 else math.nan)  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=r"20 successive steps .* lower train.learning_rate"):
         trainer.run()
     assert trainer.step == 9 + 4 * 20 - 1
@@ -540,9 +543,9 @@ def test_k_means_looks_at_fewer_latents_where_it_takes_long(
         trainer.model.quantizer.parts[0].initialised.fill_(False)
         requested: list[int] = []
 
-        def batch(index: int, requested: list[int] = requested) -> torch.Tensor:
+        def batch(index: int, requested: list[int] = requested) -> TensorBatch:
             requested.append(index)
-            return torch.from_numpy(trainer.loader.batch(index))
+            return TensorBatch.of(trainer.loader.batch(index), torch.device("cpu"))
 
         start_codebooks(trainer.model, batch, torch.float32, seconds)
         assert requested == list(range(expected))

@@ -257,7 +257,7 @@ def _modalities(models: list[Model], files: dict[str, list[Item]]) -> list[Any]:
     from vqtok.cli.console import say
 
     for model in models:
-        if not files[model.modality]:
+        if not any(files[other.modality] for other in models if other.name == model.name):
             kind = "images" if model.modality == "image" else "audio"
             raise ModelError(f"`model` {model.name}: encodes {kind}, but there are none among the given media")
     modalities = [modality for modality in files if any(model.modality == modality for model in models)]

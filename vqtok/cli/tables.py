@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vqtok.cli.console import one_line, out
-from vqtok.cli.lines import file_size, media_size, times
+from vqtok.cli.lines import bits_line, file_size, media_size, times
 
 BARS = " ▁▂▃▄▅▆▇█"
 HISTOGRAM_COLUMNS = 20, 64
@@ -23,6 +23,7 @@ HISTOGRAM_COLUMNS = 20, 64
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
+    shown["generator"] = _show_generator
     shown.get(facts["kind"], _show_media)(facts)
 
 
@@ -79,9 +80,9 @@ def _show_export(facts: Mapping[str, Any]) -> None:
     first = "all from the same" if facts["shared_vocabulary"] else "one after another"
     rows = [
         ("format", f"{facts['to']}, {facts['layout']}" + (f", {facts['dtype']}" if "dtype" in facts else "")),
-        ("medium", facts["modality"]),
+        ("medium", " and ".join(facts.get("strides", [facts["modality"]]))),
         ("model", facts["model"]),
-        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {facts['stride']}"),
+        ("codebooks", f"{_codebooks(facts['codebook_sizes'])} at stride {_strides(facts)}"),
         ("vocabulary", f"{facts['vocabulary_size']}, codes from {facts['offset']} on, {first}"),
         ("specials", specials or "none"),
         ("items", f"{facts['num_items']}, {facts['num_ids']} token ids"),
@@ -152,9 +153,9 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     rate = f", {facts['sample_rate']} Hz" if facts["sample_rate"] else ""
     rows = [
         ("identity", facts["identity"]),
-        ("codes", f"{facts['modalities'][0]}{rate}"),
+        ("codes", f"{' and '.join(facts['modalities'])}{rate}"),
         ("codebooks", _codebooks(facts["codebook_sizes"]) + (", with a prior" if facts["prior"] else "")),
-        ("stride", str(facts["stride"])),
+        ("stride", _strides(facts)),
     ]
     if facts["num_parameters"] is not None:
         rows.insert(2, ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"))
@@ -182,8 +183,34 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     for alarm in training.get("alarms", []):
         rows.append(("alarm", alarm))
     _facts_table(facts["file"], rows)
-    if "evaluation" in training:
-        _show_evaluation(training["evaluation"])
+    found = training.get("evaluation")
+    if found:
+        for evaluation in [found] if "prefixes" in found else found.values():  # those of each modality
+            _show_evaluation(evaluation)
+
+
+def _show_generator(facts: Mapping[str, Any]) -> None:
+    training = facts["training"]
+    rows = [
+        ("identity", facts["identity"]),
+        ("generates", ", ".join(facts["modalities"])),
+        ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
+    ]
+    for stream in facts["streams"]:
+        made_by = f", tokens of {stream['model']}" if stream["model"] else ""
+        rows.append((stream["name"], f"{_codebooks(stream['codebook_sizes'])} on {times(stream['window'])}{made_by}"))
+    rows.append(
+        (
+            "trained",
+            f"preset {training['preset']}, {training['steps']} steps, {training['items_seen']} items, "
+            f"{training['hours']:.2f} h on {training['device']} in {training['precision']}, seed {training['seed']}",
+        )
+    )
+    rows.append(("data", f"{training['items']} items, {training['held_out_items']} held out"))
+    evaluation = training["evaluation"]
+    rows.append(("bits a token", bits_line(evaluation["bits"], evaluation["bits_given_rest"])))
+    rows += [("alarm", alarm) for alarm in training["alarms"]]
+    _facts_table(facts["file"], rows)
 
 
 def show_models(models: Iterable[Mapping[str, Any]]) -> None:
@@ -238,6 +265,15 @@ def show_usage(facts: Mapping[str, Any]) -> None:
     """Print the codebook usage of files, with a histogram of each codebook."""
     out.print(Text(f"{facts['num_files']} files, {facts['num_tokens']} tokens, model {facts['model']}", style="bold"))
     _show_codebooks(facts)
+    for modality, use in facts.get("modalities", {}).items():
+        out.print(Text(f"{modality}: {use['num_files']} files, {use['num_tokens']} tokens", style="bold"))
+        _show_codebooks(use)
+    for index, shared in enumerate(facts.get("shared_fraction", [])):
+        divergence = facts["divergence_bits"][index]
+        out.print(
+            f"codebook {index + 1}: both modalities use {shared:.1%} of the used codes; "
+            f"Jensen-Shannon divergence {divergence:.3f} bits (1 if they share none)"
+        )
 
 
 def _show_codebooks(facts: Mapping[str, Any]) -> None:
@@ -287,9 +323,11 @@ def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for index, counts in enumerate(facts["counts"]):
-        label = f"{index + 1}: {facts['usage'][index]:.1%} used, perplexity {facts['perplexity'][index]:.0f}"
-        axes.step([(i + 0.5) / len(counts) for i in range(len(counts))], counts, where="mid", label=label)
+    for modality, use in facts.get("modalities", {"": facts}).items():
+        for index, counts in enumerate(use["counts"]):
+            label = f"{modality} {index + 1}: {use['usage'][index]:.1%} used, perplexity {use['perplexity'][index]:.0f}"
+            places = [(i + 0.5) / len(counts) for i in range(len(counts))]
+            axes.step(places, counts, where="mid", label=label.lstrip())
     axes.set(
         xlabel="codes, most frequent first (fraction of the codebook)",
         ylabel="times used",
@@ -303,6 +341,12 @@ def plot_usage(facts: Mapping[str, Any], path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {error}") from None
     finally:
         plt.close(figure)
+
+
+def _strides(facts: Mapping[str, Any]) -> str:
+    """Return the stride, or those of both modalities."""
+    strides: Mapping[str, int] = facts.get("strides", {})
+    return f"{facts['stride']}" if len(strides) < 2 else ", ".join(f"{strides[name]} ({name})" for name in strides)
 
 
 def _codebooks(sizes: Sequence[int]) -> str:

@@ -17,12 +17,15 @@ from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.compute.device import check_precision
 from vqtok.errors import MediaError
 from vqtok.files.paths import STDIO, RemotePath, as_path, error_context, read_bytes, stdin
+from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, open_audio
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
+from vqtok.models.tokenizer import Tokenizer
+from vqtok.tokens.fields import pack_metadata
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
@@ -51,15 +54,19 @@ class Codecs:
         self.model, self.device = model, device
         self.jobs = options.jobs or torch.get_num_threads()
         self._options = replace(options, jobs=self.jobs)
-        self._loaded: dict[str, Codec] = {}
+        self._opened: dict[str, Tokenizer] = {}
+        self._codecs: dict[Tokenizer, Codec] = {}
         self._loading = threading.Lock()
 
     def get(self, modality: str) -> Codec:
         name = self.model or modality
         with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = Codec(open_tokenizer(name).to(self.device), self.device, self._options)
-        return self._loaded[name]
+            if name not in self._opened:
+                self._opened[name] = open_tokenizer(name).to(self.device)
+            tokenizer = self._opened[name].of(modality)
+            if tokenizer not in self._codecs:
+                self._codecs[tokenizer] = Codec(tokenizer, self.device, self._options)
+            return self._codecs[tokenizer]
 
 
 def encode(
@@ -152,11 +159,27 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
 
 
 def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
+    """Encode what `open_media` yields. The sidecar of a local file becomes metadata of its tokens."""
     if kind == "image":
-        return codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
-    with open_audio(source, mono) as audio:
-        blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
-        return codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
+        tokens = codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
+    else:
+        with open_audio(source, mono) as audio:
+            blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
+            tokens = codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
+    return with_columns(tokens, source)
+
+
+def with_columns(tokens: Tokens, source: Path | BinaryIO) -> Tokens:
+    """Return tokens with the sidecar of their file as metadata, if there is one."""
+    if not isinstance(source, Path):
+        return tokens
+    metadata = read_columns(source) | tokens.metadata
+    try:
+        pack_metadata(metadata)
+    except ValueError as error:
+        logger.warning("%s: gets no caption: %s", source, error)
+        return tokens
+    return replace(tokens, metadata=metadata)
 
 
 def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
@@ -192,8 +215,12 @@ def load_tokens(
     return codec, codec.on_core(lambda: load_parts(data, parts, model, num_codebooks, blank)), parts
 
 
-def describe_losses(parts: Parts) -> str:
-    """Describe the lost parts of a damaged token file in one line."""
+def describe_losses(parts: Parts, filled: bool = False) -> str:
+    """Describe the lost parts of a damaged token file in one line, and what is in their place.
+
+    Args:
+        filled: Whether a generator has filled them in.
+    """
     lost = losses(parts.header, parts.starts)
     if "lost_rows" in lost:
         stretches = ", ".join(f"rows {begin} to {end - 1}" for begin, end in lost["lost_rows"])
@@ -203,4 +230,5 @@ def describe_losses(parts: Parts) -> str:
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
     if not stretches:
         return f"damaged ({parts.damage}), but nothing is lost"
+    instead = "what a generator made" if filled else instead
     return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"

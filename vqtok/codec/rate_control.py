@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vqtok.codec.codec import Codec
+from vqtok.codec.files import with_columns
 from vqtok.codec.prefixes import Prefixes
 from vqtok.errors import MediaError, UsageError
 from vqtok.media.audio import read_audio
@@ -114,7 +115,7 @@ def encode_to_target(
     else:
         original = read_audio(source, mono=mono)
         tokens = codec.encode(original, num_codebooks)
-    prefixes = Prefixes(codec, tokens, coder)
+    prefixes = Prefixes(codec, with_columns(tokens, source), coder)
     limit = _limit(own, tokens)
     count, shortfall = most_codebooks(prefixes, limit), ""
     if limit is not None and len(prefixes.file(count)) > limit:

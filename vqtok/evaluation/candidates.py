@@ -136,33 +136,35 @@ def open_models(names: Sequence[str], codebooks: Sequence[int] | None, revision:
     found = []
     for given in names:
         model = at_revision(given, revision) or given
-        tokenizer = open_tokenizer(model)
-        available = len(tokenizer.codebook_sizes)
-        counts = [n for n in (codebooks or prefix_lengths(available)) if n <= available]
-        if not counts:
-            raise UsageError(f"`num_codebooks` {min(codebooks or ())}: model {given} has {available}")
-        found.append(
-            Model(
-                given,
-                given,
-                model if is_adapted(model) else str(find_model(model)),
-                tokenizer.modality,
-                tokenizer.identity.hex(),
-                tuple(tokenizer.codebook_sizes),
-                tokenizer.stride,
-                tokenizer.sample_rate,
-                tuple(sorted(set(counts))),
+        whole = open_tokenizer(model)
+        for tokenizer in map(whole.of, whole.modalities):
+            available = len(tokenizer.codebook_sizes)
+            counts = [n for n in (codebooks or prefix_lengths(available)) if n <= available]
+            if not counts:
+                raise UsageError(f"`num_codebooks` {min(codebooks or ())}: model {given} has {available}")
+            found.append(
+                Model(
+                    given,
+                    given,
+                    model if is_adapted(model) else str(find_model(model)),
+                    tokenizer.modality,
+                    tokenizer.identity.hex(),
+                    tuple(tokenizer.codebook_sizes),
+                    tokenizer.stride,
+                    tokenizer.sample_rate,
+                    tuple(sorted(set(counts))),
+                )
             )
-        )
     return _with_short_names(found)
 
 
 def _with_short_names(models: Sequence[Model]) -> list[Model]:
     """Name each model file by its stem where that is enough."""
     stems = [Path(model.name).stem if model.name.endswith(".safetensors") else model.name for model in models]
-    counts = Counter(stems)
+    owners = {(stem, model.name) for stem, model in zip(stems, models, strict=True)}
+    counts = Counter(stem for stem, _ in owners)
     names = [stem if counts[stem] == 1 else model.name for stem, model in zip(stems, models, strict=True)]
-    for name, count in Counter(names).items():
+    for (name, _), count in Counter(zip(names, (model.modality for model in models), strict=True)).items():
         if count > 1:
             raise ModelError(f"`model` {name}: is given twice")
     return [Model(name, *list(vars(model).values())[1:]) for name, model in zip(names, models, strict=True)]

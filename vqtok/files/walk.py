@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vqtok.errors import MediaError
 from vqtok.files.paths import RemotePath
+from vqtok.files.sidecars import is_sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -21,22 +22,24 @@ def files_below(folder: Path, accepts: Callable[[Path], bool], ignored: Counter[
     yielded like a file: reading it then reports the reason.
 
     Args:
-        ignored: Counts the files that are not accepted by their suffix, hidden files aside.
+        ignored: Counts the files that are not accepted by their suffix, except hidden files and captions.
 
     Raises:
         MediaError: `folder` itself cannot be listed.
     """
 
-    def accept(name: str) -> bool:
+    def accept(name: str, siblings: Sequence[str]) -> bool:
         path = Path(name)
         if accepts(path):
             return True
-        if ignored is not None and not path.name.startswith("."):
+        hidden = path.name.startswith(".")
+        if ignored is not None and not hidden and not is_sidecar(name, siblings, accepts):
             ignored[path.suffix.lower()] += 1
         return False
 
     if isinstance(folder, RemotePath):
-        yield from filter(accept, folder.names_below())
+        names = folder.names_below()
+        yield from (name for name in names if accept(name, names))
         return
     try:
         levels = [_Level(folder, "")]
@@ -44,13 +47,13 @@ def files_below(folder: Path, accepts: Callable[[Path], bool], ignored: Counter[
         raise MediaError(f"{folder}: cannot be read: {error.strerror}") from error
     while levels:
         level = levels[-1]
-        if not level.entries:
+        name = next(level.remaining, None)
+        if name is None:
             levels.pop()
             continue
-        name, is_folder = level.entries.pop()
         path = level.prefix + name
-        if not is_folder:
-            if accept(name):
+        if name not in level.folders:
+            if accept(name, level.names):
                 yield path
             continue
         try:
@@ -76,7 +79,7 @@ def describe_ignored(ignored: Mapping[str, int]) -> str:
 
 
 class _Level:
-    """One folder of the walk: the entries that remain, last first.
+    """One folder of the walk.
 
     Raises:
         OSError: The folder cannot be listed.
@@ -85,7 +88,10 @@ class _Level:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.prefix = prefix
         with os.scandir(folder) as entries:
-            self.entries = sorted(((e.name, _is_folder(e)) for e in entries if not _is_special(e)), reverse=True)
+            kinds = {entry.name: _is_folder(entry) for entry in entries if not _is_special(entry)}
+        self.names = sorted(kinds)
+        self.folders = {name for name, is_folder in kinds.items() if is_folder}
+        self.remaining = iter(self.names)
         found = os.stat(folder)
         self.identity = found.st_dev, found.st_ino
 

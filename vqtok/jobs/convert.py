@@ -114,7 +114,7 @@ def convert_files(
     Raises:
         UsageError: A file does not name its model, or the size is not valid.
     """
-    codec_of = functools.cache(lambda name: Codecs(name).get("image"))
+    codecs_of = functools.cache(Codecs)
     for conversion in conversions:
         job = conversion.job
         try:
@@ -127,7 +127,8 @@ def convert_files(
                 elif isinstance(found, Tokens):
                     raise UsageError(f"`output` {job.target}: token files are converted to .npy")
                 else:
-                    facts = _write_tokens(job, found, codec_of(_model_of(found, model)), size)
+                    codec = codecs_of(_model_of(found, model)).get(_modality_of(found, size))
+                    facts = _write_tokens(job, found, codec, size)
                 yield done(job, facts)
         except UsageError:
             raise
@@ -180,6 +181,12 @@ def _model_of(found: ForeignCodes, model: str | None) -> str:
     if found.model is not None:
         return f"hf:facebook/{found.model}"
     raise UsageError("does not say which model made the codes; give it as `model`")
+
+
+def _modality_of(found: ForeignCodes, size: str | None) -> str:
+    """Return the modality of codes of a model that encodes both, by the form of `size` or by the number of axes."""
+    is_image = "x" in size if size else found.size is None and found.codes.ndim == 3
+    return "image" if is_image else "audio"
 
 
 def _write_array(job: Job, found: ForeignCodes | Tokens) -> dict[str, Any]:

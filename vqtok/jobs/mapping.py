@@ -35,7 +35,7 @@ def plan_jobs(
     One input goes beside itself or to `output`; several go beside themselves or into the folder `output`. The tree of
     a folder is mirrored in `output`, under the folder's own name if there are several folders. An input with several
     items becomes a folder. Where outputs would have the same name, all of them keep the suffix of their input:
-    `a.jpg.vqt` and `a.png.vqt`.
+    `a.jpg.vqt` and `a.png.vqt`. `stem` undoes this.
 
     Args:
         output: A file, a folder (an existing one, or a name that ends in a slash), or - for standard output.
@@ -43,7 +43,8 @@ def plan_jobs(
         accepts: Returns whether a file in a folder is an input.
         what: What the inputs in a folder are, for messages.
         items: Returns the keys of the items in an input; None for an input that is a single item.
-        stem: Returns the name of an item's output, without its suffix, for its key.
+        stem: Returns the name of an output, without its suffix, for the key of an item or the name of an input without
+            its suffix.
         listed: Listed files, instead of `inputs`.
         ignored: Counts the files in folders that are not inputs, by their suffix.
 
@@ -83,24 +84,25 @@ def plan_jobs(
             for name in _names_below(path, accepts, what, ignored):
                 inside = items(path / name)
                 if inside is None:
-                    jobs.mirror(path, name, mirror, suffix_of(path, name))
+                    jobs.mirror(path, name, mirror, suffix_of(path, name), stem)
                     continue
                 for key in inside:
-                    folder = mirror / _with_suffix(name, "")
+                    folder = mirror / os.path.splitext(name)[0]
                     jobs.add_item(path / name, key, folder, stem, suffix_of(path, name))
         elif path in keys and root is not None:
             for key in keys[path]:
                 jobs.add_item(path, key, root, stem, suffix_of(path))
         elif root is not None:
             name = "stdin" if str(path) == str(STDIO) else Path(str(path)).name
-            jobs.add(Job(path, root / _with_suffix(name, suffix_of(path))), root / f"{name}{suffix_of(path)}")
+            short, kept = _outputs(name, suffix_of(path), stem)
+            jobs.add(Job(path, root / short), root / kept)
         else:
             is_stdin = str(path) == str(STDIO)
-            beside = STDIO if is_stdin else path.with_suffix(suffix_of(path))
-            job = Job(path, target or beside, *keys.get(path, ()))
-            jobs.add(job, None if target or is_stdin else path.with_name(path.name + suffix_of(path)))
+            short, kept = _outputs(path.name, suffix_of(path), stem)
+            job = Job(path, target or (STDIO if is_stdin else path.with_name(short)), *keys.get(path, ()))
+            jobs.add(job, None if target or is_stdin else path.with_name(kept))
     for folder, name in listed or ():
-        jobs.mirror(folder, name, root or folder, suffix_of(folder, name))
+        jobs.mirror(folder, name, root or folder, suffix_of(folder, name), stem)
     return jobs.resolve()
 
 
@@ -207,13 +209,14 @@ class _Mirrored:
     folder: Path
     mirror: Path
     suffix: str
+    stem: Callable[[str], str]
     keeps_suffix: bool = False
 
     def __call__(self, name: str) -> Job:
         return Job(self.folder / name, self.mirror / self.output(name))
 
     def output(self, name: str) -> str:
-        return name + self.suffix if self.keeps_suffix else _with_suffix(name, self.suffix)
+        return _outputs(name, self.suffix, self.stem)[self.keeps_suffix]
 
     def keeping_suffix(self) -> _Mirrored | None:
         return None if self.keeps_suffix else replace(self, keeps_suffix=True)
@@ -242,9 +245,9 @@ class _Jobs:
         target, kept = (folder / _inside(name + suffix, source) for name in (stem(key), key))
         self.add(Job(source, target, key), kept)
 
-    def mirror(self, folder: Path, name: str, mirror: Path, suffix: str) -> None:
+    def mirror(self, folder: Path, name: str, mirror: Path, suffix: str, stem: Callable[[str], str]) -> None:
         """Add the job of a file in a folder; a fraction of the time of `add`."""
-        make = _Mirrored(folder, mirror, suffix)
+        make = _Mirrored(folder, mirror, suffix, stem)
         target = f"{self._absolute(mirror)}/{make.output(name)}"
         if f"{self._absolute(folder)}/{name}" == target:
             raise _overwrites(make(name))
@@ -309,8 +312,11 @@ def _names_below(
         raise MediaError(f"{folder}: no {what} in this folder")
 
 
-def _with_suffix(name: str, suffix: str) -> str:
-    return os.path.splitext(name)[0] + suffix
+def _outputs(name: str, suffix: str, stem: Callable[[str], str]) -> tuple[str, str]:
+    """Return the name of the output of an input, and the name if it has to keep the suffix of the input."""
+    bare = os.path.splitext(name)[0]
+    short = stem(bare)
+    return short + suffix, (name if short == bare else bare) + suffix
 
 
 def _inside(name: str, source: Path) -> Path:

@@ -148,9 +148,9 @@ def encode_shard(
         OutputError: The shard exists, or cannot be written.
     """
     modalities = {_modality(source) for _, source in items}
-    if {"image", "audio"} <= modalities and codecs.model is None:
-        raise UsageError(f"{shard}: a shard cannot hold both images and audio; write one of each")
     codec = codecs.get("audio" if "audio" in modalities else "image")
+    if {"image", "audio"} <= modalities and codecs.get("image") is not codec:
+        raise UsageError(f"{shard}: a shard cannot hold both images and audio; write one of each")
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
     def encode(item: tuple[str, Path], budget: MemoryBudget) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:

@@ -13,7 +13,8 @@ from typing import Any
 
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of fusion models; all others have version 1, so that earlier versions of vqtok read them."""
 MAX_HEADER_BYTES = 1 << 24
 METADATA_KEY = "vqtok"
 _DTYPES = {
@@ -34,11 +35,62 @@ class ModelCard:
     training: dict[str, Any]
     """The training data, the duration of the training, and its results on held-out files."""
     codebook_sizes: tuple[int, ...]
-    stride: int
+    strides: dict[str, int]
+    """The stride by modality."""
     num_parameters: int
     """The number of parameters of encoder, quantizer and decoder."""
     has_prior: bool
     file_bytes: int
+
+    @property
+    def stride(self) -> int:
+        """The stride of a model of one modality, or the first of a fusion model."""
+        return next(iter(self.strides.values()))
+
+
+@dataclass(frozen=True)
+class GeneratorCard:
+    """The header of a file with a generator, a model of tokens."""
+
+    identity: str
+    """SHA-256 of network and streams, in hex."""
+    config: dict[str, Any]
+    streams: list[dict[str, Any]]
+    """What it generates: for each modality its tokenizer, codebooks and window."""
+    training: dict[str, Any]
+    num_parameters: int
+    file_bytes: int
+
+
+def is_generator(path: Path) -> bool:
+    """Return whether a model file has a generator instead of a tokenizer. Raises as `read_card` does."""
+    return _read_values(path)[1].get("kind") == "generator"
+
+
+def read_generator_card(path: Path) -> GeneratorCard:
+    """Read the header of a generator.
+
+    Raises:
+        ModelError: The file does not exist or is not a generator.
+        CorruptFileError: It is truncated or damaged.
+        UnsupportedVersionError: It has a newer format.
+    """
+    tensors, values, file_bytes = _read_values(path)
+    if values.get("kind") != "generator":
+        raise ModelError(f"{path}: is a tokenizer, not a generator; train one with the preset generator")
+    try:
+        if not all(isinstance(stream, dict) for stream in values["streams"]):
+            raise ValueError
+        return GeneratorCard(
+            identity=bytes.fromhex(values["identity"]).hex(),
+            config=values["config"],
+            streams=values["streams"],
+            training=values["training"],
+            num_parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
+            file_bytes=file_bytes,
+        )
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
 
 
 def read_card(path: Path) -> ModelCard:
@@ -49,20 +101,17 @@ def read_card(path: Path) -> ModelCard:
         CorruptFileError: It is truncated or damaged.
         UnsupportedVersionError: It has a newer format.
     """
-    tensors, metadata, file_bytes = _read_header(path)
-    if METADATA_KEY not in metadata:
-        raise ModelError(f"{path}: is a safetensors file, but not a vqtok model; choose another `model`")
+    tensors, values, file_bytes = _read_values(path)
+    if values.get("kind") == "generator":
+        raise ModelError(f"{path}: is a generator of tokens, not a tokenizer; vqtok generate uses it, or --fill")
     try:
-        values = json.loads(metadata[METADATA_KEY])
-        if values["format"] > FORMAT_VERSION:
-            raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
         _check_types(values)
         return ModelCard(
             identity=bytes.fromhex(values["identity"]).hex(),
             config=values["config"],
             training=values["training"],
             codebook_sizes=tuple(values["codebook_sizes"]),
-            stride=values["stride"],
+            strides=dict(zip(_modalities(values), _strides(values), strict=True)),
             num_parameters=sum(
                 math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith(("entropy.", "prior."))
             ),
@@ -73,6 +122,21 @@ def read_card(path: Path) -> ModelCard:
         raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
 
 
+def _read_values(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the descriptions of the tensors in a model file, the values of its header, and its size in bytes."""
+    tensors, metadata, file_bytes = _read_header(path)
+    if METADATA_KEY not in metadata:
+        raise ModelError(f"{path}: is a safetensors file, but not a vqtok model; choose another `model`")
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+        newer = values["format"] > FORMAT_VERSION
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
+    if newer:
+        raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
+    return tensors, values, file_bytes
+
+
 def _check_types(values: dict[str, Any]) -> None:
     """Raise if the entries of a header do not have the expected types.
 
@@ -80,13 +144,23 @@ def _check_types(values: dict[str, Any]) -> None:
         ValueError, LookupError, TypeError: An entry is missing or has another type.
     """
     config, sizes = values["config"], values["codebook_sizes"]
-    whole = [values["stride"], config["model"]["sample_rate"], *sizes]
+    whole = [*_strides(values), config["model"]["sample_rate"], *sizes]
     if not all(type(number) is int and number >= 0 for number in whole) or not sizes:
         raise ValueError
-    if config["model"]["modality"] not in ("image", "audio") or not isinstance(config["data"]["note"], str):
+    if len(_strides(values)) != len(_modalities(values)) or not isinstance(config["data"]["note"], str):
         raise ValueError
     if not isinstance(values["training"], dict):
         raise ValueError
+
+
+def _modalities(values: dict[str, Any]) -> list[str]:
+    modality: str = values["config"]["model"]["modality"]
+    return {"image": ["image"], "audio": ["audio"], "fusion": ["image", "audio"]}[modality]
+
+
+def _strides(values: dict[str, Any]) -> list[int]:
+    stride = values["stride"]
+    return stride if isinstance(stride, list) else [stride]
 
 
 def check_identity(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from vqtok.tokens.coding.coders import EntropyModel
 from vqtok.tokens.coding.prior import PREFIX as PRIOR_PREFIX
 from vqtok.tokens.coding.prior import from_arrays
 from vqtok.tokens.coding.rans import TOTAL
+from vqtok.tokens.shape import MODALITIES
 
 TABLE_PREFIX = "entropy."
 PREFIXES = (TABLE_PREFIX, PRIOR_PREFIX)
@@ -24,6 +25,33 @@ def entropy_model(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> Ent
     Raises:
         CorruptFileError: The arrays are damaged.
     """
+    found = {modality: _arrays_of(arrays, modality) for modality in MODALITIES}
+    if any(found.values()):
+        return EntropyModel(sides={modality: _one(own, num_codebooks) for modality, own in found.items()})
+    return _one(arrays, num_codebooks)
+
+
+def of_side(arrays: Mapping[str, NDArray[Any]], modality: str) -> dict[str, NDArray[Any]]:
+    """Return arrays under the names that they have for one modality of a fusion model: `prior.image.kernel`."""
+    return {f"{prefix}{modality}.{name.removeprefix(prefix)}": arrays[name] for name, prefix in _prefixed(arrays)}
+
+
+def _arrays_of(arrays: Mapping[str, NDArray[Any]], modality: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of one modality of a fusion model under the names that they have in other models."""
+    return {
+        prefix + name.removeprefix(f"{prefix}{modality}."): arrays[name]
+        for name, prefix in _prefixed(arrays)
+        if name.startswith(f"{prefix}{modality}.")
+    }
+
+
+def _prefixed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name that has one of the prefixes, and the prefix."""
+    yield from ((name, prefix) for name in names for prefix in PREFIXES if name.startswith(prefix))
+
+
+def _one(arrays: Mapping[str, NDArray[Any]], num_codebooks: int) -> EntropyModel:
+    """Return the entropy model of one modality."""
     named = [arrays.get(f"{TABLE_PREFIX}{index}") for index in range(num_codebooks)]
     for table in named:
         if table is not None and (table.ndim != 1 or table.dtype.kind != "i" or not _are_frequencies(table)):

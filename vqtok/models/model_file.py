@@ -21,7 +21,7 @@ from vqtok.files.atomic import atomic_write
 from vqtok.files.paths import error_context
 from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, hash_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, TABLE_PREFIX, entropy_model
-from vqtok.models.vqmodel import VQModel
+from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.quantizers import VQ
 
 
@@ -30,29 +30,36 @@ def save_model(
     model: VQModel,
     config: Config,
     *,
-    entropy_tables: Mapping[int, NDArray[np.integer]],
+    entropy_tables: Mapping[int, NDArray[np.integer]] | Mapping[str, NDArray[np.integer]],
     prior: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
+    architecture: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Write a model file atomically and return its identity.
 
     Args:
-        entropy_tables: Integer frequencies by codebook; codes of a codebook without a table are bit-packed.
-        prior: Arrays of a context prior by name.
+        entropy_tables: Integer frequencies by codebook, in a fusion model by names such as `image.0`; codes of a
+            codebook without a table are bit-packed.
+        prior: Arrays of a context prior by name, in a fusion model as `of_side` names them.
+        architecture: The `model` section of the config, if it must be that of another file to the letter, whose
+            identity the new one has.
     """
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
     tensors |= {name: torch.from_numpy(array) for name, array in prior.items()}
-    identity = compute_identity(config.to_dict()["model"], tensors)
+    values = config.to_dict()
+    values["model"] = values["model"] if architecture is None else dict(architecture)
+    identity = compute_identity(values["model"], tensors)
+    strides = [side.stride for side in model.sides.values()]
     metadata = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if len(strides) > 1 else 1,
         "identity": identity.hex(),
-        "config": config.to_dict(),
+        "config": values,
         "training": dict(training),
         "codebook_sizes": model.codebook_sizes,
-        "stride": model.stride,
+        "stride": strides[0] if len(strides) == 1 else strides,
     }
     atomic_write(path, to_safetensors(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
     return identity
@@ -77,7 +84,7 @@ def load_model(path: Path) -> VQModel:
         raise CorruptFileError(f"{path}: the weights do not match the identity {card.identity[:8]}; copy it again")
     arrays = {name: tensors.pop(name).numpy() for name in list(tensors) if name.startswith(PREFIXES)}
     try:
-        model = VQModel(from_dict(Config, card.config).model)
+        model = build_model(from_dict(Config, card.config).model)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (UsageError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -88,9 +95,11 @@ def load_model(path: Path) -> VQModel:
     for module in model.modules():
         if isinstance(module, VQ):
             module.reset_statistics()
-    model.identity = identity
     with error_context(path):
         model.entropy_model = entropy_model(arrays, len(model.codebook_sizes))
+    model.identity = identity
+    for modality, side in model.sides.items():
+        side.identity, side.entropy_model = identity, model.entropy_model.of(modality)
     return model.eval().requires_grad_(False)
 
 

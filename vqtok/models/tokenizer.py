@@ -53,6 +53,15 @@ class Tokenizer(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Return the media of codes, or of codes of only the first codebooks."""
 
+    @property
+    def modalities(self) -> tuple[Literal["image", "audio"], ...]:
+        """What the model encodes; both for a fusion model, which is used through `of`."""
+        return (self.modality,)
+
+    def of(self, modality: str) -> Tokenizer:
+        """Return the tokenizer of a modality: one side of a fusion model. Any other model returns itself."""
+        return self
+
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         """Return the codes of at least the first `num_codebooks` codebooks."""
         return self.encode(x)

@@ -1,18 +1,19 @@
-"""`VQModel`: an encoder, a quantizer and a decoder."""
+"""`VQModel`: an encoder, a quantizer and a decoder; `FusionModel`: one of each modality around one quantizer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vqtok.config import ModelConfig
+from vqtok.config import Modality, ModelConfig
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.networks import build_decoder, build_encoder, network_context
 from vqtok.networks.layers import Axes
-from vqtok.quantizers import QuantizerOutput, build_quantizer
+from vqtok.quantizers import Quantizer, QuantizerOutput, build_quantizer
 from vqtok.tokens.coding.coders import NO_MODEL
 
 
@@ -21,12 +22,17 @@ class VQModel(nn.Module, Tokenizer):
 
     `identity` and `entropy_model` belong to the file it was loaded from; a model in training has none.
 
+    Args:
+        config: The architecture.
+        quantizer: The quantizer, if it is shared with another model.
+
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, quantizer: Quantizer | None = None) -> None:
         super().__init__()
         self.config = config
+        assert config.modality != "fusion"
         axes: Axes = 2 if config.modality == "image" else 1
         channels, dim = config.channels if axes == 2 else 1, config.quantizer.dim
         self.modality: Literal["image", "audio"] = config.modality
@@ -34,13 +40,21 @@ class VQModel(nn.Module, Tokenizer):
         self.sample_rate = config.sample_rate or None
         self.stride = math.prod(config.network.strides)
         self.encoder = build_encoder(config.network, axes, channels, dim)
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = build_quantizer(config.quantizer) if quantizer is None else quantizer
         self.decoder = build_decoder(config.network, axes, channels, dim)
         self.encoder_context: int | None = network_context(self.encoder)
         self.decoder_context: int | None = network_context(self.decoder)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
         self.entropy_model = NO_MODEL
+
+    @property
+    def sides(self) -> Mapping[Modality, VQModel]:
+        """The model of each modality: both sides of a fusion model, else this model."""
+        return {self.modality: self}
+
+    def of(self, modality: str) -> VQModel:
+        return {str(name): side for name, side in self.sides.items()}.get(modality, self)
 
     def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
         """Return the reconstruction of media and the quantizer's output.
@@ -51,7 +65,10 @@ class VQModel(nn.Module, Tokenizer):
         Shapes:
             x and the reconstruction: `(batch, channels, *size)`.
         """
-        z = self.encoder(x)
+        return self.reconstruct(self.encoder(x), quantize=quantize)
+
+    def reconstruct(self, z: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
+        """Return what `forward` returns, from the latents `(batch, dim, *grid)`."""
         if not quantize:
             return self.decoder(self.quantizer.bypass(z)), None
         output = self.quantizer(z)
@@ -64,3 +81,44 @@ class VQModel(nn.Module, Tokenizer):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         return self.decoder(self.quantizer.decode(codes))
+
+
+class FusionModel(VQModel):
+    """A `VQModel` for images and one for audio that share their quantizer, and so their codes.
+
+    Its sides are used like models of one modality: `model.of("image").encode(x)`. The weights are those of
+    `encoder.image`, `encoder.audio`, `quantizer`, `decoder.image` and `decoder.audio`.
+
+    Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.1 (a codebook for all
+        modalities).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        quantizer = build_quantizer(config.quantizer)
+        # Not modules of this one: their weights would be in the state twice.
+        self.__dict__["_sides"] = {modality: VQModel(config.of(modality), quantizer) for modality in config.modalities}
+        self.encoder = nn.ModuleDict({modality: side.encoder for modality, side in self.sides.items()})
+        self.quantizer = quantizer
+        self.decoder = nn.ModuleDict({modality: side.decoder for modality, side in self.sides.items()})
+        self.codebook_sizes = quantizer.codebook_sizes
+        self.identity = b""
+        self.entropy_model = NO_MODEL
+
+    @property
+    def sides(self) -> Mapping[Modality, VQModel]:
+        sides: Mapping[Modality, VQModel] = self.__dict__["_sides"]
+        return sides
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return tuple(self.sides)
+
+    def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
+        raise TypeError("a fusion model is used by its sides: model.of(modality)")
+
+
+def build_model(config: ModelConfig) -> VQModel:
+    """Build a model with random weights."""
+    return FusionModel(config) if config.modality == "fusion" else VQModel(config)

@@ -101,7 +101,8 @@ class VQ(Quantizer):
 
     def update(self, z: Tensor, codes: Tensor) -> None:
         if self.waiting is not None:
-            self.waiting.append((z, codes))
+            # As one item each, since the items of several modalities have grids of several sizes.
+            self.waiting.append((z.flatten(0, 1)[None], codes.flatten(0, 1)[None]))
         elif not self.frozen:
             self._learn(self._normalize(z.flatten(0, 1)), codes.flatten())
 
@@ -146,4 +147,4 @@ def one_update(module: nn.Module) -> Iterator[None]:
             codebook.waiting = None
     for codebook, batches in zip(codebooks, gathered, strict=True):
         if batches:
-            codebook.update(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+            codebook.update(*(torch.cat(tensors, dim=1) for tensors in zip(*batches, strict=True)))

@@ -76,7 +76,23 @@ def perplexity(count: NDArray[np.int64]) -> float:
     return float(2.0 ** entropy_bits(count))
 
 
-def entropy_bits(count: NDArray[np.int64]) -> float:
+def shared_fraction(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """Return the fraction of the codes that occur in either histogram that occur in both."""
+    used, shared = (first > 0) | (second > 0), (first > 0) & (second > 0)
+    return float(shared.sum()) / float(used.sum())
+
+
+def jensen_shannon_bits(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """Return the Jensen-Shannon divergence of two histograms in bits: 0 if they are equal, 1 if no code is in both.
+
+    Source: Lin 1991, "Divergence Measures Based on the Shannon Entropy".
+    """
+    mean: NDArray[np.float64] = first / first.sum() + second / second.sum()
+    return max(0.0, entropy_bits(mean) - (entropy_bits(first) + entropy_bits(second)) / 2)
+
+
+def entropy_bits(count: NDArray[np.int64] | NDArray[np.float64]) -> float:
     """Return the entropy in bits per token, from the number of occurrences of each code."""
-    probability = count[count > 0] / count.sum()
+    found: NDArray[np.float64] = count[count > 0].astype(np.float64)
+    probability = found / found.sum()
     return float(probability @ -np.log2(probability))

@@ -36,6 +36,13 @@ class Clock:
         """The deadline for everything except writing the model file; None without a budget."""
         return None if self.seconds is None else self.began + self.seconds - SAVE_SECONDS
 
+    def deadline(self, share: float) -> float | None:
+        """Return the end of the next share of the time that is left, by `time.monotonic()`; None without a budget."""
+        if self.until is None or share == 1:
+            return self.until
+        now = time.monotonic()
+        return now + share * (self.until - now)
+
 
 def evaluation_seconds(clock: Clock) -> float:
     """Return the seconds to reserve for the final evaluation; 0 without a budget."""

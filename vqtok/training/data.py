@@ -8,8 +8,9 @@ import math
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.config import Config
+from vqtok.config import Config, Modality
 from vqtok.errors import MediaError, TrainingError, UsageError
+from vqtok.files.sidecars import is_sidecar
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.image import read_image
-from vqtok.media.kinds import modality_of
+from vqtok.media.kinds import modality_of, stem
 from vqtok.media.media import Media
 from vqtok.training.state import RUN_SUFFIX
 
@@ -52,6 +54,23 @@ class TrainingItem:
     weight: float = 1.0
     """How often it is drawn: equally often for images, in proportion to its duration for audio."""
 
+    @property
+    def modality(self) -> Modality:
+        return "audio" if self.pixels is None and modality_of(self.path) == "audio" else "image"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The crops of a training step.
+
+    Shapes:
+        media: For each modality float32 `(batch, channels, *crop)` in [-1, 1].
+        pairs: bool `(batch,)`: whether an image and an audio at the same place share a stem; False for one modality.
+    """
+
+    media: Mapping[Modality, NDArray[np.float32]]
+    pairs: NDArray[np.bool_]
+
 
 def find_files(folder: Path) -> list[Path]:
     """List all files below a folder in a stable order, except what training has written to run folders."""
@@ -63,29 +82,35 @@ def _in_run_folder(path: Path) -> bool:
     return any(parent.suffix == RUN_SUFFIX for parent in path.parents)
 
 
-def find_items(folder: Path, modality: str) -> list[TrainingItem]:
-    """List all media of a modality below a folder, in a stable order; log which files are skipped and ignored."""
+def find_items(folder: Path, *modalities: Modality) -> list[TrainingItem]:
+    """List all media of some modalities below a folder, in a stable order; log which files are skipped and ignored."""
     items: list[TrainingItem] = []
     ignored = Counter[str]()
-    for path in find_files(folder):
-        name = path.relative_to(folder).as_posix()
+    files = find_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    in_order = sorted(names)  # Files are listed folder by folder.
+    for path, name in zip(files, names, strict=True):
         try:
-            if modality_of(path) == modality:
+            if (modality := modality_of(path)) in modalities:
                 weight = 1.0
                 if modality == "audio":
                     samples, sample_rate, _ = audio_info(path)
                     weight = samples / sample_rate
                 items.append(TrainingItem(path, name, weight=weight))
-            elif modality == "image" and path.suffix.lower() in ARRAY_SUFFIXES:
+            elif "image" in modalities and path.suffix.lower() in ARRAY_SUFFIXES:
                 for key, stack in _read_stacks(path).items():
                     items += [TrainingItem(path, f"{name}/{key}/{index}", pixels) for index, pixels in enumerate(stack)]
-            elif not path.name.startswith("."):
+            elif not path.name.startswith(".") and not is_sidecar(name, in_order, _is_media):
                 ignored[path.suffix.lower()] += 1
         except MediaError as error:
             logger.warning("skipped: %s", error)
     if ignored:
         logger.warning("%s: %s", folder, describe_ignored(ignored))
     return items
+
+
+def _is_media(path: Path) -> bool:
+    return modality_of(path) is not None
 
 
 def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
@@ -112,13 +137,25 @@ def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
     return stacks
 
 
-def split_items(items: Sequence[TrainingItem], fraction: float) -> tuple[list[TrainingItem], list[TrainingItem]]:
-    """Split into training and validation items by a hash of each name, which keeps the split if files are added."""
-    ranked = sorted(items, key=lambda item: hashlib.sha256(item.name.encode(errors="surrogateescape")).digest())
-    count = min(max(1, round(len(items) * fraction)), len(items) - 1)
-    held_out = {item.name for item in ranked[:count]} if count > 0 else set()
-    training = [item for item in items if item.name not in held_out]
-    return training, [item for item in items if item.name in held_out]
+def split_items(
+    items: Sequence[TrainingItem], fraction: float, name: Callable[[TrainingItem], str] = lambda item: item.name
+) -> tuple[list[TrainingItem], list[TrainingItem]]:
+    """Split into training and validation items by a hash of each name, which keeps the split if files are added.
+
+    Args:
+        name: Returns the name of an item; items of one name, such as the `pair_stem` of pairs, stay together.
+    """
+    names = sorted(map(name, items), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+    names = list(dict.fromkeys(names))
+    count = min(max(1, round(len(names) * fraction)), len(names) - 1)
+    held_out = set(names[:count]) if count > 0 else set()
+    training = [item for item in items if name(item) not in held_out]
+    return training, [item for item in items if name(item) in held_out]
+
+
+def pair_stem(item: TrainingItem) -> str:
+    """Return what the names of an image and an audio that belong together have in common."""
+    return stem(item.name)
 
 
 class MediaCache:
@@ -139,7 +176,7 @@ class MediaCache:
         if item.name in self.unreadable:
             return None
         try:
-            if model.modality == "image":
+            if item.modality == "image":
                 return read_image(item.path, channels=model.channels)
             return read_audio(item.path, sample_rate=model.sample_rate)
         except MediaError as error:
@@ -178,7 +215,32 @@ def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     return np.rint(np.tensordot(LUMA, planes, axes=1))[None].astype(np.uint8)
 
 
-class BatchLoader:
+class Loader(ABC):
+    """Loads the batches of training steps; a batch depends on the seed and the step only."""
+
+    config: Config
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """Return the crops of a step."""
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """Yield the batches from a step on, without end, prepared in `data.workers` threads."""
+        ahead = max(1, self.config.data.workers) * 2
+        pool = ThreadPoolExecutor(max(1, self.config.data.workers), thread_name_prefix="vqtok-data")
+        try:
+            queue: list[Future[Batch]] = [pool.submit(self.batch, first_step + i) for i in range(ahead)]
+            step = first_step + ahead
+            while True:
+                ready = queue.pop(0)
+                queue.append(pool.submit(self.batch, step))
+                step += 1
+                yield ready.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class BatchLoader(Loader):
     """Cuts random crops in threads, ahead of the training step.
 
     A crop depends only on the seed, its step and its position in the batch. A resumed run therefore sees the crops of
@@ -198,30 +260,42 @@ class BatchLoader:
     def __init__(
         self, config: Config, items: Sequence[TrainingItem], cache: MediaCache, seed: int, first: int = 0
     ) -> None:
+        assert config.model.modality != "fusion"
+        self.modality: Modality = config.model.modality
         stride = math.prod(config.model.network.strides)
-        if config.model.modality == "image" and config.data.crop_pixels % stride:
+        if self.modality == "image" and config.data.crop_pixels % stride:
             raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
         self.config, self.items, self.cache, self.seed, self.first = config, items, cache, seed, first
         weights = np.array([item.weight for item in items])
         self._cumulative = np.cumsum(weights / weights.sum())
 
-    def batch(self, step: int) -> NDArray[np.float32]:
-        """Return the crops of a step: float32 `(batch, channels, *crop)`."""
-        places = range(self.first, self.first + self.config.train.batch_size)
-        crops = [self._crop(np.random.default_rng([self.seed, step, place])) for place in places]
-        _, scale, offset = FULL_SCALE[self.config.model.modality]
-        return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
+    def batch(self, step: int) -> Batch:
+        crops = []
+        for place in range(self.first, self.first + self.config.train.batch_size):
+            rng = np.random.default_rng([self.seed, step, place])
+            crops.append(self.crop(rng, self.draw(rng)))
+        return Batch({self.modality: self.scaled(crops)}, np.zeros(len(crops), bool))
 
-    def _crop(self, rng: np.random.Generator) -> NDArray[np.integer[Any]]:
-        """Draw items until one can be read, and cut a crop from it."""
-        cut = self._cut_image if self.config.model.modality == "image" else self._cut_audio
+    def draw(self, rng: np.random.Generator) -> TrainingItem:
+        """Draw an item at random."""
+        index = int(np.searchsorted(self._cumulative, rng.random()))
+        return self.items[min(index, len(self.items) - 1)]
+
+    def crop(self, rng: np.random.Generator, item: TrainingItem) -> NDArray[np.integer[Any]]:
+        """Cut a crop from an item; draw others until one can be read."""
+        cut = self._cut_image if self.modality == "image" else self._cut_audio
         while True:
-            index = int(np.searchsorted(self._cumulative, rng.random()))
-            stored = self.cache.get(self.items[min(index, len(self.items) - 1)])
+            stored = self.cache.get(item)
             if stored is not None:
                 return cut(stored, rng)
             if all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
+            item = self.draw(rng)
+
+    def scaled(self, crops: Sequence[NDArray[np.integer[Any]]]) -> NDArray[np.float32]:
+        """Return crops as a batch in [-1, 1]."""
+        _, scale, offset = FULL_SCALE[self.modality]
+        return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
 
     def _cut_image(self, image: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = self.config.data.crop_pixels
@@ -238,20 +312,59 @@ class BatchLoader:
         crop = channel[start : start + size]
         return np.pad(crop, (0, size - len(crop)))[None]
 
-    def batches(self, first_step: int) -> Generator[NDArray[np.float32], None, None]:
-        """Yield the batches from a step on, without end, prepared in `data.workers` threads."""
-        ahead = max(1, self.config.data.workers) * 2
-        pool = ThreadPoolExecutor(max(1, self.config.data.workers), thread_name_prefix="vqtok-data")
-        try:
-            queue: list[Future[NDArray[np.float32]]] = [pool.submit(self.batch, first_step + i) for i in range(ahead)]
-            step = first_step + ahead
-            while True:
-                ready = queue.pop(0)
-                queue.append(pool.submit(self.batch, step))
-                step += 1
-                yield ready.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+class PairLoader(Loader):
+    """Loads batches of images and of audio for a fusion model. An item's partner, if it has one, is at its place.
+
+    At even places the image is drawn at random, at odd places the audio, and its partner with it; without a partner,
+    the other item is drawn by itself. Batches depend on seed and step only, as those of `BatchLoader`.
+
+    Args:
+        loaders: The loaders of both modalities, with the same seed.
+    """
+
+    def __init__(self, loaders: Mapping[Modality, BatchLoader]) -> None:
+        self.loaders, self.config = loaders, loaders["image"].config
+        self._partners: dict[Modality, dict[str, TrainingItem]] = {
+            modality: {pair_stem(item): item for item in reversed(loader.items)} for modality, loader in loaders.items()
+        }
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of stems that both modalities have."""
+        image, audio = self._partners.values()
+        return len(image.keys() & audio.keys())
+
+    def batch(self, step: int) -> Batch:
+        loader = self.loaders["image"]
+        crops: dict[Modality, list[NDArray[np.integer[Any]]]] = {modality: [] for modality in self.loaders}
+        pairs = []
+        for place in range(loader.first, loader.first + loader.config.train.batch_size):
+            rng = np.random.default_rng([loader.seed, step, place])
+            order: list[Modality] = ["image", "audio"] if place % 2 == 0 else ["audio", "image"]
+            first = self.loaders[order[0]].draw(rng)
+            partner = self._partners[order[1]].get(pair_stem(first))
+            both = first, partner or self.loaders[order[1]].draw(rng)
+            for modality, item in zip(order, both, strict=True):
+                crops[modality].append(self.loaders[modality].crop(rng, item))
+            # An item that cannot be read was replaced by another.
+            pairs.append(partner is not None and not any(item.name in loader.cache.unreadable for item in both))
+        media = {modality: self.loaders[modality].scaled(found) for modality, found in crops.items()}
+        return Batch(media, np.array(pairs))
+
+
+def make_loader(config: Config, items: Sequence[TrainingItem], cache: MediaCache, seed: int, first: int = 0) -> Loader:
+    """Return the loader of a model in training; arguments are those of `BatchLoader`."""
+    loaders = {
+        modality: BatchLoader(config.of(modality), items_of(items, modality), cache, seed, first)
+        for modality in config.model.modalities
+    }
+    return PairLoader(loaders) if len(loaders) > 1 else next(iter(loaders.values()))
+
+
+def items_of(items: Iterable[TrainingItem], modality: str) -> list[TrainingItem]:
+    """Return the items of a modality."""
+    return [item for item in items if item.modality == modality]
 
 
 def crop_samples(config: Config) -> int:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.compute.device import autocast
+from vqtok.compute.device import autocast, channels_last
 from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank, world_size
 from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
 from vqtok.errors import UsageError
-from vqtok.models.vqmodel import VQModel
+from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.networks.layers import Block
 from vqtok.quantizers import VQ
+from vqtok.training.objective import TensorBatch
 
 TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout"}
 """Settings in `model` that the weights do not depend on."""
@@ -93,7 +94,7 @@ KMEANS_PASSES = 12
 
 def make_model(config: Config, device: torch.device, initial: VQModel | None) -> VQModel:
     """Create the model to train, with random weights or those of a trained model."""
-    model: VQModel = VQModel(config.model).to(device)
+    model: VQModel = build_model(config.model).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if initial is not None:
         start_from(model, initial, config)
@@ -105,7 +106,7 @@ def make_model(config: Config, device: torch.device, initial: VQModel | None) ->
 
 @torch.no_grad()
 def start_codebooks(
-    model: VQModel, batch: Callable[[int], Tensor], precision: torch.dtype, seconds: float = math.inf
+    model: VQModel, batch: Callable[[int], TensorBatch], precision: torch.dtype, seconds: float = math.inf
 ) -> None:
     """Initialize those codebooks that are not initialized, by k-means on the latents of several batches.
 
@@ -119,14 +120,12 @@ def start_codebooks(
     count, wanted = 0, KMEANS_VECTORS
     while count < wanted:
         since = time.monotonic()
-        x = batch(len(latents))
-        with autocast(x.device, precision):
-            z = model.encoder(x).float()
-        latents.append(gather(z.movedim(1, -1)).reshape(1, -1, z.shape[1]))
+        z = _latents(model, batch(len(latents)), precision)
+        latents.append(gather(z).flatten(0, 1)[None])
         count += latents[-1].shape[1]
         if len(latents) == 1 and math.isfinite(seconds):
             encoded = time.monotonic()
-            model.quantizer.encode(z)
+            model.quantizer.encode(z.movedim(-1, 1))
             found = time.monotonic()
             search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters all latents.
             (cost,) = all_reduce_max((encoded - since + search) / count)
@@ -134,3 +133,13 @@ def start_codebooks(
     if rank() == 0:
         model.quantizer.prepare(torch.cat(latents, dim=1))
     broadcast_module(model.quantizer)
+
+
+def _latents(model: VQModel, batch: TensorBatch, precision: torch.dtype) -> Tensor:
+    """Return the latents `(1, positions, dim)` of a batch, of all modalities."""
+    found = []
+    for modality, side in model.sides.items():
+        x = channels_last(batch.media[modality])
+        with autocast(x.device, precision):
+            found.append(side.encoder(x).float().movedim(1, -1).flatten(0, -2))
+    return torch.cat(found)[None]

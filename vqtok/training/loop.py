@@ -8,17 +8,14 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from vqtok.compute.device import autocast_dtype, channels_last
+from vqtok.compute.device import autocast_dtype
 from vqtok.compute.distributed import (
     all_reduce_max,
     average_gradients,
@@ -28,24 +25,24 @@ from vqtok.compute.distributed import (
     rank,
     world_size,
 )
-from vqtok.config import Config, from_dict
+from vqtok.config import Config, Modality, from_dict
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import Decoder, Encoder, scale_to_data
+from vqtok.networks import Decoder, Encoder, scale_latents, scale_to_data
 from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
 from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
 from vqtok.training.clock import KMEANS_SHARE, VALIDATION_SHARE, Clock
-from vqtok.training.data import BatchLoader
+from vqtok.training.data import Batch, Loader
 from vqtok.training.initialise import make_model, start_codebooks
 from vqtok.training.interrupt import DeferredInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
-from vqtok.training.objective import Objective
+from vqtok.training.objective import Objective, TensorBatch
 from vqtok.training.optim import CONTINUOUS_SHARE, Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.tensorboard import TensorBoard
-from vqtok.training.validation import MIN_ITEMS, Validation, is_affordable, is_due, validate
+from vqtok.training.validation import MIN_ITEMS, HeldOut, Validations, is_affordable, is_due, one_or_all, validate
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ class Trainer:
     Args:
         config: The training configuration.
         loader: Provides the batch of each step.
-        held_out: Validation crops by name, float32 `(channels, *size)`.
+        held_out: The validation crops of each modality, with their names.
         folder: The run folder: checkpoints, `metrics.jsonl`, and images or audio files of each validation.
         device: The device to train on.
         budget: When training ends.
@@ -82,8 +79,8 @@ class Trainer:
     """
 
     config: Config
-    loader: BatchLoader
-    held_out: list[tuple[str, NDArray[np.float32]]]
+    loader: Loader
+    held_out: dict[Modality, HeldOut]
     folder: Path
     device: torch.device
     budget: Budget
@@ -115,11 +112,14 @@ class Trainer:
         self.model = make_model(self.config, self.device, self.initial)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
-        self.reconstruction = ReconstructionLoss(self.config.loss, self.config.model.sample_rate).to(self.device)
+        sides = [(modality, self.config.of(modality)) for modality in self.config.model.modalities]
+        self.reconstruction = {
+            modality: ReconstructionLoss(side.loss, side.model.sample_rate).to(self.device) for modality, side in sides
+        }
         self.optimizer = make_optimizer(self.model, self.config.train)
         self.window = CodebookWindow(self.model.codebook_sizes)
         self.alarms = Alarms(self.folder)
-        self.regression = RegressionWatch()
+        self.regression = {modality: RegressionWatch() for modality, _ in sides}
         self.precision = precision = autocast_dtype(self.config.train.precision, self.device)
         gan = self.config.adversarial.weight > 0
         self.adversary = Adversary(self.config, self.device, precision) if gan else None
@@ -168,7 +168,10 @@ class Trainer:
         self.best_score, self.bad_steps = facts["best_score"], facts["bad_steps"]
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.alarms = Alarms(self.folder, facts["alarms"])
-        self.regression = RegressionWatch(**facts["regression"])
+        watched = (
+            facts["regression"] if len(self.regression) > 1 else dict.fromkeys(self.regression, facts["regression"])
+        )
+        self.regression = {modality: RegressionWatch(**state) for modality, state in watched.items()}
         cut_metrics(self.folder, self.step)
         self._started = True
 
@@ -190,7 +193,7 @@ class Trainer:
             "bad_steps": self.bad_steps,
             "learning_rate_scale": self.learning_rate_scale,
             "alarms": self.alarms.kinds,
-            "regression": self.regression.state,
+            "regression": one_or_all({modality: watch.state for modality, watch in self.regression.items()}),
         }
         save_checkpoint(self.folder, self._modules, self._optimizers, self.window.state(), facts)
 
@@ -211,7 +214,7 @@ class Trainer:
             raise TrainingError(f"step {self.step}: no validation gave a finite score; lower train.learning_rate")
         return self.best
 
-    def _run(self, batches: Iterator[NDArray[np.float32]], interrupt: DeferredInterrupt) -> None:
+    def _run(self, batches: Iterator[Batch], interrupt: DeferredInterrupt) -> None:
         first_step = self.step
         self._plan()
         last_checkpoint = shown = self.clock.elapsed
@@ -219,9 +222,9 @@ class Trainer:
         waited = 0.0
         while (fraction := self.budget.progress(self.step, self.seconds)) < 1:
             ready = time.monotonic()
-            x = torch.from_numpy(next(batches)).to(self.device)
+            batch = TensorBatch.of(next(batches), self.device)
             waited += time.monotonic() - ready
-            losses = self._train_step(x, fraction)
+            losses = self._train_step(batch, fraction)
             self.step += 1
             now = self.clock.elapsed
             self.seconds, interrupted = all_reduce_max(now, interrupt.requested)
@@ -240,7 +243,7 @@ class Trainer:
                     self.clock.elapsed - since, self.clock.elapsed
                 )
             trained = self.clock.elapsed - started
-            speed = (self.step - first_step) * len(x) * world_size() / trained, waited / trained
+            speed = (self.step - first_step) * len(batch) * world_size() / trained, waited / trained
             if validation or self.step % LOG_STEPS == 0:
                 self._report(fraction, *speed, validation)
             elif self.clock.elapsed - shown > SHOWN_SECONDS:
@@ -283,17 +286,17 @@ class Trainer:
 
     def _size_validations(self, seconds: float) -> None:
         """Select as many held-out crops as can be validated in about this many seconds."""
-        crops = self.held_out[:1]
+        crops = {modality: items[:1] for modality, items in self.held_out.items()}
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(2):  # The first pass is slower, so the second one counts.
                 since = time.monotonic()
-                validate(self.average, self.reconstruction, self.config, crops, Path(folder), 0)
+                self._validate_on(crops, Path(folder))
                 cost = time.monotonic() - since
         (cost,) = all_reduce_max(cost)
-        self.rate = cost / crops[0][1].size
+        self.rate = cost / sum(crop.size for ((_, crop),) in crops.values())
         count = self._validation_items or max(MIN_ITEMS, int(seconds / max(cost, 1e-9)))
-        self._validation_items = count = min(count, len(self.held_out))
-        self.held_out = self.held_out[:: len(self.held_out) // count][:count]
+        self._validation_items = count = min(count, *map(len, self.held_out.values()), count)
+        self.held_out = {modality: items[:: len(items) // count][:count] for modality, items in self.held_out.items()}
         self._validation_seconds = count * cost
 
     def _foresee(self, seconds: float, steps: int) -> None:
@@ -331,7 +334,7 @@ class Trainer:
         done = after >= 1 or not self.budget.minutes
         return done or is_affordable(self._validation_seconds, self.seconds - last_validation, left)
 
-    def _checkpoints(self, validation: Validation | None, since_last: float) -> bool:
+    def _checkpoints(self, validation: Validations | None, since_last: float) -> bool:
         """Return whether a checkpoint is due, and with a time budget also whether it takes little of that."""
         cheap = not self.budget.minutes or self._checkpoint_seconds <= CHECKPOINT_SHARE * since_last
         return since_last > CHECKPOINT_SECONDS or (validation is not None and cheap)
@@ -340,22 +343,27 @@ class Trainer:
         self._started = True
         if self.adversary:
             broadcast_module(self.adversary)
-        encoder, decoder = self.model.encoder, self.model.decoder
         if self.initial is None:
-            if isinstance(encoder, Encoder) and isinstance(decoder, Decoder):
-                x = gather(torch.from_numpy(self.loader.batch(0)).to(self.device))
-                scale_to_data(encoder, decoder, x)
+            batch = TensorBatch.of(self.loader.batch(0), self.device)
+            for modality, side in self.model.sides.items():
+                if not (isinstance(side.encoder, Encoder) and isinstance(side.decoder, Decoder)):
+                    continue
+                x = gather(batch.media[modality])
+                scale_to_data(side.encoder, side.decoder, x)
+                if len(self.model.sides) > 1:
+                    scale_latents(side.encoder, side.decoder, x)
             broadcast_module(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
             # The quality before fine-tuning. It is not kept as the best, so that every run results in a new model.
             self.on_stage("validating")
             validation = self._run_validation()
-            self.regression.check(validation)
+            for modality, found in validation.items():
+                self.regression[modality].check(found)
             self._report(0.0, 0.0, 0.0, validation)
         self.checkpoint()  # A rollback needs one.
 
-    def _train_step(self, x: Tensor, fraction: float) -> dict[str, float]:
+    def _train_step(self, batch: TensorBatch, fraction: float) -> dict[str, float]:
         config = self.config.train
         # Every random choice of a step depends only on its number, so that a resumed run makes the same ones.
         torch.manual_seed(self.seed * 1_000_003 + self.step + (rank() << 53))
@@ -371,7 +379,7 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with one_update(self.model.quantizer):
-            losses, codes = self.objective.backward(self.model, x, quantize=not warm, fraction=fraction)
+            losses, codes = self.objective.backward(self.model, batch, quantize=not warm, fraction=fraction)
         if codes is not None:
             self.window.add(codes)
         average_gradients(self.model)
@@ -415,8 +423,8 @@ class Trainer:
     def _start_codebooks(self) -> None:
         """Initialize those codebooks that are not initialized, from the batches of the next steps."""
 
-        def batch(index: int) -> Tensor:
-            return channels_last(torch.from_numpy(self.loader.batch(self.step + index)).to(self.device))
+        def batch(index: int) -> TensorBatch:
+            return TensorBatch.of(self.loader.batch(self.step + index), self.device)
 
         self.on_stage("initializing the codebooks by k-means")
         seconds = 60 * self.budget.minutes * KMEANS_SHARE if self.budget.minutes else math.inf
@@ -432,20 +440,33 @@ class Trainer:
         self.alarms.add("collapse", self.step, f"{describe_collapse(self.window, found)}; {done}")
         self.window.clear()
 
-    def _run_validation(self) -> Validation:
-        return on_first_process(
-            lambda: validate(self.average, self.reconstruction, self.config, self.held_out, self.folder, self.step)
-        )
+    def _run_validation(self) -> Validations:
+        return on_first_process(lambda: self._validate_on(self.held_out, self.folder))
 
-    def _validate(self, fraction: float) -> Validation:
+    def _validate_on(self, held_out: Mapping[Modality, HeldOut], folder: Path) -> Validations:
+        return {
+            modality: validate(
+                self.average.of(modality),
+                self.reconstruction[modality],
+                self.config.of(modality),
+                crops,
+                folder,
+                self.step,
+            )
+            for modality, crops in held_out.items()
+        }
+
+    def _validate(self, fraction: float) -> Validations:
         validation = self._run_validation()
-        worse = self.regression.check(validation)
+        worse = "; ".join(filter(None, (self.regression[name].check(found) for name, found in validation.items())))
+        is_worse = any(watch.is_worse for watch in self.regression.values())
         adversary = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
+        score = sum(found.score for found in validation.values())
         # The score does not measure what the discriminators improve. While their losses are used, the latest model is
         # therefore the best one, unless it is clearly worse.
-        is_latest = adversary is not None and math.isfinite(validation.score) and not self.regression.is_worse
-        if validation.score < self.best_score or is_latest:
-            self.best_score = min(validation.score, self.best_score)
+        is_latest = adversary is not None and math.isfinite(score) and not is_worse
+        if score < self.best_score or is_latest:
+            self.best_score = min(score, self.best_score)
             self.best.load_state_dict(self.average.state_dict())
         if worse:
             done = [adversary.soften()] if adversary else []
@@ -471,8 +492,8 @@ class Trainer:
             **more,
         )
 
-    def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validation | None) -> None:
-        found = {"codebooks": self.window.summary(), "validation": validation}
+    def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validations | None) -> None:
+        found = {"codebooks": self.window.summary(), "validation": validation or {}}
         progress = self._progress(fraction, items_per_second, waiting, self._means.take(), **found)
         row = progress.to_dict()
         append_metrics(self.folder, row)

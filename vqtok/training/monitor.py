@@ -16,7 +16,7 @@ from torch import Tensor
 from vqtok.compute.distributed import rank
 from vqtok.files.atomic import atomic_write
 from vqtok.tokens import statistics
-from vqtok.training.validation import Validation
+from vqtok.training.validation import Validations, one_or_all
 
 METRICS_NAME = "metrics.jsonl"
 WINDOW_STEPS = 100
@@ -36,7 +36,8 @@ class Progress:
     losses: dict[str, float]
     codebooks: dict[str, list[float]] = field(default_factory=dict)
     """Usage and perplexity over the last steps, one entry per codebook."""
-    validation: Validation | None = None
+    validation: Validations = field(default_factory=dict)
+    """The validation of each modality, if there was one after the step."""
     left: float = 0.0
     """The estimated seconds to the end of the run."""
 
@@ -52,7 +53,8 @@ class Progress:
             **self.losses,
             **self.codebooks,
         }
-        return values | ({"validation": self.validation.to_dict()} if self.validation else {})
+        found = {modality: validation.to_dict() for modality, validation in self.validation.items()}
+        return values | ({"validation": one_or_all(found)} if found else {})
 
 
 class CodebookWindow:

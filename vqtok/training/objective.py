@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast, channels_last
-from vqtok.config import Config
+from vqtok.config import Config, Modality
+from vqtok.losses.code_matching import code_distributions, code_matching_loss
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
 from vqtok.training.adversary import Adversary
+from vqtok.training.data import Batch
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A `Batch` on the device of the model."""
+
+    media: Mapping[Modality, Tensor]
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
+        """Move a batch to a device."""
+        media = {modality: torch.from_numpy(crops).to(device) for modality, crops in batch.media.items()}
+        return cls(media, torch.from_numpy(batch.pairs).to(device))
+
+    def __len__(self) -> int:
+        """Return the number of items of all modalities."""
+        return sum(map(len, self.media.values()))
+
+    def chunk(self, count: int) -> list[TensorBatch]:
+        """Split the batch into parts."""
+        pairs = self.pairs.chunk(count)
+        media = {modality: x.chunk(count) for modality, x in self.media.items()}
+        return [TensorBatch({name: x[i] for name, x in media.items()}, part) for i, part in enumerate(pairs)]
 
 
 @dataclass(frozen=True)
@@ -20,51 +47,66 @@ class Objective:
 
     Args:
         config: Has the weights of the losses and the number of parts that a batch is split into.
-        reconstruction: The reconstruction loss.
+        reconstruction: The reconstruction loss of each modality.
         adversary: The discriminators, if any.
         precision: The type that the model computes in.
     """
 
     config: Config
-    reconstruction: ReconstructionLoss
+    reconstruction: Mapping[Modality, ReconstructionLoss]
     adversary: Adversary | None
     precision: torch.dtype
 
     def backward(
-        self, model: VQModel, x: Tensor, *, quantize: bool, fraction: float
+        self, model: VQModel, batch: TensorBatch, *, quantize: bool, fraction: float
     ) -> tuple[dict[str, float], Tensor | None]:
         """Add the gradients of a batch to those of the model and of the discriminators.
 
         Args:
             model: The model in training.
-            x: The batch.
+            batch: The batch.
             quantize: Whether to quantize the latents.
             fraction: The progress of the run, from 0 to 1.
 
         Returns:
-            The losses by name, and the codes; None without quantization.
+            The losses by name (in a fusion model after the modality, such as `image.l2`), and the codes
+            `(1, num_codebooks, positions)` of all items and modalities; None without quantization.
         """
-        parts = x.chunk(self.config.train.accumulate)
-        found = [self._backward(model, media, quantize, fraction, 1 / len(parts)) for media in parts]
+        parts = batch.chunk(self.config.train.accumulate)
+        found = [self._backward(model, part, quantize, fraction, 1 / len(parts)) for part in parts]
         losses = {name: sum(figures[name] for figures, _ in found) for name in found[0][0]}
         codes = [codes for _, codes in found if codes is not None]
-        return losses, torch.cat(codes) if codes else None
+        return losses, torch.cat(codes, dim=2) if codes else None
 
     def _backward(
-        self, model: VQModel, x: Tensor, quantize: bool, fraction: float, part: float
+        self, model: VQModel, batch: TensorBatch, quantize: bool, fraction: float, part: float
     ) -> tuple[dict[str, float], Tensor | None]:
         """Add the gradients of a part of a batch; return its share of the losses, and its codes."""
-        with autocast(x.device, self.precision):
-            x_hat, output = model(channels_last(x), quantize=quantize)
-        x_hat = x_hat.float()
-        losses, weights = self.reconstruction(x, x_hat), self.config.loss_weights
-        if self.adversary:
-            losses |= self.adversary.losses(x, x_hat, fraction, part)
-            weights = self.adversary.weights(losses, x_hat, model.decoder, part)
-        if output is not None:
-            losses |= output.losses
-        total = sum((weights[name] * loss for name, loss in losses.items()), x.new_zeros(()))
+        losses: dict[str, Tensor] = {}
+        latents: dict[Modality, Tensor] = {}
+        codes: list[Tensor] = []
+        total = torch.zeros((), device=batch.pairs.device)
+        for modality, side in model.sides.items():
+            x, weights = batch.media[modality], self.config.of(modality).loss_weights
+            with autocast(x.device, self.precision):
+                z = side.encoder(channels_last(x))
+                x_hat, output = side.reconstruct(z, quantize=quantize)
+            x_hat = x_hat.float()
+            own = self.reconstruction[modality](x, x_hat)
+            if self.adversary:
+                own |= self.adversary.losses(x, x_hat, fraction, part)
+                weights = self.adversary.weights(own, x_hat, side.decoder, part)
+            if output is not None:
+                own |= output.losses
+                codes.append(output.codes.movedim(1, 0).flatten(1)[None])
+                latents[modality] = z
+            total = total + sum((weights[name] * loss for name, loss in own.items()), x.new_zeros(()))
+            losses |= own if len(model.sides) == 1 else {f"{modality}.{name}": loss for name, loss in own.items()}
+        if self.config.loss.code_matching and latents and batch.pairs.sum() > 1:
+            image, audio = (code_distributions(latents[name][batch.pairs], model.quantizer) for name in latents)
+            losses["code_matching"] = code_matching_loss(image, audio)
+            total = total + self.config.loss.code_matching * losses["code_matching"]
         (part * total).backward()
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         figures = {name: part * value for name, value in zip(losses, values, strict=True)}
-        return figures, None if output is None else output.codes
+        return figures, torch.cat(codes, dim=2) if codes else None

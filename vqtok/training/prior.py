@@ -333,8 +333,8 @@ class LearnedPrior:
     statistics: CodeStatistics
 
 
-def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, parent: Prior | None) -> float:
-    """Return the seconds to reserve for the prior of a run: 0 for no prior, infinite without a time budget.
+def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, parents: Mapping[str, Prior]) -> float:
+    """Return the seconds to reserve for the priors of a run: 0 for no prior, infinite without a time budget.
 
     Logs a warning if the time budget is too short for a useful prior.
     """
@@ -343,10 +343,10 @@ def prior_seconds(config: Config, codebook_sizes: Sequence[int], clock: Clock, p
         return 0.0
     if clock.seconds is None:
         return math.inf
-    needed = step_seconds(codebook_sizes, config.model.modality, prior) / FITTING_SHARE
+    needed = sum(step_seconds(codebook_sizes, name, prior) for name in config.model.modalities) / FITTING_SHARE
     share = PRIOR_SHARE * clock.seconds
     least = min(MIN_PRIOR_STEPS, prior.fit_steps) * needed
-    if share < least and not parent:
+    if share < least and not parents:
         logger.warning(
             "the model gets no prior, which would make token files smaller: on this machine that needs `minutes` "
             "%d or more; vqtok train --init MODEL --prior-only fits one later",

@@ -74,10 +74,11 @@ def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{index + 1}", figure) for index, figure in enumerate(value))
         elif isinstance(value, (int, float)):
             yield f"training/{name}", value
-    found = row.get("validation")
-    if found:
-        yield "validation/score", found["score"]
+    validation = row.get("validation", {})
+    for modality, found in ({"": validation} if "score" in validation else validation).items():
+        title = f"validation {modality}".rstrip()
+        yield f"{title}/score", found["score"]
         for length, quality in zip(found["prefixes"], found["quality"], strict=True):
-            yield f"validation/{found['quality_name']} at {length}", quality
+            yield f"{title}/{found['quality_name']} at {length}", quality
         for name in ("usage", "perplexity"):
-            yield from ((f"validation {name}/{index + 1}", figure) for index, figure in enumerate(found[name]))
+            yield from ((f"{title} {name}/{index + 1}", figure) for index, figure in enumerate(found[name]))

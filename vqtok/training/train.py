@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 from vqtok.codec.codec import Codec
 from vqtok.compute.device import choose_device
 from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
-from vqtok.config import Config, apply_setting, from_dict, load_preset
-from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.config import Config, Modality, apply_setting, from_dict, load_preset
+from vqtok.errors import TrainingError, UsageError
 from vqtok.files.atomic import refuse_existing
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
+from vqtok.models.entropy_model import of_side
 from vqtok.models.model_file import decoding_state, load_model, save_model
 from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
@@ -31,11 +34,13 @@ from vqtok.tokens.coding.rans import TOTAL
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import SAVE_SECONDS, Clock, Pace, evaluation_seconds
 from vqtok.training.data import (
-    BatchLoader,
     MediaCache,
     TrainingItem,
     find_files,
     find_items,
+    items_of,
+    make_loader,
+    pair_stem,
     split_items,
     validation_crops,
 )
@@ -45,8 +50,9 @@ from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
 from vqtok.training.prior import LearnedPrior, final_prior, learn_prior, prior_seconds
-from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
+from vqtok.training.state import RUN_SUFFIX, refuse_existing_run, start_run_folder
 from vqtok.training.tensorboard import TensorBoard
+from vqtok.training.validation import HeldOut, one_or_all
 
 logger = logging.getLogger(__name__)
 
@@ -119,22 +125,19 @@ def train(
     config, preset, initial = _set_up(folder, preset, settings, init)
     with process_group(choose_device(device)) as training_device:
         if not resume:
-            _refuse_existing(output, run_folder, force)
+            refuse_existing_run(output, run_folder, force)
         on_stage("looking for files")
-        items = find_items(folder, config.model.modality)
-        if len(items) < 2:
-            raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files, has {len(items)}")
-        training, held_out = split_items(items, config.data.validation_fraction)
+        training, held_out = _find(folder, config)
         cache = MediaCache(config)
-        parent = _prior_to_start_from(initial, config)
+        parents = _priors_to_start_from(initial, config)
         on_stage("measuring the speed of this machine")
         for_prior = on_first_process(
-            lambda: prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parent)
+            lambda: prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parents)
         )
         on_stage("reading held-out files")
         trainer = Trainer(
             config,
-            BatchLoader(config, training, cache, seed, first=rank() * config.train.batch_size),
+            make_loader(config, training, cache, seed, first=rank() * config.train.batch_size),
             _validation_sample(config, folder, held_out, cache),
             run_folder,
             training_device,
@@ -154,7 +157,7 @@ def train(
         if resume:
             trainer.resume()
         else:
-            on_first_process(lambda: _start_folder(run_folder))
+            on_first_process(lambda: start_run_folder(run_folder))
         on_start(config, len(training), len(held_out), run_folder)
         model = trainer.run()
         facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
@@ -170,7 +173,7 @@ def train(
                 on_evaluate,
                 on_prior,
                 for_prior=for_prior,
-                parent=parent,
+                parents=parents,
                 clock=clock,
                 rate=trainer.rate,
             )
@@ -182,21 +185,44 @@ def _ending_seconds(clock: Clock, for_prior: float) -> float:
     return 0.0 if clock.seconds is None else evaluation_seconds(clock) + for_prior + SAVE_SECONDS
 
 
-def _prior_to_start_from(initial: VQModel | None, config: Config) -> Prior | None:
-    """Return the prior of the model that training starts from; None if the codebooks are restarted."""
+def _find(folder: Path, config: Config) -> tuple[list[TrainingItem], list[TrainingItem]]:
+    """Return the items to train on and those to hold out.
+
+    Raises:
+        TrainingError: There are fewer than two of a modality.
+    """
+    modalities = config.model.modalities
+    items = find_items(folder, *modalities)
+    for modality in modalities:
+        count = len(items_of(items, modality))
+        if count < 2:
+            raise TrainingError(f"{folder}: needs at least 2 readable {modality} files, has {count}")
+    name = pair_stem if len(modalities) > 1 else attrgetter("name")
+    return split_items(items, config.data.validation_fraction, name)
+
+
+def _priors_to_start_from(initial: VQModel | None, config: Config) -> dict[str, Prior]:
+    """Return the prior of the model that training starts from, by modality; none if the codebooks are restarted."""
     if initial is None or config.train.restart_codebook:
-        return None
-    return initial.entropy_model.prior
+        return {}
+    found = {modality: side.entropy_model.prior for modality, side in initial.sides.items()}
+    return {modality: prior for modality, prior in found.items() if prior}
 
 
 def _validation_sample(
     config: Config, folder: Path, held_out: Sequence[TrainingItem], cache: MediaCache
-) -> list[tuple[str, NDArray[np.float32]]]:
-    sample = held_out[:: max(1, len(held_out) // config.train.validation_items)][: config.train.validation_items]
-    crops = [(item.name, crop) for item, crop in validation_crops(config, sample, cache.read)]
-    if not crops:
-        raise TrainingError(f"{folder}: no held-out file can be used; all are unreadable or smaller than the stride")
-    return crops
+) -> dict[Modality, HeldOut]:
+    found: dict[Modality, HeldOut] = {}
+    for modality in config.model.modalities:
+        items = items_of(held_out, modality)
+        sample = items[:: max(1, len(items) // config.train.validation_items)][: config.train.validation_items]
+        crops = validation_crops(config.of(modality), sample, cache.read)
+        found[modality] = [(item.name, crop) for item, crop in crops]
+        if not found[modality]:
+            raise TrainingError(
+                f"{folder}: no held-out {modality} file can be used; all are unreadable or smaller than the stride"
+            )
+    return found
 
 
 def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int, unreadable: int) -> dict[str, Any]:
@@ -248,7 +274,7 @@ def finish(
     on_prior: Callable[[int, int, float], None],
     *,
     for_prior: float = math.inf,
-    parent: Prior | None = None,
+    parents: Mapping[str, Prior] = MappingProxyType({}),
     clock: Clock | None = None,
     rate: float = 0.0,
 ) -> TrainingResult:
@@ -265,7 +291,7 @@ def finish(
         on_evaluate: Called with the number of items evaluated and their total.
         on_prior: Called with the number of all steps of the fit, of the steps done, and the bits per token.
         for_prior: Seconds for the prior, 0 for none.
-        parent: The prior of the model that training started from.
+        parents: The priors of the model that training started from, by modality.
         clock: The time budget; by default none.
         rate: The expected seconds per sample (one number of the media's data) of the evaluation.
     """
@@ -273,11 +299,52 @@ def finish(
     model = model.cpu().eval()
     for tensor in decoding_state(model).values():
         tensor.copy_(tensor.to(dtype))
-    # The codec stores the identity of the model in tokens, but the model has none before its tables are counted.
-    model.identity = bytes(32)
-    codec = Codec(model)
     clock = clock or Clock()
-    until, pace = clock.until, None
+    evaluations: dict[str, Any] = {}
+    tables: dict[str, NDArray[np.integer]] = {}
+    prior: dict[str, NDArray[Any]] = {}
+    several = len(model.sides) > 1
+    for index, (modality, side) in enumerate(model.sides.items()):
+        # The codec stores the identity of the model in tokens, but the model has none before its tables are counted.
+        side.identity = bytes(32)
+        evaluations[modality], found, arrays = _measure_side(
+            Codec(side),
+            config.of(modality),
+            items_of(training, modality),
+            items_of(held_out, modality),
+            cache,
+            facts,
+            on_evaluate,
+            on_prior,
+            for_prior=for_prior / len(model.sides),
+            parent=parents.get(modality),
+            until=clock.deadline(1 / (len(model.sides) - index)),
+            rate=rate,
+        )
+        tables |= {f"{modality}.{number}" if several else str(number): table for number, table in found.items()}
+        prior |= of_side(arrays, modality) if several else arrays
+    summary = {**facts, "evaluation": one_or_all(evaluations)}
+    identity = save_model(output, model, config, entropy_tables=tables, prior=prior, training=summary, dtype=dtype)
+    return TrainingResult(output, identity.hex(), summary)
+
+
+def _measure_side(
+    codec: Codec,
+    config: Config,
+    training: Sequence[TrainingItem],
+    held_out: Sequence[TrainingItem],
+    cache: MediaCache,
+    facts: Mapping[str, Any],
+    on_evaluate: Callable[[int, int], None],
+    on_prior: Callable[[int, int, float], None],
+    *,
+    for_prior: float,
+    parent: Prior | None,
+    until: float | None,
+    rate: float,
+) -> tuple[dict[str, Any], dict[int, NDArray[np.integer]], dict[str, NDArray[Any]]]:
+    """Evaluate one modality of a model, and return the metrics, the entropy tables and the arrays of the prior."""
+    pace = None
     if until is not None:
         # A random order, since the time may not suffice for all and the first ones by name may be of one folder only.
         held_out = [held_out[index] for index in np.random.default_rng(0).permutation(len(held_out))]
@@ -291,17 +358,7 @@ def finish(
         # Perhaps only a few held-out files were evaluated, so the codes that the prior was fitted to count as well.
         counts = [a + b for a, b in zip(counts, prior.statistics.counts, strict=True)]
     tables = {index: frequencies(count) for index, count in enumerate(counts)}
-    summary = {**facts, "evaluation": evaluation}
-    identity = save_model(
-        output,
-        model,
-        config,
-        entropy_tables={index: table for index, table in tables.items() if table is not None},
-        prior=prior.arrays,
-        training=summary,
-        dtype=dtype,
-    )
-    return TrainingResult(output, identity.hex(), summary)
+    return evaluation, {index: table for index, table in tables.items() if table is not None}, prior.arrays
 
 
 def train_prior(
@@ -346,20 +403,22 @@ def train_prior(
         refuse_existing(output)
     if not config.prior.fit_steps or max(model.codebook_sizes) > TOTAL:
         raise UsageError(f"a prior needs prior.fit_steps above 0 and codebooks of at most {TOTAL} codes")
-    training, _ = split_items(find_items(folder, config.model.modality), config.data.validation_fraction)
-    if not training:
-        raise TrainingError(f"{folder}: needs at least 2 readable {config.model.modality} files")
-    learned = learn_prior(
-        Codec(model), config, training, MediaCache(config).read, config.prior.fit_steps, seed, on_prior
-    )
-    counted = zip(model.entropy_model.tables, learned.statistics.counts, strict=True)
-    found = [frequencies(counts) if table is None else table for table, counts in counted]
-    tables = {index: table for index, table in enumerate(found) if table is not None}
+    training, _ = _find(folder, config)
+    read, steps, several = MediaCache(config).read, config.prior.fit_steps, len(model.sides) > 1
+    tables: dict[str, NDArray[np.integer]] = {}
+    prior: dict[str, NDArray[Any]] = {}
+    for modality, side in model.sides.items():
+        items = items_of(training, modality)
+        learned = learn_prior(Codec(side), config.of(modality), items, read, steps, seed, on_prior)
+        counted = zip(side.entropy_model.tables, learned.statistics.counts, strict=True)
+        for index, (table, counts) in enumerate(counted):
+            found = frequencies(counts) if table is None else table
+            if found is not None:
+                tables[f"{modality}.{index}" if several else str(index)] = found
+        prior |= of_side(learned.arrays, modality) if several else learned.arrays
     facts = {**card.training, "parent": card.identity, "kept": ["encoder", "codebook", "decoder"]}
     dtype = getattr(torch, config.train.stored_precision)
-    identity = save_model(
-        output, model, config, entropy_tables=tables, prior=learned.arrays, training=facts, dtype=dtype
-    )
+    identity = save_model(output, model, config, entropy_tables=tables, prior=prior, training=facts, dtype=dtype)
     return TrainingResult(output, identity.hex(), facts)
 
 
@@ -367,25 +426,3 @@ def default_preset(folder: Path) -> str:
     """Return `audio` if the folder contains more audio files than images, else `image`."""
     kinds = [modality_of(path) for path in find_files(folder)]
     return "audio" if kinds.count("audio") > kinds.count("image") else "image"
-
-
-def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
-    if output == run_folder:
-        raise UsageError(f"{output}: the suffix {RUN_SUFFIX} is for the run folder; name the model .safetensors")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder")
-    if not force and (run_folder / CHECKPOINT_NAME).exists():
-        raise OutputError(f"{run_folder}: contains a run; `resume` continues it, `overwrite` starts over")
-    if not force:
-        refuse_existing(output)
-
-
-def _start_folder(run_folder: Path) -> None:
-    """Create the run folder, or remove the files of an earlier run from it."""
-    try:
-        run_folder.mkdir(exist_ok=True)
-        for pattern in RUN_FILES:
-            for path in run_folder.glob(pattern):
-                path.unlink()
-    except OSError as error:
-        raise OutputError(f"{run_folder}: cannot be written: {error.strerror}") from None

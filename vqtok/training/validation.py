@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vqtok.codec.prefixes import prefix_lengths
-from vqtok.config import Config, TrainConfig
+from vqtok.config import Config, Modality, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
 from vqtok.media.image import write_image
@@ -22,6 +22,8 @@ from vqtok.metrics.measure import measure, measures
 from vqtok.metrics.view import View
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
+
+T = TypeVar("T")
 
 GRID_ITEMS = 6
 """The number of items written to the run folder at each validation."""
@@ -52,6 +54,17 @@ class Validation:
         return asdict(self)
 
 
+Validations: TypeAlias = Mapping[Modality, Validation]
+"""The validation of each modality of a model."""
+HeldOut: TypeAlias = Sequence[tuple[str, NDArray[np.float32]]]
+"""Validation crops with their names, float32 `(channels, *size)`."""
+
+
+def one_or_all(values: Mapping[Any, T]) -> T | Mapping[Any, T]:
+    """Return the value of the only modality of a model, or those of all modalities by name."""
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
 def is_due(config: TrainConfig, before: float, after: float) -> bool:
     """Return whether a validation is due after a step that took the run's progress from `before` to `after`."""
     return int(after * config.validations + 1e-9) != int(before * config.validations + 1e-9)
@@ -73,7 +86,7 @@ def validate(
     model: VQModel,
     loss: ReconstructionLoss,
     config: Config,
-    held_out: Sequence[tuple[str, NDArray[np.float32]]],
+    held_out: HeldOut,
     folder: Path,
     step: int,
 ) -> Validation:
@@ -84,7 +97,8 @@ def validate(
     lengths = prefix_lengths(len(model.codebook_sizes))
     device = next(model.parameters()).device
     scores = np.zeros(len(lengths))
-    modality, sample_rate = config.model.modality, config.model.sample_rate or None
+    modality: Modality = "image" if config.model.modality == "image" else "audio"
+    sample_rate = config.model.sample_rate or None
     quality_name = QUALITY[modality]
     functions = measures([quality_name])
     qualities: dict[str, list[float]] = {str(length): [] for length in lengths}

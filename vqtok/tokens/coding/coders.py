@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +34,12 @@ class EntropyModel:
     tables: Sequence[NDArray[np.uint16] | None] = ()
     """Integer frequencies, one entry per codebook, coarse first; None for a codebook that is too large."""
     prior: Prior | None = None
+    sides: Mapping[str, EntropyModel] = field(default_factory=dict)
+    """Those of each modality instead, for a model of several."""
+
+    def of(self, modality: str) -> EntropyModel:
+        """Return the probabilities of the codes of a modality."""
+        return self.sides.get(modality, self)
 
 
 NO_MODEL = EntropyModel()
@@ -62,7 +68,7 @@ def encode(
     Returns:
         The coder, and for each part one stream per codebook; with `joint` the pieces of a single stream.
     """
-    sizes = tokens.codebook_sizes
+    sizes, model = tokens.codebook_sizes, model.of(tokens.modality)
     candidates: dict[Coder, list[list[bytes]]] = {}
 
     def planes(part: Codes) -> list[Codes]:

@@ -24,8 +24,10 @@ from vqtok.tokens.export.formats import WRITERS, Add, ExportRow, open_rows
 from vqtok.tokens.export.layout import to_codes, to_ids
 from vqtok.tokens.export.options import ARRAYS, TABLES, ExportFormat, ExportOptions, ExportSpec
 from vqtok.tokens.export.sidecar import FORMAT, VERSION, json_file, read_facts
-from vqtok.tokens.shape import Modality
+from vqtok.tokens.shape import Modality, size_dims
 from vqtok.tokens.tokens import Tokens
+
+OTHER: dict[Modality, Modality] = {"image": "audio", "audio": "image"}
 
 
 def write_export(
@@ -41,7 +43,7 @@ def write_export(
 
     Raises:
         OutputError: A file exists and is not to be overwritten, or cannot be written.
-        WrongModelError: The tokens are of several models.
+        WrongModelError: The tokens are of several models; those of both modalities of a fusion model are of one.
         UsageError: The items have different codebooks, or do not fit the options.
         MediaError: There are no items.
     """
@@ -62,11 +64,14 @@ def write_export(
     form = recipe.form(first[1])
     if path != STDIO:
         make_folder(path.parent)
-    written = {"num_items": 0, "num_ids": 0}
+    written: dict[str, Any] = {"num_items": 0, "num_ids": 0}
+    strides = {first[1].modality: first[1].stride}
     # The JSON file gets its name last. If it exists, the data are complete.
     with _note_items(files[-1], form, written) as note, WRITERS[form.to](files[0], form) as add:
         for key, tokens in chain([first], items):
-            _check_alike(key, tokens, form)
+            _check_alike(key, tokens, form, strides)
+            if len(strides) > 1:
+                written["strides"] = strides
             ids = to_ids(tokens.codes, form.layout, form.vocabulary)
             item: ExportRow = {"key": key, "size": list(tokens.size), "grid": list(tokens.grid)}
             if tokens.metadata:
@@ -112,12 +117,15 @@ class Export(Mapping[str, Tokens]):
             item, ids = self._rows[place]
             if not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError("token ids are not integers")
+            # An item of the other modality of a fusion model has a size of that modality.
+            is_other = len(item["size"]) != size_dims(self.form.modality)
+            modality = OTHER[self.form.modality] if is_other else self.form.modality
             return Tokens(
                 codes=to_codes(ids, tuple(item["grid"]), self.form.layout, self.form.vocabulary),
                 codebook_sizes=self.form.vocabulary.codebook_sizes,
-                modality=self.form.modality,
+                modality=modality,
                 size=tuple(item["size"]),
-                stride=self.form.stride,
+                stride=self.form.strides[modality] if is_other else self.form.stride,
                 model=self.form.model,
                 metadata=item.get("metadata") or {},
             )
@@ -168,7 +176,12 @@ def output_files(path: Path, to: ExportFormat) -> list[Path]:
     return [path, json_file(path)]
 
 
-def _check_alike(key: str, tokens: Tokens, form: ExportSpec) -> None:
+def _check_alike(key: str, tokens: Tokens, form: ExportSpec, strides: dict[Modality, int]) -> None:
+    """Raise if tokens do not belong in an export. Those of the other modality of a fusion model do.
+
+    Args:
+        strides: The stride of each modality, to which a new one is added.
+    """
     if tokens.model != form.model:
         models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
         raise WrongModelError(f"{key}: {models}; export the tokens of each model separately")
@@ -178,10 +191,13 @@ def _check_alike(key: str, tokens: Tokens, form: ExportSpec) -> None:
             f"{key}: has {tokens.num_codebooks} codebooks, the items before {before}; "
             f"set `num_codebooks` to {min(tokens.num_codebooks, before)} or fewer"
         )
-    known = (form.vocabulary.codebook_sizes, form.modality, form.stride)
-    if (tokens.codebook_sizes, tokens.modality, tokens.stride) != known:
+    known = form.vocabulary.codebook_sizes, strides.setdefault(tokens.modality, tokens.stride)
+    if (tokens.codebook_sizes, tokens.stride) != known:
+        raise UsageError(f"{key}: another codebook size or stride than the items before; export them separately")
+    if len(strides) > 1 and any("{modality}" in text for text in form.texts.values()):
         raise UsageError(
-            f"{key}: another modality, codebook size or stride than the items before; export them separately"
+            f"{key}: {tokens.modality}, while items before are {form.modality}: in text both need the same words; set "
+            "`template` to one without the modality, such as '<|{id}|>', and name the special tokens"
         )
 
 

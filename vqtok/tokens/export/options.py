@@ -42,6 +42,8 @@ class ExportSpec:
     stride: int
     texts: Mapping[str, str] = field(default_factory=dict)
     """The texts of tokens in the format `text`, as for `TokenText`."""
+    strides: Mapping[str, int] = field(default_factory=dict)
+    """The stride of each modality, in an export of both modalities of a fusion model that is read."""
 
     @property
     def dtype(self) -> str:
@@ -95,6 +97,7 @@ class ExportSpec:
                 model=bytes.fromhex(facts["model"]),
                 stride=facts["stride"],
                 texts=facts.get("texts", {}),
+                strides=facts.get("strides", {}),
             )
         except UsageError as error:
             raise ValueError(str(error)) from None

@@ -43,7 +43,7 @@ def load_joint(
     Raises:
         As `load` does.
     """
-    wanted, count = num_wanted(header, num_codebooks), math.prod(header.grid)
+    wanted, count, model = num_wanted(header, num_codebooks), math.prod(header.grid), model.of(header.modality)
     if header.coder == "static":
         planes = []
         for table in fitting_tables(model, header.codebook_sizes[:wanted], header.model):

@@ -90,7 +90,7 @@ def load_parts(
         As `load` does.
     """
     header, starts, _ = parts
-    wanted = num_wanted(header, num_codebooks)
+    wanted, model = num_wanted(header, num_codebooks), model.of(header.modality)
     codes = np.empty((wanted, *header.grid), np.int32)
     lengths = iter(header.payload_lengths)
     for place, start in zip(cut(header.modality, header.grid, header.segment_steps), starts, strict=True):

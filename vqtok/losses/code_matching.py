@@ -1,0 +1,58 @@
+"""Cross-modal code matching: images and audio that belong together are drawn to the same codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqtok.quantizers import Quantizer
+from vqtok.quantizers.base import exact, to_vectors
+
+SHARPNESS = 2.0
+"""How fast the probability of a code falls with its distance, in units of the mean distance to the nearest one."""
+FLOOR = 1e-6
+"""Added to probabilities before the logarithm."""
+
+
+def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return the mean over the positions of the probabilities of the codes, which fall with the distance to a latent.
+
+    Args:
+        z: Latents `(batch, dim, *grid)`.
+        quantizer: A quantizer of one learned codebook.
+
+    Returns:
+        `(batch, codebook_size)`, with gradients to the latents.
+
+    Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.2.
+    Unlike: Distances are divided by the mean distance to the nearest vector, so that the scale of latents is no matter.
+    """
+    (codebook,) = quantizer.codebooks()
+    with exact(z.device):
+        distances = _squared_distances(to_vectors(z.float()), codebook.detach())
+        nearest = distances.detach().amin(-1).mean().clamp(min=1e-12)
+        return (-SHARPNESS * distances / nearest).softmax(-1).mean(1)
+
+
+def code_matching_loss(image: Tensor, audio: Tensor) -> Tensor:
+    """Return how hard it is to find the partner of an item in the batch by the similarity of their code distributions.
+
+    The similarity of two items is the negative symmetric cross entropy of their distributions. The loss is the cross
+    entropy of the softmax of an item's similarities to all items of the other modality, at its partner.
+
+    Shapes:
+        image, audio: `(pairs, codebook_size)`; rows at the same place belong together.
+
+    Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.3.
+    Unlike: Averaged over both directions, from images to audio and from audio to images.
+    """
+    similarity = image @ (audio + FLOOR).log().T + (image + FLOOR).log() @ audio.T
+    partners = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(similarity, partners) + F.cross_entropy(similarity.T, partners)) / 2
+
+
+def _squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Return the squared distances `(batch, positions, size)` of vectors `(batch, positions, dim)` to a codebook."""
+    products = vectors @ codebook.T
+    return (vectors.square().sum(-1, keepdim=True) - 2 * products + codebook.square().sum(-1)).clamp(min=0)
