@@ -228,7 +228,9 @@ def describe_losses(parts: Parts, filled: bool = False) -> str:
     else:
         stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
+    cut_off = parts.whole_codebooks is not None
     if not stretches:
-        return f"damaged ({parts.damage}), but nothing is lost"
+        return parts.damage if cut_off else f"damaged ({parts.damage}), but nothing is lost"
     instead = "what a generator made" if filled else instead
-    return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
+    begin = f"{parts.damage} of its first segment" if cut_off else "damaged"
+    return f"{begin}, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
