@@ -12,11 +12,13 @@ from PIL import Image
 
 from vqtok.codec.files import Codecs, encode_media
 from vqtok.files.atomic import atomic_write
+from vqtok.generation.sampling import SamplingOptions
 from vqtok.generation.train import train_generator
 from vqtok.tokens.vqt.file import dump
 
 WORDS = "dark", "light"
 SIDE, SAMPLES = 16, 256
+STEPS = 150
 SETTINGS = (
     "network.width=32",
     "network.layers=2",
@@ -63,9 +65,17 @@ def world(image_model, audio_model, tmp_path_factory) -> World:
     return World(media, tokens, (image_model, audio_model))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_samples():
+    """Let validations sample in few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqtok.generation.validation.DEFAULT_SAMPLING", SamplingOptions(steps=2))
+        yield
+
+
 @pytest.fixture(scope="session")
-def generator(world, tmp_path_factory) -> Path:
+def generator(world, quick_samples, tmp_path_factory) -> Path:
     """Return a generator that was trained on the data set."""
     path = tmp_path_factory.mktemp("generator") / "generator.safetensors"
-    train_generator([world.tokens], path, settings=SETTINGS, tokenizers=world.named, steps=250)
+    train_generator([world.tokens], path, settings=SETTINGS, tokenizers=world.named, steps=STEPS)
     return path
