@@ -18,7 +18,7 @@ from vqtok.tokens.vqt.file import dump
 
 WORDS = "dark", "light"
 SIDE, SAMPLES = 16, 256
-STEPS = 150
+STEPS = 200
 SETTINGS = (
     "network.width=32",
     "network.layers=2",

@@ -9,7 +9,7 @@ import pytest
 from tests.generation.conftest import SAMPLES, SIDE, WORDS
 from vqtok.errors import TrainingError, UsageError, WrongModelError
 from vqtok.files.atomic import atomic_write
-from vqtok.generation.batches import BatchMaker, layouts
+from vqtok.generation.batches import BatchMaker, draw_count, layouts
 from vqtok.generation.config import DataConfig
 from vqtok.generation.items import find_streams, read_items, split
 from vqtok.generation.streams import HIDDEN, TEXT_END
@@ -210,3 +210,10 @@ def test_a_stream_returns_from_json(world, tokenizers):
 
     for stream in find_streams(read_items([world.tokens], tokenizers), DataConfig(), tokenizers):
         assert stream_of(json.loads(json.dumps(stream.to_dict()))) == stream
+
+
+def test_often_all_positions_are_hidden_as_sampling_begins():
+    rng = np.random.default_rng(0)
+    counts = [draw_count(49, rng) for _ in range(2000)]
+    assert min(counts) >= 1
+    assert 0.08 < counts.count(49) / 2000 < 0.2

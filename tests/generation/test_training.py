@@ -35,9 +35,9 @@ def test_writes_metrics_samples_and_a_card(generator):
     assert rows[-1]["step"] == STEPS
     assert set(rows[-1]["validation"]["bits"]) == {"image", "audio"}
     assert set(rows[-1]["validation"]["bits_given_rest"]) == {"image", "audio", "text"}
-    names = {path.name.partition("-")[2].partition("-")[2] for path in folder.glob("step-0000150*")}
+    names = {path.name.partition("-")[2].partition("-")[2] for path in folder.glob("step-0000200*")}
     assert {"0-original.wav", "0-from-image.wav", "0-from-nothing.wav", "text.txt"} <= names
-    assert (folder / "step-0000150.png").exists()
+    assert (folder / "step-0000200.png").exists()
     facts = inspect(generator)
     assert facts["kind"] == "generator"
     assert facts["modalities"] == ["image", "audio", "text"]
