@@ -9,8 +9,10 @@ from torch import Tensor
 from vqtok.quantizers import Quantizer
 from vqtok.quantizers.base import exact, to_vectors
 
-SHARPNESS = 2.0
-"""How fast the probability of a code falls with its distance, in units of the mean distance to the nearest one."""
+SHARPNESS = 1.0
+"""How fast the probability of a code falls with its squared distance, in units of that of neighboring codes."""
+SAMPLE = 256
+"""Codebook vectors whose distance to their neighbors is measured."""
 FLOOR = 1e-6
 """Added to probabilities before the logarithm."""
 
@@ -26,13 +28,17 @@ def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
         `(batch, codebook_size)`, with gradients to the latents.
 
     Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.2.
-    Unlike: Distances are divided by the mean distance to the nearest vector, so that the scale of latents is no matter.
+    Unlike: Distances are divided by the mean distance of a codebook vector to its neighbor, so that the scale of latents
+        and codebook does not matter.
     """
     (codebook,) = quantizer.codebooks()
     with exact(z.device):
-        distances = _squared_distances(to_vectors(z.float()), codebook.detach())
-        nearest = distances.detach().amin(-1).mean().clamp(min=1e-12)
-        return (-SHARPNESS * distances / nearest).softmax(-1).mean(1)
+        codebook = codebook.detach()
+        distances = _squared_distances(to_vectors(z.float()), codebook)
+        # A vector is the nearest to itself. A part of a large codebook is enough for the mean.
+        among = _squared_distances(codebook[None, :SAMPLE], codebook)
+        spacing = among.topk(2, largest=False).values[..., 1].mean().clamp(min=1e-12)
+        return (-SHARPNESS * distances / spacing).softmax(-1).mean(1)
 
 
 def code_matching_loss(image: Tensor, audio: Tensor) -> Tensor:
