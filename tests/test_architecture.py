@@ -25,6 +25,7 @@ FLOORS = [
     {"inspection"},
     {"codec"},
     {"training", "jobs"},
+    {"generation"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,6 +5,8 @@ media = vqtok.decode(tokens)                # Media: float32 pixels or samples i
 facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
 vqtok.export("tokens", "train.bin", "megatron")    # for training a language model; vqtok.read_export reads it
 vqtok.train("photos", "model.safetensors", minutes=30)
+tokenizer = vqtok.load("image")             # on tensors: tokenizer.encode(x) -> codes, tokenizer.decode(codes) -> x_hat
+vqtok.generate("generator.safetensors", 16, text="seven")   # a list of Media
 """
 
 from importlib import import_module
@@ -25,13 +27,17 @@ _HOMES = {
     "encode": "vqtok.codec.files",
     "export": "vqtok.jobs.export",
     "import_checkpoint": "vqtok.models.importers.import_checkpoint",
+    "Generation": "vqtok.generation.generate",
+    "generate": "vqtok.generation.generate",
     "inspect": "vqtok.inspection",
+    "load": "vqtok.models.registry",
     "load_model": "vqtok.models.model_file",
     "merge": "vqtok.tokens.shard.writer",
     "open_shard": "vqtok.models.token_reader",
     "read_export": "vqtok.tokens.export.export",
     "register": "vqtok.models.registry",
     "train": "vqtok.training.train",
+    "train_generator": "vqtok.generation.train",
     "write_shard": "vqtok.tokens.shard.writer",
 }
 

@@ -251,7 +251,7 @@ class Config:
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss term by name."""
-        weights = dict(_numbers(self.loss))
+        weights = dict(numbers(self.loss))
         return weights | {
             "adversarial": self.adversarial.weight,
             "feature_matching": self.adversarial.feature_matching,
@@ -269,7 +269,7 @@ class Config:
 
     def _problems(self) -> Iterator[str]:
         """Yield what is invalid. The first one is raised, so each check relies on the earlier ones."""
-        for path, value in _numbers(self):
+        for path, value in numbers(self):
             name = path.rpartition(".")[2]
             lowest = 1 if name in AT_LEAST_ONE else 0
             if not value >= lowest:
@@ -344,12 +344,12 @@ def _network_problems(name: str, model: ModelConfig) -> Iterator[str]:
 T = TypeVar("T")
 
 
-def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Yield every number of a configuration with its path."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from _numbers(value, f"{path}{entry.name}.")
+            yield from numbers(value, f"{path}{entry.name}.")
         else:
             items = value if isinstance(value, tuple) else (value,)
             yield from ((path + entry.name, item) for item in items if isinstance(item, (int, float)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files.paths import error_context, local_path, spooled
 from vqtok.media.kinds import kind_of
-from vqtok.models.card import ModelCard, read_card
+from vqtok.models.card import ModelCard, is_generator, read_card, read_generator_card
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
 from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
 from vqtok.tokens.find import token_files
@@ -51,7 +51,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "generator", "image" or "audio").
 
     Raises:
         VqtokError: The file cannot be read, is damaged, or is none of these.
@@ -67,7 +67,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if kind == "shard":
         return shard_facts(path)
     if kind == "model":
-        return model_facts(path, read_card(path))
+        return generator_facts(path) if is_generator(path) else model_facts(path, read_card(path))
     if kind is None:
         raise MediaError(f"{path}: not a token file, shard, export, model, image or audio file")
     return media_facts(path, kind, model)
@@ -212,6 +212,22 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "training": card.training,
     }
     return facts | ({"strides": card.strides} if len(card.strides) > 1 else {})
+
+
+def generator_facts(path: Path) -> Facts:
+    """Describe a generator, a model of tokens."""
+    card = read_generator_card(path)
+    return {
+        "file": str(path),
+        "kind": "generator",
+        "identity": card.identity,
+        "modalities": [stream["name"] for stream in card.streams],
+        "streams": card.streams,
+        "num_parameters": card.num_parameters,
+        "file_bytes": card.file_bytes,
+        "config": card.config,
+        "training": card.training,
+    }
 
 
 def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:

@@ -10,6 +10,7 @@ import typer
 from vqtok.cli.command import PanelCommand
 from vqtok.cli.decode import decode
 from vqtok.cli.encode import encode
+from vqtok.cli.generate import generate
 from vqtok.cli.help import show_topic
 from vqtok.cli.inspect import inspect, models
 from vqtok.cli.tokens import convert, export, merge
@@ -49,6 +50,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "import": (import_checkpoint, "vqtok import last.ckpt --config model.yaml -o imported.safetensors"),
     "encode": (encode, "vqtok encode photos/ -o tokens/"),
     "decode": (decode, "vqtok decode tokens/ -o media/"),
+    "generate": (generate, 'vqtok generate -m generator.safetensors --text "seven" -n 16 -o out/'),
     "merge": (merge, "vqtok merge a.vqts b.vqts -o all.vqts"),
     "export": (export, "vqtok export tokens/ --to parquet -o train.parquet"),
     "convert": (convert, "vqtok convert codes.npy --model image --size 640x480 -o photo.vqt"),

@@ -26,10 +26,12 @@ OPTIONS = {
     "config": "--config",
     "device": "--device",
     "end_token": "--end-token",
+    "extend": "--extend",
     "family": "--family",
     "force": "--force",
     "init": "--init",
     "layout": "--layout",
+    "mask": "--mask",
     "max_megapixels": "--max-megapixels",
     "minutes": "--minutes",
     "model": "--model",
@@ -41,6 +43,7 @@ OPTIONS = {
     "precision": "--precision",
     "preset": "--preset",
     "prior_only": "--prior-only",
+    "replace": "--replace",
     "resume": "--resume",
     "revision": "--revision",
     "row_token": "--row-token",
@@ -52,6 +55,7 @@ OPTIONS = {
     "steps": "--steps",
     "template": "--template",
     "tensorboard": "--tensorboard",
+    "text": "--text",
     "to": "--to",
 }
 """The option that sets a library function's argument, for messages."""
@@ -59,6 +63,8 @@ OPTIONS = {
 PANELS = (
     "Arguments",
     "Input and output",
+    "What to generate",
+    "Sampling",
     "Training",
     "Model",
     "Coding",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from vqtok.cli.command import command
 from vqtok.cli.options import (
@@ -23,9 +25,15 @@ from vqtok.cli.options import (
     Skip,
     Tile,
     Verbose,
+    only_local,
 )
 from vqtok.cli.outcomes import print_outcomes, refuse_terminal
+from vqtok.errors import UsageError
 from vqtok.files.paths import as_path
+
+if TYPE_CHECKING:
+    from vqtok.tokens.tokens import Tokens
+    from vqtok.tokens.vqt.header import Parts
 
 
 @command
@@ -40,6 +48,15 @@ def decode(
     revision: Revision = None,
     codebooks: Codebooks = None,
     salvage: Annotated[bool, FilesOption("--salvage", help="Decode the intact parts of damaged files.")] = False,
+    fill: Annotated[
+        Path | None,
+        FilesOption(
+            "--fill",
+            metavar="GENERATOR",
+            parser=only_local,
+            help="With --salvage, fill in what is lost by a generator.",
+        ),
+    ] = None,
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
@@ -53,6 +70,8 @@ def decode(
     verbose: Verbose = False,
 ) -> None:
     """Decode token files, shards and exports to images and audio."""
+    if fill and not salvage:
+        raise UsageError("--fill needs --salvage, without which damaged files are refused")
     from vqtok.jobs.planning import plan_decoding
 
     work = plan_decoding(inputs, output, keys=keys or (), salvage=salvage)
@@ -76,6 +95,7 @@ def decode(
         codecs,
         num_codebooks=codebooks,
         salvage=salvage,
+        conceal=_conceal(fill, model),
         existing=existing,
         on_finished=progress.finish,
     )
@@ -89,3 +109,12 @@ def decode(
         json=json,
         quiet=quiet,
     )
+
+
+def _conceal(generator: Path | None, model: str | None) -> Callable[[Tokens, Parts], Tokens] | None:
+    """Return the function that fills in what damaged files have lost, if a generator is given."""
+    if generator is None:
+        return None
+    from vqtok.generation.generate import Generation
+
+    return Generation(generator, [model] if model else ()).conceal

@@ -99,6 +99,24 @@ def exported_line(facts: Mapping[str, Any]) -> str:
     )
 
 
+def generated_line(facts: Mapping[str, Any]) -> str:
+    """Return the line for one generated output; a caption without a file is the line itself."""
+    source = f"{facts['file']} -> " if "file" in facts else ""
+    if "caption" in facts:
+        return f"{source}{facts['caption']}"
+    return f"{source}{facts['output']} {media_size(facts)} (seed {facts['seed']})"
+
+
+def bits_line(alone: Mapping[str, float], given_rest: Mapping[str, float]) -> str:
+    """Return the bits per token of a generator, such as `image 4.21, 3.98 given the rest; text 0.11 given the rest`."""
+    parts = []
+    for name in dict.fromkeys([*alone, *given_rest]):
+        own = [f"{alone[name]:.2f}"] if name in alone else []
+        rest = [f"{given_rest[name]:.2f} given the rest"] if name in given_rest else []
+        parts.append(f"{name} {', '.join(own + rest)}")
+    return "; ".join(parts)
+
+
 def media_size(facts: Mapping[str, Any]) -> str:
     if "width" in facts:
         return f"{facts['width']}x{facts['height']}"

@@ -68,6 +68,14 @@ Model = Annotated[
 Revision = Annotated[
     str | None, ModelOption("--revision", metavar="REV", help="Branch, tag or commit of a model hf:ORG/NAME.")
 ]
+Tokenizers = Annotated[
+    list[str] | None,
+    ModelOption(
+        "--tokenizer",
+        metavar="MODEL",
+        help="A model that made the tokens; default: found by its identity. Repeatable.",
+    ),
+]
 NewModel = Annotated[
     Path, FilesOption("-o", "--output", metavar="MODEL", parser=only_local, help="The model file to write.")
 ]

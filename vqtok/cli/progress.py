@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from rich.table import Table
 
 from vqtok.cli.console import err, out, say
+from vqtok.cli.lines import bits_line, times
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
     from vqtok.config import Config
+    from vqtok.generation.streams import Stream
+    from vqtok.generation.validation import GeneratorProgress
     from vqtok.training.monitor import Progress as TrainingProgress
     from vqtok.training.validation import Validation
 
@@ -38,7 +41,7 @@ class TrainingDisplay:
 
             self.live = Live(console=err, refresh_per_second=4, transient=True, get_renderable=self._panel)
 
-    def __enter__(self) -> TrainingDisplay:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -99,6 +102,23 @@ class TrainingDisplay:
     def prior(self, steps: int, step: int, bits: float) -> None:
         now = f"step {step} of {steps}, {bits:.2f} bits a token" if step else "encoding training files"
         self.stage(f"fitting the prior: {now}")
+
+
+class GeneratorDisplay(TrainingDisplay):
+    """Shows the progress of the training of a generator."""
+
+    def start_generator(self, streams: Sequence[Stream], training: int, held_out: int, run_folder: Path) -> None:
+        if not self.quiet:
+            parts = [f"{s.name} ({times(s.window)}{f' x {s.num_codebooks}' * (s.num_codebooks > 1)})" for s in streams]
+            say(f"{', '.join(parts)}: {training} items to train on, {held_out} held out; run folder {run_folder}")
+
+    def generator_progress(self, progress: GeneratorProgress) -> None:
+        if progress.held_out:
+            found = progress.held_out
+            self.quality = f"bits a token {bits_line(found.bits, found.bits_given_rest)}"
+            if not self.quiet:
+                say(f"step {progress.step}, {_clock(progress.seconds)}: validation {self.quality}")
+        self.step(progress)
 
 
 def _quality_and_use(found: Validation) -> tuple[str, str]:

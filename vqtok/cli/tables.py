@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vqtok.cli.console import one_line, out
-from vqtok.cli.lines import file_size, media_size, times
+from vqtok.cli.lines import bits_line, file_size, media_size, times
 
 BARS = " ▁▂▃▄▅▆▇█"
 HISTOGRAM_COLUMNS = 20, 64
@@ -23,6 +23,7 @@ HISTOGRAM_COLUMNS = 20, 64
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
+    shown["generator"] = _show_generator
     shown.get(facts["kind"], _show_media)(facts)
 
 
@@ -186,6 +187,30 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     if found:
         for evaluation in [found] if "prefixes" in found else found.values():  # those of each modality
             _show_evaluation(evaluation)
+
+
+def _show_generator(facts: Mapping[str, Any]) -> None:
+    training = facts["training"]
+    rows = [
+        ("identity", facts["identity"]),
+        ("generates", ", ".join(facts["modalities"])),
+        ("parameters", f"{facts['num_parameters'] / 1e6:.2f} M, {file_size(facts['file_bytes'])}"),
+    ]
+    for stream in facts["streams"]:
+        made_by = f", tokens of {stream['model']}" if stream["model"] else ""
+        rows.append((stream["name"], f"{_codebooks(stream['codebook_sizes'])} on {times(stream['window'])}{made_by}"))
+    rows.append(
+        (
+            "trained",
+            f"preset {training['preset']}, {training['steps']} steps, {training['items_seen']} items, "
+            f"{training['hours']:.2f} h on {training['device']} in {training['precision']}, seed {training['seed']}",
+        )
+    )
+    rows.append(("data", f"{training['items']} items, {training['held_out_items']} held out"))
+    evaluation = training["evaluation"]
+    rows.append(("bits a token", bits_line(evaluation["bits"], evaluation["bits_given_rest"])))
+    rows += [("alarm", alarm) for alarm in training["alarms"]]
+    _facts_table(facts["file"], rows)
 
 
 def show_models(models: Iterable[Mapping[str, Any]]) -> None:

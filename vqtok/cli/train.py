@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vqtok.cli.command import command, print_error
-from vqtok.cli.options import Device, FilesOption, Force, Json, MessagesOption, NewModel, Quiet, Verbose, only_local
+from vqtok.cli.options import (
+    Device,
+    FilesOption,
+    Force,
+    Json,
+    MessagesOption,
+    NewModel,
+    Quiet,
+    Tokenizers,
+    Verbose,
+    only_local,
+)
 from vqtok.compute.torchrun import is_secondary
 from vqtok.errors import UsageError
 
@@ -19,12 +31,18 @@ RunOption = functools.partial(typer.Option, rich_help_panel="Training")
 
 @command
 def train(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", parser=only_local, help="Folder of images or audio, searched recursively.")
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IN",
+            parser=only_local,
+            help="Folder of images or audio, searched recursively; for a generator token files, shards and folders.",
+        ),
     ],
     output: NewModel,
     preset: Annotated[
-        str | None, RunOption(metavar="NAME", help="image, audio, digits, image-gan, audio-gan, or a TOML file.")
+        str | None,
+        RunOption(metavar="NAME", help="image, audio, digits, image-gan, audio-gan, generator, or a TOML file."),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -42,6 +60,7 @@ def train(
     prior_only: Annotated[
         bool, RunOption("--prior-only", help="Fit only the prior of --init MODEL; codes stay the same.")
     ] = False,
+    tokenizers: Tokenizers = None,
     resume: Annotated[bool, RunOption("--resume", help="Continue from the last checkpoint.")] = False,
     tensorboard: Annotated[
         bool, MessagesOption("--tensorboard", help="Also write TensorBoard files to the run folder.")
@@ -53,8 +72,31 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model on a folder of images or audio."""
+    """Train a tokenizer on a folder of images or audio, or a generator on tokens."""
     began = time.monotonic()
+    if _is_for_generator(inputs, preset, init):
+        if init or prior_only or tensorboard:
+            raise UsageError("--init, --prior-only and --tensorboard are for tokenizers, not for a generator")
+        _train_generator(
+            inputs,
+            output,
+            preset,
+            settings,
+            tokenizers,
+            steps,
+            minutes,
+            resume,
+            force,
+            device,
+            seed,
+            began,
+            json,
+            quiet,
+        )
+        return
+    if len(inputs) > 1 or tokenizers:
+        raise UsageError("a tokenizer is trained on one folder; several inputs and --tokenizer are for a generator")
+    (folder,) = inputs
     from vqtok.cli.console import print_json
     from vqtok.cli.progress import TrainingDisplay
     from vqtok.cli.tables import show_facts
@@ -105,6 +147,71 @@ def train(
         print_error(
             f"stopped; the same command with --resume continues, with --force starts over: {folder} -> {output}"
         )
+        raise
+    facts = inspect_model(result.model)
+    if json and not is_secondary():
+        print_json(facts)
+    elif not quiet:
+        show_facts(facts)
+
+
+def _is_for_generator(inputs: Sequence[Path], preset: str | None, init: str | None) -> bool:
+    """Return whether a generator is to be trained: its preset is given, or none is and the inputs are tokens."""
+    if preset:
+        from vqtok.generation.config import is_generator_preset
+
+        return is_generator_preset(preset)
+    from vqtok.tokens.find import holds_tokens
+
+    return init is None and any(map(holds_tokens, inputs))
+
+
+def _train_generator(
+    inputs: Sequence[Path],
+    output: Path,
+    preset: str | None,
+    settings: Sequence[str] | None,
+    tokenizers: Sequence[str] | None,
+    steps: int | None,
+    minutes: float | None,
+    resume: bool,
+    force: bool,
+    device: str,
+    seed: int,
+    began: float,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from vqtok.cli.console import print_json
+    from vqtok.cli.progress import GeneratorDisplay
+    from vqtok.cli.tables import show_facts
+
+    try:
+        with GeneratorDisplay(quiet) as display:
+            display.stage("loading PyTorch")
+            from vqtok.generation.train import train_generator
+            from vqtok.inspection import inspect as inspect_model
+
+            result = train_generator(
+                inputs,
+                output,
+                preset=preset,
+                settings=settings or (),
+                tokenizers=tokenizers or (),
+                steps=steps,
+                minutes=minutes,
+                resume=resume,
+                force=force,
+                device=device,
+                seed=seed,
+                began=began,
+                on_stage=display.stage,
+                on_start=display.start_generator,
+                on_step=display.step,
+                on_progress=display.generator_progress,
+            )
+    except KeyboardInterrupt:
+        print_error(f"stopped; the same command with --resume continues, with --force starts over: -> {output}")
         raise
     facts = inspect_model(result.model)
     if json and not is_secondary():

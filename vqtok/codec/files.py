@@ -212,8 +212,12 @@ def load_tokens(
     return codec, codec.on_core(lambda: load_parts(data, parts, model, num_codebooks, blank)), parts
 
 
-def describe_losses(parts: Parts) -> str:
-    """Describe the lost parts of a damaged token file in one line."""
+def describe_losses(parts: Parts, filled: bool = False) -> str:
+    """Describe the lost parts of a damaged token file in one line, and what is in their place.
+
+    Args:
+        filled: Whether a generator has filled them in.
+    """
     lost = losses(parts.header, parts.starts)
     if "lost_rows" in lost:
         stretches = ", ".join(f"rows {begin} to {end - 1}" for begin, end in lost["lost_rows"])
@@ -223,4 +227,5 @@ def describe_losses(parts: Parts) -> str:
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
     if not stretches:
         return f"damaged ({parts.damage}), but nothing is lost"
+    instead = "what a generator made" if filled else instead
     return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from vqtok.codec.files import Codecs, describe_losses, load_tokens, write_media
 from vqtok.codec.threads import MemoryBudget
@@ -15,6 +15,7 @@ from vqtok.jobs.job import REFUSED, Existing, Job, Outcome, done, skipped
 from vqtok.jobs.runner import BYTES_PER_PIXEL, OnFinished, ignore, is_settled, open_output, run_jobs
 from vqtok.models.token_reader import open_items
 from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.vqt.header import Parts
 
 
 def decode_files(
@@ -23,6 +24,7 @@ def decode_files(
     *,
     num_codebooks: int | None = None,
     salvage: bool = False,
+    conceal: Callable[[Tokens, Parts], Tokens] | None = None,
     existing: Existing = REFUSED,
     on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
@@ -30,6 +32,7 @@ def decode_files(
 
     Args:
         salvage: Also decode the intact parts of damaged token files; the outcome then has both output and error.
+        conceal: Fills in what a damaged file has lost, given its tokens and its intact parts.
     """
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
@@ -46,9 +49,11 @@ def decode_files(
             facts = token_facts(job.source, parts.header)
             facts["decoded_bytes"] = parts.header.bytes_of(num_codebooks)
             if parts.damage:
+                if conceal:
+                    tokens = conceal(tokens, parts)
                 target = "stdout" if job.target == STDIO else job.target
-                error = MediaError(f"{job.name}: {describe_losses(parts)} in {target}")
-                facts |= losses(*parts[:2])
+                error = MediaError(f"{job.name}: {describe_losses(parts, conceal is not None)} in {target}")
+                facts |= losses(*parts[:2]) | ({"filled": True} if conceal else {})
         else:
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)

@@ -48,6 +48,51 @@ class ModelCard:
         return next(iter(self.strides.values()))
 
 
+@dataclass(frozen=True)
+class GeneratorCard:
+    """The header of a file with a generator, a model of tokens."""
+
+    identity: str
+    """SHA-256 of network and streams, in hex."""
+    config: dict[str, Any]
+    streams: list[dict[str, Any]]
+    """What it generates: for each modality its tokenizer, codebooks and window."""
+    training: dict[str, Any]
+    num_parameters: int
+    file_bytes: int
+
+
+def is_generator(path: Path) -> bool:
+    """Return whether a model file has a generator instead of a tokenizer. Raises as `read_card` does."""
+    return _read_values(path)[1].get("kind") == "generator"
+
+
+def read_generator_card(path: Path) -> GeneratorCard:
+    """Read the header of a generator.
+
+    Raises:
+        ModelError: The file does not exist or is not a generator.
+        CorruptFileError: It is truncated or damaged.
+        UnsupportedVersionError: It has a newer format.
+    """
+    tensors, values, file_bytes = _read_values(path)
+    if values.get("kind") != "generator":
+        raise ModelError(f"{path}: is a tokenizer, not a generator; train one with the preset generator")
+    try:
+        if not all(isinstance(stream, dict) for stream in values["streams"]):
+            raise ValueError
+        return GeneratorCard(
+            identity=bytes.fromhex(values["identity"]).hex(),
+            config=values["config"],
+            streams=values["streams"],
+            training=values["training"],
+            num_parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
+            file_bytes=file_bytes,
+        )
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
+
+
 def read_card(path: Path) -> ModelCard:
     """Read the header of a model file.
 
@@ -56,13 +101,10 @@ def read_card(path: Path) -> ModelCard:
         CorruptFileError: It is truncated or damaged.
         UnsupportedVersionError: It has a newer format.
     """
-    tensors, metadata, file_bytes = _read_header(path)
-    if METADATA_KEY not in metadata:
-        raise ModelError(f"{path}: is a safetensors file, but not a vqtok model; choose another `model`")
+    tensors, values, file_bytes = _read_values(path)
+    if values.get("kind") == "generator":
+        raise ModelError(f"{path}: is a generator of tokens, not a tokenizer; vqtok generate uses it, or --fill")
     try:
-        values = json.loads(metadata[METADATA_KEY])
-        if values["format"] > FORMAT_VERSION:
-            raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
         _check_types(values)
         return ModelCard(
             identity=bytes.fromhex(values["identity"]).hex(),
@@ -78,6 +120,21 @@ def read_card(path: Path) -> ModelCard:
         )
     except (ValueError, LookupError, TypeError):
         raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
+
+
+def _read_values(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the descriptions of the tensors in a model file, the values of its header, and its size in bytes."""
+    tensors, metadata, file_bytes = _read_header(path)
+    if METADATA_KEY not in metadata:
+        raise ModelError(f"{path}: is a safetensors file, but not a vqtok model; choose another `model`")
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+        newer = values["format"] > FORMAT_VERSION
+    except (ValueError, LookupError, TypeError):
+        raise CorruptFileError(f"{path}: the header is damaged; copy the file again") from None
+    if newer:
+        raise UnsupportedVersionError(f"{path}: model format {values['format']}; upgrade vqtok to read it")
+    return tensors, values, file_bytes
 
 
 def _check_types(values: dict[str, Any]) -> None:

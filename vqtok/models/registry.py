@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -16,6 +16,8 @@ from vqtok.files.paths import absolute, error_context
 from vqtok.models.card import read_card
 
 if TYPE_CHECKING:
+    import torch
+
     from vqtok.models.tokenizer import Tokenizer
 
 
@@ -45,6 +47,23 @@ def open_tokenizer(name: str) -> Tokenizer:
     from vqtok.models.model_file import load_model
 
     return load_model(find_model(name))
+
+
+def load(name: str, device: torch.device | str = "cpu") -> Tokenizer:
+    """Load a tokenizer that works on batches of tensors.
+
+    `encode(x)` returns the codes, int64 `(batch, num_codebooks, *grid)`, of images `(batch, channels, height, width)`
+    or audio `(batch, channels, samples)`, float32 in [-1, 1], whose sizes are multiples of `stride`. `decode(codes)`
+    returns their reconstructions. A fusion model is used through `of("image")` and `of("audio")`.
+
+    Args:
+        name: A bundled model, a model file, a folder saved by a known family, or `FAMILY:SOURCE`.
+
+    Raises:
+        ModelError: The model does not exist or cannot be used.
+        CorruptFileError: It is damaged.
+    """
+    return open_tokenizer(name).to(device)
 
 
 def _remember(name: str, tokenizer: Tokenizer) -> Tokenizer:
@@ -112,15 +131,19 @@ def wrong_model(identity: bytes, given: str | None, beside: Path | None = None) 
         beside: A folder to search besides the bundled models and those that were opened on this machine before.
     """
     other = f"not by {given}" if given else "which is not a bundled model"
-    found = _find_identity(identity, beside)
+    found = find_identity(identity, [beside] if beside else [])
     advice = f"use `model` {found}" if found else "set `model` to it"
     return WrongModelError(f"made by model {identity.hex()}, {other}; {advice}")
 
 
-def _find_identity(identity: bytes, beside: Path | None) -> str | None:
-    """Return the name or path of the model with this identity; None if it is not found."""
+def find_identity(identity: bytes, folders: Sequence[Path] = ()) -> str | None:
+    """Return the name or path of the model with this identity (its first 8 bytes); None if it is not found.
+
+    Args:
+        folders: Folders to search besides the current one, the bundled models and those that were opened before.
+    """
     files = bundled_models()
-    for folder in dict.fromkeys(filter(None, (beside, Path()))):
+    for folder in dict.fromkeys((*folders, Path())):
         files |= {str(path): path for path in sorted(folder.glob("*.safetensors"))}
     for name, path in files.items():
         with suppress(VqtokError):

@@ -30,5 +30,16 @@ def token_files(paths: Sequence[str | Path], ignored: Counter[str] | None = None
     return files
 
 
+def holds_tokens(path: Path) -> bool:
+    """Return whether a path is a token file or shard, or a folder that contains one.
+
+    Raises:
+        MediaError: It is a folder that cannot be listed.
+    """
+    if path.is_dir():
+        return any(True for _ in files_below(path, _is_token_file))
+    return _is_token_file(path)
+
+
 def _is_token_file(path: Path) -> bool:
     return path.suffix.lower() in (".vqt", ".vqts")

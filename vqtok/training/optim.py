@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -66,7 +67,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+class Schedule(Protocol):
+    """The settings that `learning_rate` needs."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+
+
+def learning_rate(config: Schedule, step: int, progress: float) -> float:
     """Return the learning rate: a linear warm-up, shorter in a short run, then a cosine to zero.
 
     Source: Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (without restarts).

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vqtok.errors import TrainingError
-from vqtok.files.atomic import atomic_write
+from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.files.atomic import atomic_write, refuse_existing
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,37 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 PREVIOUS_NAME = "checkpoint.previous.safetensors"
 RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav", "tensorboard/events.*")
 """Patterns of the files in a run folder."""
+
+
+def refuse_existing_run(output: Path, run_folder: Path, force: bool) -> None:
+    """Raise if a model file or its run folder exists and is not to be overwritten, or cannot be created.
+
+    Raises:
+        UsageError, OutputError: What is in the way.
+    """
+    if output == run_folder:
+        raise UsageError(f"{output}: the suffix {RUN_SUFFIX} is for the run folder; name the model .safetensors")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder")
+    if not force and (run_folder / CHECKPOINT_NAME).exists():
+        raise OutputError(f"{run_folder}: contains a run; `resume` continues it, `overwrite` starts over")
+    if not force:
+        refuse_existing(output)
+
+
+def start_run_folder(run_folder: Path) -> None:
+    """Create the run folder, or remove the files of an earlier run from it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        run_folder.mkdir(exist_ok=True)
+        for pattern in RUN_FILES:
+            for path in run_folder.glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"{run_folder}: cannot be written: {error.strerror}") from None
 
 
 def save_checkpoint(

@@ -19,7 +19,7 @@ from vqtok.codec.codec import Codec
 from vqtok.compute.device import choose_device
 from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
 from vqtok.config import Config, Modality, apply_setting, from_dict, load_preset
-from vqtok.errors import OutputError, TrainingError, UsageError
+from vqtok.errors import TrainingError, UsageError
 from vqtok.files.atomic import refuse_existing
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
@@ -50,7 +50,7 @@ from vqtok.training.loop import Trainer
 from vqtok.training.monitor import Progress
 from vqtok.training.optim import Budget
 from vqtok.training.prior import LearnedPrior, final_prior, learn_prior, prior_seconds
-from vqtok.training.state import CHECKPOINT_NAME, RUN_FILES, RUN_SUFFIX
+from vqtok.training.state import RUN_SUFFIX, refuse_existing_run, start_run_folder
 from vqtok.training.tensorboard import TensorBoard
 from vqtok.training.validation import HeldOut, one_or_all
 
@@ -125,7 +125,7 @@ def train(
     config, preset, initial = _set_up(folder, preset, settings, init)
     with process_group(choose_device(device)) as training_device:
         if not resume:
-            _refuse_existing(output, run_folder, force)
+            refuse_existing_run(output, run_folder, force)
         on_stage("looking for files")
         training, held_out = _find(folder, config)
         cache = MediaCache(config)
@@ -157,7 +157,7 @@ def train(
         if resume:
             trainer.resume()
         else:
-            on_first_process(lambda: _start_folder(run_folder))
+            on_first_process(lambda: start_run_folder(run_folder))
         on_start(config, len(training), len(held_out), run_folder)
         model = trainer.run()
         facts = _training_facts(trainer, preset, len(training), len(held_out), len(cache.unreadable))
@@ -426,25 +426,3 @@ def default_preset(folder: Path) -> str:
     """Return `audio` if the folder contains more audio files than images, else `image`."""
     kinds = [modality_of(path) for path in find_files(folder)]
     return "audio" if kinds.count("audio") > kinds.count("image") else "image"
-
-
-def _refuse_existing(output: Path, run_folder: Path, force: bool) -> None:
-    if output == run_folder:
-        raise UsageError(f"{output}: the suffix {RUN_SUFFIX} is for the run folder; name the model .safetensors")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder")
-    if not force and (run_folder / CHECKPOINT_NAME).exists():
-        raise OutputError(f"{run_folder}: contains a run; `resume` continues it, `overwrite` starts over")
-    if not force:
-        refuse_existing(output)
-
-
-def _start_folder(run_folder: Path) -> None:
-    """Create the run folder, or remove the files of an earlier run from it."""
-    try:
-        run_folder.mkdir(exist_ok=True)
-        for pattern in RUN_FILES:
-            for path in run_folder.glob(pattern):
-                path.unlink()
-    except OSError as error:
-        raise OutputError(f"{run_folder}: cannot be written: {error.strerror}") from None
