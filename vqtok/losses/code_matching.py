@@ -28,8 +28,8 @@ def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
         `(batch, codebook_size)`, with gradients to the latents.
 
     Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.2.
-    Unlike: Distances are divided by the mean distance of a codebook vector to its neighbor, so that the scale of latents
-        and codebook does not matter.
+    Unlike: Distances are divided by the mean distance of a codebook vector to its neighbor, so that the scale of
+        latents and codebook does not matter.
     """
     (codebook,) = quantizer.codebooks()
     with exact(z.device):
