@@ -135,16 +135,16 @@ def test_code_matching_prefers_equal_codes_of_partners() -> None:
 
 def test_code_distributions_follow_the_nearest_vectors() -> None:
     quantizer = VQ(4, 8).eval()
-    z = 100 * torch.randn(2, 4, 3, 5)
+    z = 2 * torch.randn(2, 4, 3, 5)
     z[0] = quantizer.codebook[3][:, None, None] + 0.01
     z.requires_grad_(True)
-    found = code_distributions(z, quantizer)
+    found = code_distributions(z, quantizer.codebook)
     assert found.shape == (2, 8)
     torch.testing.assert_close(found.sum(1), torch.ones(2))
     assert int(found[0].argmax()) == 3
     # The scale of latents and codebook does not matter.
     quantizer.codebook *= 7
-    torch.testing.assert_close(code_distributions(7 * z, quantizer), found)
+    torch.testing.assert_close(code_distributions(7 * z, quantizer.codebook), found, rtol=1e-3, atol=1e-4)
     found[1, 2].backward()
     assert z.grad is not None
     assert bool(z.grad[1].any())
@@ -154,9 +154,10 @@ def test_gradient_descent_brings_pairs_to_the_same_codes() -> None:
     torch.manual_seed(0)
     quantizer = VQ(4, 16).eval()
     image, audio = torch.randn(8, 4, 3, 3).requires_grad_(), torch.randn(8, 4, 5).requires_grad_()
+    codebook = quantizer.codebook
     optimizer = torch.optim.Adam([image, audio], lr=0.03)
     for _ in range(150):
-        loss = code_matching_loss(code_distributions(image, quantizer), code_distributions(audio, quantizer))
+        loss = code_matching_loss(code_distributions(image, codebook), code_distributions(audio, codebook))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqtok.quantizers import Quantizer
-from vqtok.quantizers.base import exact, to_vectors
-
 SHARPNESS = 1.0
 """How fast the probability of a code falls with its squared distance, in units of that of neighboring codes."""
 SAMPLE = 256
@@ -17,12 +14,12 @@ FLOOR = 1e-6
 """Added to probabilities before the logarithm."""
 
 
-def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
+def code_distributions(z: Tensor, codebook: Tensor) -> Tensor:
     """Return the mean over the positions of the probabilities of the codes, which fall with the distance to a latent.
 
     Args:
         z: Latents `(batch, dim, *grid)`.
-        quantizer: A quantizer of one learned codebook.
+        codebook: The vectors `(codebook_size, dim)`, which get no gradient.
 
     Returns:
         `(batch, codebook_size)`, with gradients to the latents.
@@ -31,10 +28,9 @@ def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
     Unlike: Distances are divided by the mean distance of a codebook vector to its neighbor, so that the scale of
         latents and codebook does not matter.
     """
-    (codebook,) = quantizer.codebooks()
-    with exact(z.device):
-        codebook = codebook.detach()
-        distances = _squared_distances(to_vectors(z.float()), codebook)
+    with torch.autocast(z.device.type, enabled=False):
+        codebook = codebook.detach().float()
+        distances = _squared_distances(z.float().movedim(1, -1).flatten(1, -2), codebook)
         # A vector is the nearest to itself. A part of a large codebook is enough for the mean.
         among = _squared_distances(codebook[None, :SAMPLE], codebook)
         spacing = among.topk(2, largest=False).values[..., 1].mean().clamp(min=1e-12)

@@ -39,6 +39,9 @@ class Degradation:
     noises: Sequence[Array] = field(default=(), repr=False)
     """Recorded noise at the rate of the media, mono; empty for synthetic noise."""
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.lowest:g}-{self.highest:g}"
+
     def __call__(self, media: Media, rng: np.random.Generator) -> Media:
         """Return degraded media of the same size."""
         strength = float(rng.uniform(self.lowest, self.highest))
@@ -61,6 +64,13 @@ class Degrader:
 
     def __call__(self, media: Media, rng: np.random.Generator) -> Media:
         return self.rules[int(rng.integers(len(self.rules)))](media, rng) if self.rules else media
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.rules))
+
+
+UNCHANGED = Degrader(())
+"""Leaves media as they are."""
 
 
 def parse_rules(texts: Sequence[str], modality: str, sample_rate: int = 0) -> Degrader:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqtok.compute.device import autocast, channels_last
 from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank, world_size
-from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
+from vqtok.config import Config, apply_setting, from_dict, merged, read_preset, take_init
 from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.networks.layers import Block
@@ -36,6 +36,7 @@ def tuning_config(model: Mapping[str, Any], preset: str | None, settings: Sequen
         UsageError: The preset or a setting is invalid or implies another architecture.
     """
     values = read_preset(preset) if preset else _own_training(model)
+    take_init(values)
     for setting in settings:
         apply_setting(values, setting)
     architecture = from_dict(Config, {"model": model["model"]})
@@ -139,7 +140,7 @@ def _latents(model: VQModel, batch: TensorBatch, precision: torch.dtype) -> Tens
     """Return the latents `(1, positions, dim)` of a batch, of all modalities."""
     found = []
     for modality, side in model.sides.items():
-        x = channels_last(batch.media[modality])
+        x = channels_last(batch.inputs[modality])
         with autocast(x.device, precision):
             found.append(side.encoder(x).float().movedim(1, -1).flatten(0, -2))
     return torch.cat(found)[None]

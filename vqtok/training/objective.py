@@ -22,13 +22,17 @@ class TensorBatch:
     """A `Batch` on the device of the model."""
 
     media: Mapping[Modality, Tensor]
+    inputs: Mapping[Modality, Tensor]
     pairs: Tensor
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Move a batch to a device."""
-        media = {modality: torch.from_numpy(crops).to(device) for modality, crops in batch.media.items()}
-        return cls(media, torch.from_numpy(batch.pairs).to(device))
+        media, inputs = (
+            {modality: torch.from_numpy(crops).to(device) for modality, crops in arrays.items()}
+            for arrays in (batch.media, batch.inputs)
+        )
+        return cls(media, inputs, torch.from_numpy(batch.pairs).to(device))
 
     def __len__(self) -> int:
         """Return the number of items of all modalities."""
@@ -36,9 +40,13 @@ class TensorBatch:
 
     def chunk(self, count: int) -> list[TensorBatch]:
         """Split the batch into parts."""
-        pairs = self.pairs.chunk(count)
-        media = {modality: x.chunk(count) for modality, x in self.media.items()}
-        return [TensorBatch({name: x[i] for name, x in media.items()}, part) for i, part in enumerate(pairs)]
+        media, inputs = (
+            {modality: x.chunk(count) for modality, x in tensors.items()} for tensors in (self.media, self.inputs)
+        )
+        return [
+            TensorBatch({name: x[i] for name, x in media.items()}, {name: x[i] for name, x in inputs.items()}, pairs)
+            for i, pairs in enumerate(self.pairs.chunk(count))
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Objective:
         for modality, side in model.sides.items():
             x, weights = batch.media[modality], self.config.of(modality).loss_weights
             with autocast(x.device, self.precision):
-                z = side.encoder(channels_last(x))
+                z = side.encoder(channels_last(batch.inputs[modality]))
                 x_hat, output = side.reconstruct(z, quantize=quantize)
             x_hat = x_hat.float()
             own = self.reconstruction[modality](x, x_hat)
@@ -103,7 +111,8 @@ class Objective:
             total = total + sum((weights[name] * loss for name, loss in own.items()), x.new_zeros(()))
             losses |= own if len(model.sides) == 1 else {f"{modality}.{name}": loss for name, loss in own.items()}
         if self.config.loss.code_matching and latents and batch.pairs.sum() > 1:
-            image, audio = (code_distributions(latents[name][batch.pairs], model.quantizer) for name in latents)
+            (codebook,) = model.quantizer.codebooks()
+            image, audio = (code_distributions(latents[name][batch.pairs], codebook) for name in latents)
             losses["code_matching"] = code_matching_loss(image, audio)
             total = total + self.config.loss.code_matching * losses["code_matching"]
         (part * total).backward()
