@@ -16,7 +16,19 @@ from conftest import contents, picture, wave
 from PIL import Image
 
 import vqtok
-from training.conftest import TINY, Killed, equal_state, kill_at, make_trainer, metrics, tiny, watched
+from training.conftest import (
+    STEPS,
+    TINY,
+    Killed,
+    distance,
+    equal_state,
+    kill_at,
+    make_trainer,
+    metrics,
+    run_two_processes,
+    tiny,
+    watched,
+)
 from training.conftest import quick as quick
 from vqtok.config import Config, from_dict, load_preset
 from vqtok.errors import ModelError, TrainingError, UsageError, WrongModelError
@@ -247,6 +259,18 @@ def test_a_killed_run_goes_on_exactly(pairs: Path, tmp_path: Path, accumulate: i
     assert {name: watch.state for name, watch in resumed.regression.items()} == {
         name: watch.state for name, watch in whole.regression.items()
     }
+
+
+def test_two_processes_equal_one_with_the_double_batch(pairs: Path, tmp_path: Path) -> None:
+    exact = [*FUSION, "loss.code_matching=1", "model.quantizer.restart_below=0", "train.learning_rate=3e-3"]
+    make_trainer(pairs, tmp_path / "whole", Budget(steps=STEPS), *exact).run()
+    make_trainer(pairs, tmp_path / "half", Budget(steps=STEPS), *exact, "train.batch_size=4").run()
+    settings = [*TINY, *exact, "train.batch_size=4", "prior.fit_steps=0"]
+    run_two_processes(pairs, tmp_path / "two.safetensors", settings)
+    for module in ("model.encoder", "model.quantizer", "model.decoder"):
+        far = distance(tmp_path / "whole", tmp_path / "half", module)
+        near = distance(tmp_path / "whole", tmp_path / "two.run", module)
+        assert near < 0.1 * far, (module, near, far)
 
 
 # The model file.

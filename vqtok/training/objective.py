@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast, channels_last
+from vqtok.compute.distributed import gather, gather_own, world_size
 from vqtok.config import Config, Modality
 from vqtok.losses.code_matching import code_distributions, code_matching_loss
 from vqtok.losses.reconstruction import ReconstructionLoss
@@ -110,11 +111,12 @@ class Objective:
                 latents[modality] = z
             total = total + sum((weights[name] * loss for name, loss in own.items()), x.new_zeros(()))
             losses |= own if len(model.sides) == 1 else {f"{modality}.{name}": loss for name, loss in own.items()}
-        if self.config.loss.code_matching and latents and batch.pairs.sum() > 1:
+        if self.config.loss.code_matching and latents and (pairs := gather(batch.pairs.byte()).bool()).sum() > 1:
             (codebook,) = model.quantizer.codebooks()
-            image, audio = (code_distributions(latents[name][batch.pairs], codebook) for name in latents)
+            image, audio = (gather_own(code_distributions(z, codebook))[pairs] for z in latents.values())
             losses["code_matching"] = code_matching_loss(image, audio)
-            total = total + self.config.loss.code_matching * losses["code_matching"]
+            # The loss is that of the batches of all processes, and the mean of their gradients divides it.
+            total = total + world_size() * self.config.loss.code_matching * losses["code_matching"]
         (part * total).backward()
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         figures = {name: part * value for name, value in zip(losses, values, strict=True)}
