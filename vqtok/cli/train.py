@@ -42,7 +42,11 @@ def train(
     output: NewModel,
     preset: Annotated[
         str | None,
-        RunOption(metavar="NAME", help="image, audio, digits, image-gan, audio-gan, generator, or a TOML file."),
+        RunOption(
+            metavar="NAME",
+            help="image, audio, fusion, digits, image-gan, audio-gan, restore-image, restore-audio, generator, or a "
+            "TOML file.",
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
