@@ -119,7 +119,8 @@ def test_bad_settings_name_the_path(setting: str, message: str) -> None:
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match="`preset` 'imagge' does not exist; use audio, audio-gan, digits, image, image-gan or a"
+        UsageError,
+        match="`preset` 'imagge' does not exist; use audio, audio-gan, digits, fusion, ",
     ):
         load_preset("imagge")
 

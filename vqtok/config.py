@@ -124,6 +124,9 @@ class DataConfig:
     """Memory for decoded media; files that do not fit are decoded each time."""
     workers: int = 2
     """Threads that cut crops ahead of the training step."""
+    degrade: tuple[str, ...] = ()
+    """Degradations of the encoder's inputs, as `vqtok.media.degrade` describes them, such as "noise:5-50"; one is drawn
+    for each crop. The model learns to reconstruct the media as they were before."""
     note: str = ""
     """A note for the model card: the data and its licenses."""
 
@@ -285,6 +288,8 @@ class Config:
             yield "model.sample_rate must be set for audio, and only for audio"
         if model.modality != "audio" and model.channels not in (1, 3):
             yield f"model.channels must be 1 (gray) or 3 (RGB), not {model.channels}"
+        if self.data.degrade and model.modality == "fusion":
+            yield "data.degrade is for models of one modality"
         if self.adversarial.weight and model.modality == "fusion":
             yield "adversarial.weight must be 0 for a fusion model; discriminators are for models of one modality"
         if self.loss.code_matching and model.modality != "fusion":
@@ -361,6 +366,18 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def take_init(values: dict[str, Any]) -> str | None:
+    """Remove and return the model that training with a preset starts from, if the preset names one.
+
+    Raises:
+        UsageError: It is no name.
+    """
+    init = values.pop("init", None)
+    if init is not None and not isinstance(init, str):
+        raise UsageError(f"init must be the name or path of a model, not {init!r}")
+    return init
+
+
 def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
     """Read a preset by name, or a TOML file by path, and apply settings of the form `path=value`.
 
@@ -368,6 +385,7 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
         UsageError: The preset, a key or a value is unknown or invalid.
     """
     values = read_preset(name)
+    take_init(values)
     for setting in settings:
         apply_setting(values, setting)
     return from_dict(Config, values)
@@ -376,7 +394,7 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> Config:
 def read_preset(name: str) -> dict[str, Any]:
     """Read the values of a preset or TOML file, merged into those of the preset that it names as `base`.
 
-    The values are not checked.
+    The values are not checked. `init` among them is the model that training starts from; `take_init` removes it.
 
     Raises:
         UsageError: The preset does not exist or is not valid TOML.
@@ -456,7 +474,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal and value in args:
         return value
     if origin is tuple:
-        if isinstance(value, str) and typing.get_origin(args[0]) is Literal:
+        if isinstance(value, str) and (args[0] is str or typing.get_origin(args[0]) is Literal):
             value = [item.strip() for item in value.split(",") if item.strip()]
         items = value if isinstance(value, (list, tuple)) else [value]
         if args[-1] is not Ellipsis and len(items) != len(args):

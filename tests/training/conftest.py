@@ -105,7 +105,8 @@ def media_of(batch: Batch) -> NDArray[np.float32]:
 
 
 def scaled(batch: Batch, factor: float) -> Batch:
-    return replace(batch, media={name: media * np.float32(factor) for name, media in batch.media.items()})
+    media = {name: media * np.float32(factor) for name, media in batch.media.items()}
+    return replace(batch, media=media, inputs=media)
 
 
 def strict_json(line: str) -> dict[str, Any]:

@@ -66,7 +66,10 @@ class TrainingDisplay:
 
     def progress(self, progress: TrainingProgress) -> None:
         if progress.validation:
-            qualities, lines = zip(*map(_quality_and_use, progress.validation.values()), strict=True)
+            found = progress.validation
+            qualities, lines = zip(
+                *(_quality_and_use(found[name], name * (len(found) > 1)) for name in found), strict=True
+            )
             self.quality = "; ".join(qualities)
             if not self.quiet:
                 say(f"step {progress.step}, {_clock(progress.seconds)}: validation {'; '.join(lines)}")
@@ -121,12 +124,12 @@ class GeneratorDisplay(TrainingDisplay):
         self.step(progress)
 
 
-def _quality_and_use(found: Validation) -> tuple[str, str]:
-    """Return the quality of a validation, and the same with the use of the codebooks."""
+def _quality_and_use(found: Validation, modality: str) -> tuple[str, str]:
+    """Return the quality of a validation after the modality, and the same with the use of the codebooks."""
     figures = ", ".join(
         f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
     )
-    quality = f"{'PSNR dB' if found.quality_name == 'psnr' else 'mel distance'} {figures}"
+    quality = f"{modality} {'PSNR dB' if found.quality_name == 'psnr' else 'mel distance'} {figures}".lstrip()
     return quality, f"{quality}; usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
 
 

@@ -106,6 +106,15 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_own(x: Tensor) -> Tensor:
+    """Concatenate the batches of all processes as `gather` does, but with a gradient to that of this process."""
+    if not is_distributed():
+        return x
+    parts = list(gather(x.detach()).chunk(world_size()))
+    parts[rank()] = x
+    return torch.cat(parts)
+
+
 def average(x: Tensor) -> Tensor:
     """Average a tensor over the processes."""
     return all_reduce(x) / world_size()

@@ -86,8 +86,9 @@ class BatchMaker:
             row = {}
             for name in layout:
                 codes = crop(self._codes[name][index], self.streams[name].window, rng)
-                rate = 0.0 if name != target and rng.random() < KNOWN_SHARE else math.cos(math.pi / 2 * rng.random())
-                row[name] = hide(codes, rate, int(rng.integers(len(codes))), rng)
+                is_known = name != target and rng.random() < KNOWN_SHARE
+                count = 0 if is_known else draw_count(codes[0].size, rng)
+                row[name] = hide(codes, count, int(rng.integers(len(codes))), rng)
             rows.append(row)
         return {name: stack([row[name] for row in rows]) for name in layout}
 
@@ -107,19 +108,25 @@ def crop(codes: NDArray[np.integer[Any]], window: Sequence[int], rng: np.random.
     return codes[(slice(None), *where)].astype(np.int64)
 
 
+def draw_count(positions: int, rng: np.random.Generator) -> int:
+    """Draw how many positions of a stream are hidden, from 1 to all. All of them are as sampling begins.
+
+    Source: Chang et al. 2022, "MaskGIT", section 3.3 (the cosine).
+    """
+    return math.ceil(positions * math.cos(math.pi / 2 * rng.random()))
+
+
 def hide(
-    codes: NDArray[np.int64], rate: float, codebook: int, rng: np.random.Generator
+    codes: NDArray[np.int64], count: int, codebook: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Hide a fraction of the positions of one codebook, at least one unless the rate is 0, and all finer codebooks.
+    """Hide so many random positions of one codebook, and all of the finer codebooks; nothing if the number is 0.
 
     Returns:
         The codes, those that are shown, and the codebook.
     """
     shown = codes.copy()
-    if rate > 0:
-        positions = codes[0].size
-        count = max(1, math.floor(rate * positions))
-        shown[codebook].ravel()[rng.permutation(positions)[:count]] = HIDDEN
+    if count:
+        shown[codebook].ravel()[rng.permutation(codes[0].size)[:count]] = HIDDEN
         shown[codebook + 1 :] = HIDDEN
     return codes, shown, codebook
 

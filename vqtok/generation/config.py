@@ -94,6 +94,8 @@ def load_generator_preset(name: str, settings: Iterable[str] = ()) -> GeneratorC
         UsageError: The preset, a key or a value is unknown or invalid.
     """
     values = read_preset(name)
+    if values.get("kind") != "generator":
+        raise UsageError(f'`preset` {name} is for tokenizers; a TOML file of a generator has kind = "generator"')
     for setting in settings:
         apply_setting(values, setting)
     return from_dict(GeneratorConfig, values)

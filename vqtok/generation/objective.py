@@ -16,6 +16,9 @@ from vqtok.generation.items import Item
 from vqtok.generation.network import Generator
 from vqtok.generation.streams import StreamName
 
+ROWS = 256
+"""Logits are computed for a multiple of so many positions. On CPUs, PyTorch compiles and keeps its matrix products for
+each number of rows, and a different one in each step would fill the memory."""
 BITS = 1 / math.log(2)
 """Bits per nat."""
 
@@ -30,7 +33,8 @@ def losses(generator: Generator, batch: Mapping[StreamName, Masked]) -> dict[Str
             where = masked.predicted(codebook)
             targets = masked.codes[:, codebook].flatten(1)[where]
             if targets.numel():
-                logits = generator.logits(name, codebook, features[name][where])
+                chosen = F.pad(features[name][where], (0, 0, 0, -targets.numel() % ROWS))
+                logits = generator.logits(name, codebook, chosen)[: targets.numel()]
                 total = total + F.cross_entropy(logits.float(), targets, reduction="sum")
                 count += targets.numel()
         if count:
@@ -70,8 +74,8 @@ def _masked(generator: Generator, items: Sequence[Item], name: StreamName, codeb
     for place, item in enumerate(items):
         rng = np.random.default_rng([seed, place, codebook or 0])
         codes = middle(item.codes(stream), stream.window)
-        rate = 0.0 if codebook is None else rng.integers(1, stream.positions + 1) / stream.positions
-        rows.append(hide(codes, float(rate), codebook or 0, rng))
+        count = 0 if codebook is None else int(rng.integers(1, stream.positions + 1))
+        rows.append(hide(codes, count, codebook or 0, rng))
     return stack(rows)
 
 

@@ -103,18 +103,18 @@ def fill_grid(
 
 
 def next_window(hidden: Tensor, window: Sequence[int]) -> tuple[slice, ...]:
-    """Return where the next window lies: around all hidden positions if they fit, else at the first of them.
+    """Return where the next window lies: around all hidden positions if they take at most half of it on each axis.
 
-    In the latter case half of the window, if possible, lies before the first hidden position, as its context.
+    Else half of the window, if possible, lies before the first hidden position, as its context.
     """
     where: list[slice] = []
     for axis, side in enumerate(window):
         length = hidden.shape[axis]
         # Hidden positions in the part of the grid that the axes before have chosen.
-        rows = hidden[tuple(where)].movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0]
+        rows = hidden[tuple(where)].movedim(axis, 0).reshape(length, -1).any(1).nonzero()[:, 0]
         first, last = int(rows[0]), int(rows[-1])
         side = min(side, length)
-        start = first - side // 2 if last - first >= side else (first + last + 1 - side) // 2
+        start = (first + last + 1 - side) // 2 if last - first < side // 2 else first - side // 2
         start = min(max(0, start), length - side)
         where.append(slice(start, start + side))
     return tuple(where)

@@ -22,7 +22,7 @@ def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
     *,
-    suffix: Callable[[Path], str] | str,
+    suffix: Callable[[Path, str | None], str] | str,
     accepts: Callable[[Path], bool],
     what: str,
     items: Callable[[Path], Iterable[str] | None] = lambda path: None,
@@ -39,7 +39,7 @@ def plan_jobs(
 
     Args:
         output: A file, a folder (an existing one, or a name that ends in a slash), or - for standard output.
-        suffix: The suffix of outputs, or a function that returns it for an input.
+        suffix: The suffix of outputs, or a function that returns it for an input and the key of an item in it.
         accepts: Returns whether a file in a folder is an input.
         what: What the inputs in a folder are, for messages.
         items: Returns the keys of the items in an input; None for an input that is a single item.
@@ -74,8 +74,8 @@ def plan_jobs(
     if target is not None and (several or target.is_dir() or str(output).endswith("/")):
         root = target
 
-    def suffix_of(folder: Path, name: str = "") -> str:
-        return suffix if isinstance(suffix, str) else suffix(folder / name if name else folder)
+    def suffix_of(folder: Path, name: str = "", key: str | None = None) -> str:
+        return suffix if isinstance(suffix, str) else suffix(folder / name if name else folder, key)
 
     jobs = _Jobs()
     for path in inputs:
@@ -88,10 +88,10 @@ def plan_jobs(
                     continue
                 for key in inside:
                     folder = mirror / os.path.splitext(name)[0]
-                    jobs.add_item(path / name, key, folder, stem, suffix_of(path, name))
+                    jobs.add_item(path / name, key, folder, stem, suffix_of(path, name, key))
         elif path in keys and root is not None:
             for key in keys[path]:
-                jobs.add_item(path, key, root, stem, suffix_of(path))
+                jobs.add_item(path, key, root, stem, suffix_of(path, key=key))
         elif root is not None:
             name = "stdin" if str(path) == str(STDIO) else Path(str(path)).name
             short, kept = _outputs(name, suffix_of(path), stem)

@@ -115,17 +115,19 @@ def plan_decoding(
         except VqtokError:
             return None
 
-    def suffix(path: Path) -> str:
+    def suffix(path: Path, key: str | None = None) -> str:
         try:
-            made_of = opened(path) or read_header(path, salvage)
-            return ".wav" if made_of.modality == "audio" else ".png"
+            found = opened(path)
+            made_of = found or read_header(path, salvage)
+            modality = made_of.modality if found is None or key is None else found.modality_of(key)
+            return ".wav" if modality == "audio" else ".png"
         except (VqtokError, OSError):
             return ".png"
 
     if keys and not (len(inputs) == 1 and (items(inputs[0]) or not inputs[0].exists())):
         raise UsageError("--key chooses items of a shard or export; give one shard or export")
     if len(keys) == 1 and output is None and not isinstance(inputs[0], SpooledPath):
-        output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0])))
+        output = str(inputs[0].with_name(Path(stem(keys[0])).name + suffix(inputs[0], keys[0])))
     ignored = Counter[str]()
     jobs = plan_jobs(
         inputs,

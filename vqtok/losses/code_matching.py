@@ -6,33 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqtok.quantizers import Quantizer
-from vqtok.quantizers.base import exact, to_vectors
-
-SHARPNESS = 2.0
-"""How fast the probability of a code falls with its distance, in units of the mean distance to the nearest one."""
+SHARPNESS = 1.0
+"""How fast the probability of a code falls with its squared distance, in units of that of neighboring codes."""
+SAMPLE = 256
+"""Codebook vectors whose distance to their neighbors is measured."""
 FLOOR = 1e-6
 """Added to probabilities before the logarithm."""
 
 
-def code_distributions(z: Tensor, quantizer: Quantizer) -> Tensor:
+def code_distributions(z: Tensor, codebook: Tensor) -> Tensor:
     """Return the mean over the positions of the probabilities of the codes, which fall with the distance to a latent.
 
     Args:
         z: Latents `(batch, dim, *grid)`.
-        quantizer: A quantizer of one learned codebook.
+        codebook: The vectors `(codebook_size, dim)`, which get no gradient.
 
     Returns:
         `(batch, codebook_size)`, with gradients to the latents.
 
     Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.2.
-    Unlike: Distances are divided by the mean distance to the nearest vector, so that the scale of latents is no matter.
+    Unlike: Distances are divided by the mean distance of a codebook vector to its neighbor, so that the scale of
+        latents and codebook does not matter.
     """
-    (codebook,) = quantizer.codebooks()
-    with exact(z.device):
-        distances = _squared_distances(to_vectors(z.float()), codebook.detach())
-        nearest = distances.detach().amin(-1).mean().clamp(min=1e-12)
-        return (-SHARPNESS * distances / nearest).softmax(-1).mean(1)
+    with torch.autocast(z.device.type, enabled=False):
+        codebook = codebook.detach().float()
+        distances = _squared_distances(z.float().movedim(1, -1).flatten(1, -2), codebook)
+        # A vector is the nearest to itself. A part of a large codebook is enough for the mean.
+        among = _squared_distances(codebook[None, :SAMPLE], codebook)
+        spacing = among.topk(2, largest=False).values[..., 1].mean().clamp(min=1e-12)
+        return (-SHARPNESS * distances / spacing).softmax(-1).mean(1)
 
 
 def code_matching_loss(image: Tensor, audio: Tensor) -> Tensor:

@@ -34,7 +34,6 @@ def save_model(
     prior: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     training: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
-    architecture: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Write a model file atomically and return its identity.
 
@@ -42,27 +41,52 @@ def save_model(
         entropy_tables: Integer frequencies by codebook, in a fusion model by names such as `image.0`; codes of a
             codebook without a table are bit-packed.
         prior: Arrays of a context prior by name, in a fusion model as `of_side` names them.
-        architecture: The `model` section of the config, if it must be that of another file to the letter, whose
-            identity the new one has.
     """
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in decoding_state(model).items()}
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
     tensors |= {name: torch.from_numpy(array) for name, array in prior.items()}
-    values = config.to_dict()
-    values["model"] = values["model"] if architecture is None else dict(architecture)
-    identity = compute_identity(values["model"], tensors)
+    return _write(path, model, config.to_dict(), tensors, training)
+
+
+def save_encoder(path: Path, model: VQModel, config: Config, parent: Path, *, training: Mapping[str, Any]) -> bytes:
+    """Write a model file with the encoder of a model and all else of another file, whose identity it has; return that.
+
+    Raises:
+        ModelError, CorruptFileError: The other file cannot be read.
+    """
+    card, tensors = read_card(parent), _read_tensors(parent)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("encoder."):
+            tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
+    identity = _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training)
+    assert identity.hex() == card.identity
+    return identity
+
+
+def _write(
+    path: Path, model: VQModel, config: dict[str, Any], tensors: Mapping[str, Tensor], training: Mapping[str, Any]
+) -> bytes:
+    identity = compute_identity(config["model"], tensors)
     strides = [side.stride for side in model.sides.values()]
     metadata = {
         "format": FORMAT_VERSION if len(strides) > 1 else 1,
         "identity": identity.hex(),
-        "config": values,
+        "config": config,
         "training": dict(training),
         "codebook_sizes": model.codebook_sizes,
         "stride": strides[0] if len(strides) == 1 else strides,
     }
-    atomic_write(path, to_safetensors(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+    atomic_write(path, to_safetensors(dict(tensors), metadata={METADATA_KEY: json.dumps(metadata)}))
     return identity
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path}: the model file is damaged: {error}; copy it again") from None
 
 
 def load_model(path: Path) -> VQModel:
@@ -73,12 +97,7 @@ def load_model(path: Path) -> VQModel:
         CorruptFileError: It is damaged.
         UnsupportedVersionError: It has a newer format.
     """
-    card = read_card(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CorruptFileError(f"{path}: the model file is damaged: {error}; copy it again") from None
+    card, tensors = read_card(path), _read_tensors(path)
     identity = compute_identity(card.config["model"], tensors)
     if identity.hex() != card.identity:
         raise CorruptFileError(f"{path}: the weights do not match the identity {card.identity[:8]}; copy it again")

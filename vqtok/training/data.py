@@ -24,6 +24,7 @@ from vqtok.errors import MediaError, TrainingError, UsageError
 from vqtok.files.sidecars import is_sidecar
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
+from vqtok.media.degrade import Degrader, parse_rules
 from vqtok.media.image import read_image
 from vqtok.media.kinds import modality_of, stem
 from vqtok.media.media import Media
@@ -64,11 +65,13 @@ class Batch:
     """The crops of a training step.
 
     Shapes:
-        media: For each modality float32 `(batch, channels, *crop)` in [-1, 1].
+        media, inputs: For each modality float32 `(batch, channels, *crop)` in [-1, 1]; `inputs` are what is encoded,
+            degraded media if `data.degrade` says so.
         pairs: bool `(batch,)`: whether an image and an audio at the same place share a stem; False for one modality.
     """
 
     media: Mapping[Modality, NDArray[np.float32]]
+    inputs: Mapping[Modality, NDArray[np.float32]]
     pairs: NDArray[np.bool_]
 
 
@@ -224,6 +227,11 @@ class Loader(ABC):
     def batch(self, step: int) -> Batch:
         """Return the crops of a step."""
 
+    @property
+    @abstractmethod
+    def degraders(self) -> Mapping[Modality, Degrader]:
+        """What degrades the inputs of each modality."""
+
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """Yield the batches from a step on, without end, prepared in `data.workers` threads."""
         ahead = max(1, self.config.data.workers) * 2
@@ -254,7 +262,7 @@ class BatchLoader(Loader):
         first: The position of this process's first crop in the batch of all processes.
 
     Raises:
-        UsageError: The crop size is not a multiple of the stride.
+        UsageError: The crop size is not a multiple of the stride, or a degradation is not valid.
     """
 
     def __init__(
@@ -266,6 +274,7 @@ class BatchLoader(Loader):
         if self.modality == "image" and config.data.crop_pixels % stride:
             raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
         self.config, self.items, self.cache, self.seed, self.first = config, items, cache, seed, first
+        self.degrader = parse_rules(config.data.degrade, self.modality, config.model.sample_rate)
         weights = np.array([item.weight for item in items])
         self._cumulative = np.cumsum(weights / weights.sum())
 
@@ -274,7 +283,21 @@ class BatchLoader(Loader):
         for place in range(self.first, self.first + self.config.train.batch_size):
             rng = np.random.default_rng([self.seed, step, place])
             crops.append(self.crop(rng, self.draw(rng)))
-        return Batch({self.modality: self.scaled(crops)}, np.zeros(len(crops), bool))
+        media = self.scaled(crops)
+        inputs = self._degraded(media, step) if self.degrader.rules else media
+        return Batch({self.modality: media}, {self.modality: inputs}, np.zeros(len(crops), bool))
+
+    def _degraded(self, crops: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+        rate = self.config.model.sample_rate or None
+        degraded = [
+            self.degrader(Media(self.modality, crop, rate), np.random.default_rng([self.seed, step, place, 1])).data
+            for place, crop in enumerate(crops, self.first)
+        ]
+        return np.stack(degraded)
+
+    @property
+    def degraders(self) -> Mapping[Modality, Degrader]:
+        return {self.modality: self.degrader}
 
     def draw(self, rng: np.random.Generator) -> TrainingItem:
         """Draw an item at random."""
@@ -350,7 +373,11 @@ class PairLoader(Loader):
             # An item that cannot be read was replaced by another.
             pairs.append(partner is not None and not any(item.name in loader.cache.unreadable for item in both))
         media = {modality: self.loaders[modality].scaled(found) for modality, found in crops.items()}
-        return Batch(media, np.array(pairs))
+        return Batch(media, media, np.array(pairs))
+
+    @property
+    def degraders(self) -> Mapping[Modality, Degrader]:
+        return {modality: loader.degrader for modality, loader in self.loaders.items()}
 
 
 def make_loader(config: Config, items: Sequence[TrainingItem], cache: MediaCache, seed: int, first: int = 0) -> Loader:

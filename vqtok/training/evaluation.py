@@ -6,8 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from vqtok.codec.codec import Codec
 from vqtok.codec.prefixes import prefix_lengths
+from vqtok.media.degrade import UNCHANGED, Degrader
 from vqtok.media.media import Media
 from vqtok.metrics.means import common_means
 from vqtok.metrics.measure import Measure, measure, measures
@@ -29,6 +32,7 @@ def evaluate(
     read: Callable[[TrainingItem], Media | None],
     on_item: Callable[[int, int], None] = lambda done, total: None,
     pace: Pace | None = None,
+    degrader: Degrader = UNCHANGED,
 ) -> tuple[dict[str, Any], CodeStatistics]:
     """Encode and decode every item, and measure the reconstructions from several prefixes of the codebooks.
 
@@ -38,6 +42,7 @@ def evaluate(
         read: Decodes an item; returns None if it cannot be read.
         on_item: Called with the number of items done and their total.
         pace: Ends the evaluation when no more items fit.
+        degrader: Degrades what is encoded. The reconstructions are compared with the original.
 
     Returns:
         The metrics as plain values for the model card (lists have one entry per number of codebooks in `prefixes`), and
@@ -54,7 +59,7 @@ def evaluate(
             continue
         if pace and not pace.begins(media.data.size):
             break
-        tokens = codec.encode(media)
+        tokens = codec.encode(degrader(media, np.random.default_rng(done)))
         statistics.add(tokens)
         decoded = [codec.decode(tokens, length) for length in lengths]
         found[item.name.partition("/")[0] if "/" in item.name else ""].append(_measure(functions, media, decoded))
@@ -62,7 +67,7 @@ def evaluate(
             pace.done()
     everything = [entry for entries in found.values() for entry in entries]
     values: dict[str, Any] = {
-        "protocol": PROTOCOL[codec.tokenizer.modality],
+        "protocol": PROTOCOL[codec.tokenizer.modality] + (f"; inputs degraded: {degrader}" if degrader.rules else ""),
         "files": len(everything),
         "prefixes": lengths,
         **_means(everything),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast, channels_last
-from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank, world_size
-from vqtok.config import Config, apply_setting, from_dict, merged, read_preset
+from vqtok.compute.distributed import all_reduce_max, broadcast_module, gather, rank
+from vqtok.config import Config, apply_setting, from_dict, merged, read_preset, take_init
 from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.networks.layers import Block
@@ -36,6 +36,7 @@ def tuning_config(model: Mapping[str, Any], preset: str | None, settings: Sequen
         UsageError: The preset or a setting is invalid or implies another architecture.
     """
     values = read_preset(preset) if preset else _own_training(model)
+    take_init(values)
     for setting in settings:
         apply_setting(values, setting)
     architecture = from_dict(Config, {"model": model["model"]})
@@ -121,13 +122,13 @@ def start_codebooks(
     while count < wanted:
         since = time.monotonic()
         z = _latents(model, batch(len(latents)), precision)
-        latents.append(gather(z).flatten(0, 1)[None])
+        latents.append(z)
         count += latents[-1].shape[1]
         if len(latents) == 1 and math.isfinite(seconds):
             encoded = time.monotonic()
             model.quantizer.encode(z.movedim(-1, 1))
             found = time.monotonic()
-            search = KMEANS_PASSES * world_size() * (found - encoded)  # The first process clusters all latents.
+            search = KMEANS_PASSES * (found - encoded)
             (cost,) = all_reduce_max((encoded - since + search) / count)
             wanted = min(wanted, max(int(seconds / max(cost, 1e-9)), *model.codebook_sizes))
     if rank() == 0:
@@ -136,10 +137,10 @@ def start_codebooks(
 
 
 def _latents(model: VQModel, batch: TensorBatch, precision: torch.dtype) -> Tensor:
-    """Return the latents `(1, positions, dim)` of a batch, of all modalities."""
+    """Return the latents `(1, positions, dim)` of the batches of all processes, of all modalities."""
     found = []
     for modality, side in model.sides.items():
-        x = channels_last(batch.media[modality])
+        x = channels_last(batch.inputs[modality])
         with autocast(x.device, precision):
-            found.append(side.encoder(x).float().movedim(1, -1).flatten(0, -2))
+            found.append(gather(side.encoder(x).float().movedim(1, -1)).flatten(0, -2))
     return torch.cat(found)[None]

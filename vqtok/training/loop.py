@@ -452,6 +452,7 @@ class Trainer:
                 crops,
                 folder,
                 self.step,
+                self.loader.degraders[modality],
             )
             for modality, crops in held_out.items()
         }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqtok.compute.device import autocast, channels_last
+from vqtok.compute.distributed import gather, gather_own, world_size
 from vqtok.config import Config, Modality
 from vqtok.losses.code_matching import code_distributions, code_matching_loss
 from vqtok.losses.reconstruction import ReconstructionLoss
@@ -22,13 +23,17 @@ class TensorBatch:
     """A `Batch` on the device of the model."""
 
     media: Mapping[Modality, Tensor]
+    inputs: Mapping[Modality, Tensor]
     pairs: Tensor
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Move a batch to a device."""
-        media = {modality: torch.from_numpy(crops).to(device) for modality, crops in batch.media.items()}
-        return cls(media, torch.from_numpy(batch.pairs).to(device))
+        media, inputs = (
+            {modality: torch.from_numpy(crops).to(device) for modality, crops in arrays.items()}
+            for arrays in (batch.media, batch.inputs)
+        )
+        return cls(media, inputs, torch.from_numpy(batch.pairs).to(device))
 
     def __len__(self) -> int:
         """Return the number of items of all modalities."""
@@ -36,9 +41,13 @@ class TensorBatch:
 
     def chunk(self, count: int) -> list[TensorBatch]:
         """Split the batch into parts."""
-        pairs = self.pairs.chunk(count)
-        media = {modality: x.chunk(count) for modality, x in self.media.items()}
-        return [TensorBatch({name: x[i] for name, x in media.items()}, part) for i, part in enumerate(pairs)]
+        media, inputs = (
+            {modality: x.chunk(count) for modality, x in tensors.items()} for tensors in (self.media, self.inputs)
+        )
+        return [
+            TensorBatch({name: x[i] for name, x in media.items()}, {name: x[i] for name, x in inputs.items()}, pairs)
+            for i, pairs in enumerate(self.pairs.chunk(count))
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Objective:
         for modality, side in model.sides.items():
             x, weights = batch.media[modality], self.config.of(modality).loss_weights
             with autocast(x.device, self.precision):
-                z = side.encoder(channels_last(x))
+                z = side.encoder(channels_last(batch.inputs[modality]))
                 x_hat, output = side.reconstruct(z, quantize=quantize)
             x_hat = x_hat.float()
             own = self.reconstruction[modality](x, x_hat)
@@ -102,10 +111,12 @@ class Objective:
                 latents[modality] = z
             total = total + sum((weights[name] * loss for name, loss in own.items()), x.new_zeros(()))
             losses |= own if len(model.sides) == 1 else {f"{modality}.{name}": loss for name, loss in own.items()}
-        if self.config.loss.code_matching and latents and batch.pairs.sum() > 1:
-            image, audio = (code_distributions(latents[name][batch.pairs], model.quantizer) for name in latents)
+        if self.config.loss.code_matching and latents and (pairs := gather(batch.pairs.byte()).bool()).sum() > 1:
+            (codebook,) = model.quantizer.codebooks()
+            image, audio = (gather_own(code_distributions(z, codebook))[pairs] for z in latents.values())
             losses["code_matching"] = code_matching_loss(image, audio)
-            total = total + self.config.loss.code_matching * losses["code_matching"]
+            # The loss is that of the batches of all processes, and the mean of their gradients divides it.
+            total = total + world_size() * self.config.loss.code_matching * losses["code_matching"]
         (part * total).backward()
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         figures = {name: part * value for name, value in zip(losses, values, strict=True)}

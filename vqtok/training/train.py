@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from vqtok.codec.codec import Codec
 from vqtok.compute.device import choose_device
 from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
-from vqtok.config import Config, Modality, apply_setting, from_dict, load_preset
+from vqtok.config import Config, Modality, apply_setting, from_dict, load_preset, read_preset, take_init
 from vqtok.errors import TrainingError, UsageError
 from vqtok.files.atomic import refuse_existing
+from vqtok.media.degrade import UNCHANGED, Degrader
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
 from vqtok.models.entropy_model import of_side
-from vqtok.models.model_file import decoding_state, load_model, save_model
+from vqtok.models.model_file import decoding_state, load_model, save_encoder, save_model
 from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import build_quantizer
@@ -122,7 +123,10 @@ def train(
         raise UsageError(f"{folder}: not a folder of media to train on")
     if not 0 <= seed < 2**32:
         raise UsageError(f"`seed` must be from 0 to 2^32 - 1, not {seed}")
-    config, preset, initial = _set_up(folder, preset, settings, init)
+    config, preset, parent = _set_up(folder, preset, settings, init)
+    initial = None if parent is None else load_model(parent)
+    # If only the encoder is trained, the file keeps everything else of its parent, and so its identity.
+    keeps_identity = parent is not None and {"codebook", "decoder"} <= set(config.train.freeze)
     with process_group(choose_device(device)) as training_device:
         if not resume:
             refuse_existing_run(output, run_folder, force)
@@ -132,7 +136,11 @@ def train(
         parents = _priors_to_start_from(initial, config)
         on_stage("measuring the speed of this machine")
         for_prior = on_first_process(
-            lambda: prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parents)
+            lambda: (
+                prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parents)
+                if not keeps_identity
+                else 0.0
+            )
         )
         on_stage("reading held-out files")
         trainer = Trainer(
@@ -176,6 +184,8 @@ def train(
                 parents=parents,
                 clock=clock,
                 rate=trainer.rate,
+                degraders=trainer.loader.degraders,
+                parent=parent if keeps_identity else None,
             )
         )
 
@@ -249,17 +259,20 @@ def _training_facts(trainer: Trainer, preset: str, training: int, held_out: int,
 
 def _set_up(
     folder: Path, preset: str | None, settings: Sequence[str], init: str | None
-) -> tuple[Config, str, VQModel | None]:
-    """Return the configuration, the name of its preset, and the model to start from, if any."""
+) -> tuple[Config, str, Path | None]:
+    """Return the configuration, the name of its preset, and the file of the model to start from, if any."""
     if init is None:
         preset = preset or default_preset(folder)
+        init = take_init(read_preset(preset))
+    if init is None:
+        assert preset
         config = load_preset(preset, settings)
         if config.train.freeze or config.train.restart_codebook:
             raise UsageError("train.freeze and train.restart_codebook need a model to start from; give `init`")
         return config, preset, None
     path = find_model(init)
     card = read_card(path)
-    return tuning_config(card.config, preset, settings), preset or card.training.get("preset", ""), load_model(path)
+    return tuning_config(card.config, preset, settings), preset or card.training.get("preset", ""), path
 
 
 def finish(
@@ -277,6 +290,8 @@ def finish(
     parents: Mapping[str, Prior] = MappingProxyType({}),
     clock: Clock | None = None,
     rate: float = 0.0,
+    degraders: Mapping[Modality, Degrader] = MappingProxyType({}),
+    parent: Path | None = None,
 ) -> TrainingResult:
     """Round the weights to their stored type, evaluate, count entropy tables, fit the prior, and write the model file.
 
@@ -294,6 +309,8 @@ def finish(
         parents: The priors of the model that training started from, by modality.
         clock: The time budget; by default none.
         rate: The expected seconds per sample (one number of the media's data) of the evaluation.
+        degraders: Degrade what is encoded, by modality.
+        parent: The model file whose tables, prior, codebooks and decoder are kept, and with them its identity.
     """
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
@@ -320,10 +337,14 @@ def finish(
             parent=parents.get(modality),
             until=clock.deadline(1 / (len(model.sides) - index)),
             rate=rate,
+            degrader=degraders.get(modality, UNCHANGED),
         )
         tables |= {f"{modality}.{number}" if several else str(number): table for number, table in found.items()}
         prior |= of_side(arrays, modality) if several else arrays
     summary = {**facts, "evaluation": one_or_all(evaluations)}
+    if parent is not None:
+        identity = save_encoder(output, model, config, parent, training=summary)
+        return TrainingResult(output, identity.hex(), summary)
     identity = save_model(output, model, config, entropy_tables=tables, prior=prior, training=summary, dtype=dtype)
     return TrainingResult(output, identity.hex(), summary)
 
@@ -342,6 +363,7 @@ def _measure_side(
     parent: Prior | None,
     until: float | None,
     rate: float,
+    degrader: Degrader,
 ) -> tuple[dict[str, Any], dict[int, NDArray[np.integer]], dict[str, NDArray[Any]]]:
     """Evaluate one modality of a model, and return the metrics, the entropy tables and the arrays of the prior."""
     pace = None
@@ -349,7 +371,7 @@ def _measure_side(
         # A random order, since the time may not suffice for all and the first ones by name may be of one folder only.
         held_out = [held_out[index] for index in np.random.default_rng(0).permutation(len(held_out))]
         pace = Pace(until - for_prior, rate)
-    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate, pace)
+    evaluation, statistics = evaluate(codec, held_out, cache.read, on_evaluate, pace, degrader)
     prior = LearnedPrior({}, CodeStatistics())
     if for_prior:
         prior = final_prior(codec, config, training, cache.read, facts["steps"], parent, facts["seed"], on_prior, until)

@@ -15,6 +15,7 @@ from vqtok.codec.prefixes import prefix_lengths
 from vqtok.config import Config, Modality, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
+from vqtok.media.degrade import Degrader
 from vqtok.media.image import write_image
 from vqtok.media.media import Media
 from vqtok.metrics.means import common_means
@@ -89,10 +90,12 @@ def validate(
     held_out: HeldOut,
     folder: Path,
     step: int,
+    degrader: Degrader,
 ) -> Validation:
     """Encode and decode the held-out crops in float32, and write some of the reconstructions to `folder`.
 
-    The files show reconstructions from the shortest prefix and from all codebooks.
+    The files show reconstructions from the shortest prefix and from all codebooks. What is encoded is degraded, always
+    in the same way, if the configuration says so.
     """
     lengths = prefix_lengths(len(model.codebook_sizes))
     device = next(model.parameters()).device
@@ -105,12 +108,15 @@ def validate(
     counts = [np.zeros(size, np.int64) for size in model.codebook_sizes]
     ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
-    for _, crop in held_out:
+    for number, (_, crop) in enumerate(held_out):
         x = torch.from_numpy(crop)[None].to(device)
-        codes = model.encode(x)
+        given = degrader(Media(model.modality, crop, model.sample_rate), np.random.default_rng(number)).data
+        codes = model.encode(torch.from_numpy(given)[None].to(device))
         for plane, count in zip(codes[0].cpu().numpy(), counts, strict=True):
             count += np.bincount(plane.ravel(), minlength=count.size)
         results, original = [crop], View(Media(modality, crop, sample_rate))
+        if degrader.rules:
+            results.append(given)
         for index, length in enumerate(lengths):
             x_hat = model.decode(codes[:, :length])
             scores[index] += sum(getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat).items())
@@ -121,7 +127,8 @@ def validate(
                 results.append(decoded)
         if len(shown) < GRID_ITEMS:
             shown.append(results)
-    _show(config, ["original", *(f"codebooks-{length}" for length in ends)], shown, folder, step)
+    names = ["original", *(["degraded"] if degrader.rules else []), *(f"codebooks-{length}" for length in ends)]
+    _show(config, names, shown, folder, step)
     return Validation(
         score=float(scores.mean()) / len(held_out),
         prefixes=lengths,

@@ -111,21 +111,35 @@ class Export(Mapping[str, Tokens]):
     def modality(self) -> Modality:
         return self.form.modality
 
+    def modality_of(self, key: str) -> Modality:
+        """Return the modality of an item; an export of a fusion model has items of both.
+
+        Raises:
+            CorruptFileError: The data are damaged.
+        """
+        if not self.form.strides:
+            return self.modality
+        with self._damaged(f"{key}: "):
+            return self._modality(self._rows[self._places[key]][0])
+
+    def _modality(self, item: ExportRow) -> Modality:
+        """Return the modality of an item by the form of its size."""
+        is_other = len(item["size"]) != size_dims(self.form.modality)
+        return OTHER[self.form.modality] if is_other else self.form.modality
+
     def __getitem__(self, key: str) -> Tokens:
         place = self._places[key]
         with self._damaged(f"{key}: "):
             item, ids = self._rows[place]
             if not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError("token ids are not integers")
-            # An item of the other modality of a fusion model has a size of that modality.
-            is_other = len(item["size"]) != size_dims(self.form.modality)
-            modality = OTHER[self.form.modality] if is_other else self.form.modality
+            modality = self._modality(item)
             return Tokens(
                 codes=to_codes(ids, tuple(item["grid"]), self.form.layout, self.form.vocabulary),
                 codebook_sizes=self.form.vocabulary.codebook_sizes,
                 modality=modality,
                 size=tuple(item["size"]),
-                stride=self.form.strides[modality] if is_other else self.form.stride,
+                stride=self.form.stride if modality == self.form.modality else self.form.strides[modality],
                 model=self.form.model,
                 metadata=item.get("metadata") or {},
             )

@@ -49,6 +49,10 @@ class Shard(Mapping[str, Tokens]):
     def modality(self) -> Modality:
         return self.header.modality
 
+    def modality_of(self, key: str) -> Modality:
+        """Return the modality of an item, which is that of all."""
+        return self.modality
+
     def __len__(self) -> int:
         return self._index.num_items
 
