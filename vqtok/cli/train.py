@@ -101,16 +101,13 @@ def train(
     if len(inputs) > 1 or tokenizers:
         raise UsageError("a tokenizer is trained on one folder; several inputs and --tokenizer are for a generator")
     (folder,) = inputs
-    from vqtok.cli.console import print_json
     from vqtok.cli.progress import TrainingDisplay
-    from vqtok.cli.tables import show_facts
 
     if prior_only and (init is None or resume or preset or steps or minutes):
         raise UsageError("--prior-only needs --init, and no --preset, --steps, --minutes or --resume")
     try:
         with TrainingDisplay(quiet) as display:
             display.stage("loading PyTorch")
-            from vqtok.inspection import inspect as inspect_model
             from vqtok.training.train import train as run_training
             from vqtok.training.train import train_prior
 
@@ -148,15 +145,9 @@ def train(
                     on_prior=display.prior,
                 )
     except KeyboardInterrupt:
-        print_error(
-            f"stopped; the same command with --resume continues, with --force starts over: {folder} -> {output}"
-        )
+        _print_stopped(inputs, output)
         raise
-    facts = inspect_model(result.model)
-    if json and not is_secondary():
-        print_json(facts)
-    elif not quiet:
-        show_facts(facts)
+    _show_model(result.model, json, quiet)
 
 
 def _is_for_generator(inputs: Sequence[Path], preset: str | None, init: str | None) -> bool:
@@ -186,15 +177,12 @@ def _train_generator(
     json: bool,
     quiet: bool,
 ) -> None:
-    from vqtok.cli.console import print_json
     from vqtok.cli.progress import GeneratorDisplay
-    from vqtok.cli.tables import show_facts
 
     try:
         with GeneratorDisplay(quiet) as display:
             display.stage("loading PyTorch")
             from vqtok.generation.train import train_generator
-            from vqtok.inspection import inspect as inspect_model
 
             result = train_generator(
                 inputs,
@@ -215,13 +203,26 @@ def _train_generator(
                 on_progress=display.generator_progress,
             )
     except KeyboardInterrupt:
-        print_error(f"stopped; the same command with --resume continues, with --force starts over: -> {output}")
+        _print_stopped(inputs, output)
         raise
-    facts = inspect_model(result.model)
+    _show_model(result.model, json, quiet)
+
+
+def _print_stopped(inputs: Sequence[Path], output: Path) -> None:
+    names = " ".join(map(str, inputs))
+    print_error(f"stopped; the same command with --resume continues, with --force starts over: {names} -> {output}")
+
+
+def _show_model(model: Path, json: bool, quiet: bool) -> None:
+    """Describe a new model, in the first of several processes."""
+    from vqtok.cli.console import print_json
+    from vqtok.cli.tables import show_facts
+    from vqtok.inspection import inspect
+
     if json and not is_secondary():
-        print_json(facts)
+        print_json(inspect(model))
     elif not quiet:
-        show_facts(facts)
+        show_facts(inspect(model))
 
 
 @command
@@ -242,13 +243,6 @@ def import_checkpoint(
     verbose: Verbose = False,
 ) -> None:
     """Import a checkpoint of another project as a model."""
-    from vqtok.cli.console import print_json
-    from vqtok.cli.tables import show_facts
-    from vqtok.inspection import inspect as inspect_model
     from vqtok.models.importers import import_checkpoint as run_import
 
-    facts = inspect_model(run_import(checkpoint, output, config=config, family=family, force=force).model)
-    if json:
-        print_json(facts)
-    elif not quiet:
-        show_facts(facts)
+    _show_model(run_import(checkpoint, output, config=config, family=family, force=force).model, json, quiet)
