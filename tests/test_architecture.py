@@ -26,6 +26,7 @@ FLOORS = [
     {"codec"},
     {"training", "jobs"},
     {"generation"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]
@@ -97,6 +98,7 @@ def test_cli_imports_at_its_top_only_what_is_light():
         "process",
         "encode",
         "decode",
+        "evaluate",
         "train",
         "tokens",
         "inspect",

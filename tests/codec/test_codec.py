@@ -19,7 +19,7 @@ from vqtok.media.image import as_bytes, as_float
 from vqtok.media.media import Media
 from vqtok.media.resample import resample
 from vqtok.media.tiling import padded
-from vqtok.metrics import psnr
+from vqtok.metrics.image import psnr
 from vqtok.models.model_file import load_model
 
 HOP = 8  # of the tiny audio model, at 16 kHz

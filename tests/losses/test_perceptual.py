@@ -53,7 +53,7 @@ def test_features_are_those_of_the_classifier(loss: EfficientNetLoss) -> None:
     expected = network(((x + 1) / 2 - mean[:, None, None]) / deviation[:, None, None])
     kept: list[Tensor] = []
     handle = network._blocks[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
-    features = loss._features(x)
+    features = loss.features(x)
     handle.remove()
     assert [tuple(feature.shape[1:3]) for feature in features] == [(16, 32), (24, 16), (40, 8), (112, 4), (320, 2)]
     head = network._swish(network._bn1(network._conv_head(kept[0]))).mean((2, 3))

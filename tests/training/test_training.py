@@ -37,6 +37,7 @@ from training.conftest import (
     watched,
 )
 from vqtok.codec.codec import Codec
+from vqtok.codec.prefixes import prefix_lengths
 from vqtok.config import TrainConfig
 from vqtok.errors import OutputError, TrainingError, UsageError
 from vqtok.media.media import Media
@@ -54,7 +55,7 @@ from vqtok.training.objective import TensorBatch
 from vqtok.training.optim import Budget, learning_rate, make_optimizer, update_average
 from vqtok.training.state import CHECKPOINT_NAME, PREVIOUS_NAME, read_checkpoint
 from vqtok.training.train import train, train_prior
-from vqtok.training.validation import Validation, prefixes
+from vqtok.training.validation import Validation
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_means_leave_out_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_prefixes_that_are_reported(count: int, expected: list[int]) -> None:
-    assert prefixes(count) == expected
+    assert prefix_lengths(count) == expected
 
 
 # The loop.

@@ -10,6 +10,7 @@ import typer
 from vqtok.cli.command import PanelCommand
 from vqtok.cli.decode import decode
 from vqtok.cli.encode import encode
+from vqtok.cli.evaluate import evaluate
 from vqtok.cli.generate import generate
 from vqtok.cli.help import show_topic
 from vqtok.cli.inspect import inspect, models
@@ -54,6 +55,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "merge": (merge, "vqtok merge a.vqts b.vqts -o all.vqts"),
     "export": (export, "vqtok export tokens/ --to parquet -o train.parquet"),
     "convert": (convert, "vqtok convert codes.npy --model image --size 640x480 -o photo.vqt"),
+    "evaluate": (evaluate, "vqtok evaluate photos/ --against jpeg,webp -o report/"),
     "inspect": (inspect, "vqtok inspect --usage tokens/"),
     "models": (models, "vqtok models"),
     "help": (show_topic, "vqtok help training"),

@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 OPTIONS = {
     "address": "--ray-address",
+    "against": "--against",
     "begin_token": "--begin-token",
     "chunk_seconds": "--chunk-seconds",
     "coder": "--coder",
@@ -30,9 +31,12 @@ OPTIONS = {
     "family": "--family",
     "force": "--force",
     "init": "--init",
+    "jobs": "--jobs",
     "layout": "--layout",
     "mask": "--mask",
+    "max_bytes": "--max-bytes",
     "max_megapixels": "--max-megapixels",
+    "metrics": "--metrics",
     "minutes": "--minutes",
     "model": "--model",
     "mono": "--mono",
@@ -53,10 +57,16 @@ OPTIONS = {
     "size": "--size",
     "skip_existing": "--skip-existing",
     "steps": "--steps",
+    "target_bpp": "--target-bpp",
+    "target_kbps": "--target-kbps",
+    "target_psnr": "--target-psnr",
+    "target_ssimulacra2": "--target-ssimulacra2",
+    "target_stoi": "--target-stoi",
     "template": "--template",
     "tensorboard": "--tensorboard",
     "text": "--text",
     "to": "--to",
+    "tolerance": "--tolerance",
 }
 """The option that sets a library function's argument, for messages."""
 
@@ -67,7 +77,9 @@ PANELS = (
     "Sampling",
     "Training",
     "Model",
+    "Evaluation",
     "Coding",
+    "Rate control",
     "Token ids",
     "Performance",
     "Large runs",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+import typer
 
 from vqtok.cli.command import command
 from vqtok.cli.options import (
@@ -32,7 +35,10 @@ from vqtok.cli.options import (
     Verbose,
 )
 from vqtok.cli.outcomes import print_outcomes, refuse_terminal
+from vqtok.errors import UsageError
 from vqtok.files.paths import as_path
+
+RateOption = functools.partial(typer.Option, rich_help_panel="Rate control")
 
 
 @command
@@ -50,6 +56,25 @@ def encode(
     coder: Annotated[
         str, CodingOption(metavar="NAME", help="Entropy coder: auto (the smallest), prior, static or packed.")
     ] = "auto",
+    target_psnr: Annotated[
+        float | None,
+        RateOption("--target-psnr", metavar="DB", help="The fewest codebooks that reach this PSNR, for each image."),
+    ] = None,
+    target_ssimulacra2: Annotated[
+        float | None, RateOption("--target-ssimulacra2", metavar="X", help="The fewest that reach this SSIMULACRA2.")
+    ] = None,
+    target_stoi: Annotated[
+        float | None, RateOption("--target-stoi", metavar="X", help="The fewest that reach this STOI, for audio.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, RateOption("--max-bytes", metavar="SIZE", help="The most that fit into SIZE bytes, such as 4k.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, RateOption("--target-bpp", metavar="X", help="The most that fit into X bits per pixel.")
+    ] = None,
+    target_kbps: Annotated[
+        float | None, RateOption("--target-kbps", metavar="X", help="The most that fit into X kbps, for audio.")
+    ] = None,
     max_megapixels: Annotated[
         float | None,
         CodingOption(
@@ -78,6 +103,11 @@ def encode(
     """Encode images and audio to token files."""
     from vqtok.jobs.planning import plan_encoding
 
+    quality = {"psnr": target_psnr, "ssimulacra2": target_ssimulacra2, "stoi": target_stoi}
+    rate = {"bpp": target_bpp, "kbps": target_kbps}
+    has_target = max_bytes is not None or any(value is not None for value in (quality | rate).values())
+    if has_target and shard is not None:
+        raise UsageError("a shard has one number of codebooks for all items: give --codebooks N instead of a target")
     on_cluster = engine == "ray"
     work = plan_encoding(
         inputs or [],
@@ -95,6 +125,7 @@ def encode(
     from vqtok.cli.progress import ItemProgress
     from vqtok.codec.files import Codecs
     from vqtok.codec.options import CodecOptions
+    from vqtok.codec.rate_control import Target, parse_bytes
     from vqtok.compute.device import choose_device
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
@@ -115,6 +146,14 @@ def encode(
         "coder": chosen_coder(coder),
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
+    target = None
+    if has_target:
+        target = Target(
+            {name: value for name, value in quality.items() if value is not None},
+            None if max_bytes is None else parse_bytes(max_bytes),
+            {name: value for name, value in rate.items() if value is not None},
+        )
+        target.check()
     options, progress = CodecOptions(tile, chunk_seconds, precision, num_jobs), ItemProgress(work.total, quiet)
     if on_cluster:
         from vqtok.jobs.ray_cluster import encode_on_ray
@@ -125,7 +164,9 @@ def encode(
     else:
         codecs, how["on_finished"] = Codecs(model, str(choose_device(device)), options), progress.finish
         outcomes = (
-            encode_files(work.jobs, codecs, **how) if shard is None else encode_shards(work.shards, codecs, **how)
+            encode_files(work.jobs, codecs, target=target, **how)
+            if shard is None
+            else encode_shards(work.shards, codecs, **how)
         )
 
     def at_end() -> None:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent
 TOPICS = {
     "bundled": ("bundled/README.md", "the bundled models: what they are, how they were trained, how good they are"),
     "training": ("presets/README.md", "presets, settings, alarms, fine-tuning, discriminators"),
+    "evaluation": ("evaluation/README.md", "comparing tokenizers and classical codecs, metrics, reports"),
     "generation": ("generation/README.md", "generators: new images and audio from tokens, captions, repair"),
     "models": ("models/README.md", "models of other libraries and of your own, importing checkpoints"),
     "large-runs": ("jobs/README.md", "folders of millions, Slurm, torchrun, Ray, remote files"),

@@ -20,9 +20,11 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
         raw_bytes = facts["duration_seconds"] * facts["sample_rate"] * facts["channels"] * 2
         rate = f"{facts['kbps']:.2f} kbps"
     smaller = raw_bytes / facts["file_bytes"]
+    chosen = f", {facts['num_codebooks']} codebook{'s' * (facts['num_codebooks'] > 1)}"
     return (
         f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
-        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}:1)"
+        f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}:1"
+        f"{chosen if 'target_reached' in facts else ''})"
     )
 
 

@@ -166,10 +166,13 @@ def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, 
         with open_audio(source, mono) as audio:
             blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
             tokens = codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
-    return _with_columns(tokens, source) if isinstance(source, Path) else tokens
+    return with_columns(tokens, source)
 
 
-def _with_columns(tokens: Tokens, source: Path) -> Tokens:
+def with_columns(tokens: Tokens, source: Path | BinaryIO) -> Tokens:
+    """Return tokens with the sidecar of their file as metadata, if there is one."""
+    if not isinstance(source, Path):
+        return tokens
     metadata = read_columns(source) | tokens.metadata
     try:
         pack_metadata(metadata)
@@ -225,7 +228,9 @@ def describe_losses(parts: Parts, filled: bool = False) -> str:
     else:
         stretches = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in lost["lost_seconds"])
         whole, instead = f"{parts.header.duration_seconds:.1f} s", "silence"
+    cut_off = parts.whole_codebooks is not None
     if not stretches:
-        return f"damaged ({parts.damage}), but nothing is lost"
+        return parts.damage if cut_off else f"damaged ({parts.damage}), but nothing is lost"
     instead = "what a generator made" if filled else instead
-    return f"damaged, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"
+    begin = f"{parts.damage} of its first segment" if cut_off else "damaged"
+    return f"{begin}, lost {stretches} of {whole} ({lost['lost_fraction']:.1%}); {instead} in their place"

@@ -48,20 +48,24 @@ def decode_files(
             )
             facts = token_facts(job.source, parts.header)
             facts["decoded_bytes"] = parts.header.bytes_of(num_codebooks)
+            if parts.whole_codebooks is not None:
+                facts |= {"whole_codebooks": parts.whole_codebooks, "decoded_bytes": parts.header.file_bytes}
             if parts.damage:
-                if conceal:
+                is_filled = conceal is not None and any(start is None for start in parts.starts)
+                if conceal and is_filled:
                     tokens = conceal(tokens, parts)
                 target = "stdout" if job.target == STDIO else job.target
-                error = MediaError(f"{job.name}: {describe_losses(parts, conceal is not None)} in {target}")
-                facts |= losses(*parts[:2]) | ({"filled": True} if conceal else {})
+                error = MediaError(f"{job.name}: {describe_losses(parts, is_filled)} in {target}")
+                facts |= losses(parts.header, parts.starts) | ({"filled": True} if is_filled else {})
         else:
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)
             facts = job.facts() | {"kind": "tokens"} | grid_facts(tokens)
-        facts["decoded_codebooks"] = num_codebooks or tokens.num_codebooks
+        count = min(num_codebooks or tokens.num_codebooks, tokens.num_codebooks)
+        facts["decoded_codebooks"] = count
         num_pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
         with budget.reserve(BYTES_PER_PIXEL * num_pixels), open_output(job.target) as file:
-            write_media(tokens, codec, num_codebooks, file, job.target)
+            write_media(tokens, codec, count, file, job.target)
         return done(job, facts, error)
 
     return run_jobs(jobs, lambda job: job, decode, on_finished)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from vqtok.codec.codec import Codec
 from vqtok.codec.files import Codecs, encode_opened, open_media
+from vqtok.codec.rate_control import Target, encode_to_target
 from vqtok.codec.threads import MemoryBudget
 from vqtok.errors import VqtokError
 from vqtok.inspection import token_facts
@@ -18,6 +20,8 @@ from vqtok.media.image import num_pixels
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.vqt.file import dump
 from vqtok.tokens.vqt.header import parse_header, read_header
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_SAMPLE = 32
 """Memory per sample while audio is encoded."""
@@ -30,10 +34,16 @@ def encode_files(
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
+    target: Target | None = None,
     existing: Existing = REFUSED,
     on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
-    """Encode media files to token files; yield an outcome per job, in order."""
+    """Encode media files to token files; yield an outcome per job, in order.
+
+    Args:
+        target: Chooses the number of codebooks of each item, up to `num_codebooks`. A warning is logged for an item
+            that does not reach it.
+    """
 
     def is_current(target: Path) -> bool:
         try:
@@ -48,12 +58,22 @@ def encode_files(
         with open_media(job.source) as (media, modality):
             codec = codecs.get(modality)
             with budget.reserve(memory_needed(media, modality, codec)):
-                tokens = encode_opened(media, modality, codec, mono, num_codebooks)
-        encoded = codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, coder))
+                if target is not None:
+                    reached = encode_to_target(
+                        media, modality, codec, target, mono=mono, num_codebooks=num_codebooks, coder=coder
+                    )
+                else:
+                    tokens = encode_opened(media, modality, codec, mono, num_codebooks)
+        if target is None:
+            encoded, facts = codec.on_core(lambda: dump(tokens, codec.tokenizer.entropy_model, coder)), {}
+        else:
+            encoded, facts = reached.file, reached.facts
         with open_output(job.target) as file:
             file.write(encoded)
+        if target is not None and reached.shortfall:
+            logger.warning("%s: the target is not reached: %s", job.name, reached.shortfall)
         header, _ = parse_header(encoded)
-        return done(job, token_facts(job.source, header))
+        return done(job, token_facts(job.source, header) | facts)
 
     return run_jobs(jobs, lambda job: job, encode, on_finished)
 

@@ -57,14 +57,15 @@ class EfficientNetLoss(nn.Module):
             down, right = torch.randint(self.max_shift, (2,)).tolist()
             x, x_hat = x[..., down:, right:], x_hat[..., down:, right:]
         with torch.no_grad():
-            targets = self._features(x)
+            targets = self.features(x)
         distances = [
             (estimate - target).square().sum(1).mean()
-            for target, estimate in zip(targets, self._features(x_hat), strict=True)
+            for target, estimate in zip(targets, self.features(x_hat), strict=True)
         ]
         return torch.stack(distances).mean()
 
-    def _features(self, x: Tensor) -> list[Tensor]:
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the features of images at each scale, of unit length at every position."""
         mean, deviation = (x.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
         network = self.network
         y = network._swish(network._bn0(network._conv_stem(((x + 1) / 2 - mean) / deviation)))

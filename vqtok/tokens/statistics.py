@@ -58,7 +58,7 @@ class CodeStatistics:
     @property
     def entropy_bits(self) -> list[float]:
         """Entropy of the histogram in bits per token."""
-        return [_entropy_bits(count) for count in self.counts]
+        return [entropy_bits(count) for count in self.counts]
 
     @property
     def perplexity(self) -> list[float]:
@@ -73,7 +73,7 @@ def usage(count: NDArray[np.int64]) -> float:
 
 def perplexity(count: NDArray[np.int64]) -> float:
     """Return exp of the entropy in nats, from the number of occurrences of each code."""
-    return float(2.0 ** _entropy_bits(count))
+    return float(2.0 ** entropy_bits(count))
 
 
 def shared_fraction(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
@@ -88,10 +88,11 @@ def jensen_shannon_bits(first: NDArray[np.int64], second: NDArray[np.int64]) -> 
     Source: Lin 1991, "Divergence Measures Based on the Shannon Entropy".
     """
     mean: NDArray[np.float64] = first / first.sum() + second / second.sum()
-    return max(0.0, _entropy_bits(mean) - (_entropy_bits(first) + _entropy_bits(second)) / 2)
+    return max(0.0, entropy_bits(mean) - (entropy_bits(first) + entropy_bits(second)) / 2)
 
 
-def _entropy_bits(count: NDArray[np.int64] | NDArray[np.float64]) -> float:
+def entropy_bits(count: NDArray[np.int64] | NDArray[np.float64]) -> float:
+    """Return the entropy in bits per token, from the number of occurrences of each code."""
     found: NDArray[np.float64] = count[count > 0].astype(np.float64)
     probability = found / found.sum()
     return float(probability @ -np.log2(probability))

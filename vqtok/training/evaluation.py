@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from vqtok.codec.codec import Codec
+from vqtok.codec.prefixes import prefix_lengths
 from vqtok.media.degrade import UNCHANGED, Degrader
 from vqtok.media.media import Media
-from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
+from vqtok.metrics.means import common_means
+from vqtok.metrics.measure import Measure, measure, measures
+from vqtok.metrics.view import View
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import Pace
 from vqtok.training.data import TrainingItem
-from vqtok.training.validation import PSNR_LIMIT, prefixes
 
+METRICS = {"image": ("psnr", "ssim"), "audio": ("mel_distance", "si_sdr", "stoi")}
 PROTOCOL = {
     "image": "whole held-out images in float32, not rounded to 8 bits; PSNR and SSIM on sRGB, mean over images",
     "audio": "whole held-out files in float32 at the model's rate; mean over files; STOI for files of at least 0.4 s",
@@ -43,10 +45,11 @@ def evaluate(
         degrader: Degrades what is encoded. The reconstructions are compared with the original.
 
     Returns:
-        The metrics as plain values for the model card (lists have one entry per prefix length in `prefixes`), and the
-        counted codes. If the data is in several folders, `by_folder` has the metrics of each.
+        The metrics as plain values for the model card (lists have one entry per number of codebooks in `prefixes`), and
+        the counted codes. If the data is in several folders, `by_folder` has the metrics of each.
     """
-    lengths = prefixes(len(codec.tokenizer.codebook_sizes))
+    lengths = prefix_lengths(len(codec.tokenizer.codebook_sizes))
+    functions = measures(METRICS[codec.tokenizer.modality])
     statistics = CodeStatistics()
     found: dict[str, list[dict[str, list[float]]]] = defaultdict(list)
     for done, item in enumerate(items):
@@ -59,7 +62,7 @@ def evaluate(
         tokens = codec.encode(degrader(media, np.random.default_rng(done)))
         statistics.add(tokens)
         decoded = [codec.decode(tokens, length) for length in lengths]
-        found[item.name.partition("/")[0] if "/" in item.name else ""].append(_measure(media, decoded))
+        found[item.name.partition("/")[0] if "/" in item.name else ""].append(_measure(functions, media, decoded))
         if pace:
             pace.done()
     everything = [entry for entries in found.values() for entry in entries]
@@ -80,28 +83,17 @@ def evaluate(
     return values, statistics
 
 
-def _measure(original: Media, decoded: Sequence[Media]) -> dict[str, list[float]]:
-    x = torch.from_numpy(original.data)[None]
-    versions = [torch.from_numpy(media.data)[None] for media in decoded]
-    if original.modality == "image":
-        return {
-            "psnr": [min(float(psnr(x, x_hat)), PSNR_LIMIT) for x_hat in versions],
-            "ssim": [float(ssim(x, x_hat)) for x_hat in versions],
-        }
-    rate = original.sample_rate
-    assert rate
-    return {
-        "mel_distance": [float(mel_distance(x, x_hat, rate)) for x_hat in versions],
-        "si_sdr": [float(si_sdr(x, x_hat)) for x_hat in versions],
-        "stoi": [float(stoi(x, x_hat, rate)) for x_hat in versions],
-    }
+def _measure(functions: dict[str, Measure], original: Media, decoded: Sequence[Media]) -> dict[str, list[float]]:
+    view = View(original)
+    found = [measure(functions, view, View(media)) for media in decoded]
+    return {name: [figures[name] for figures in found] for name in functions}
 
 
 def _means(entries: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
     means = {}
     for name in entries[0] if entries else ():
-        values = np.array([entry[name] for entry in entries])
-        known = values[~np.isnan(values).any(axis=1)]
-        if len(known):
-            means[name] = [round(float(value), 4) for value in known.mean(axis=0)]
+        columns = zip(*(entry[name] for entry in entries), strict=True)
+        found, count = common_means({str(index): column for index, column in enumerate(columns)})
+        if count:
+            means[name] = [round(value, 4) for value in found.values()]
     return means

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vqtok.codec.prefixes import prefix_lengths
 from vqtok.config import Config, Modality, TrainConfig
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.media.audio import write_audio
 from vqtok.media.degrade import Degrader
 from vqtok.media.image import write_image
 from vqtok.media.media import Media
-from vqtok.metrics import mel_distance, psnr
+from vqtok.metrics.means import common_means
+from vqtok.metrics.measure import measure, measures
+from vqtok.metrics.view import View
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
 
@@ -30,8 +32,9 @@ MIN_ITEMS = 4
 """The smallest number of items in a validation, even on a slow machine."""
 TIME_SHARE = 0.1
 """The largest share of the time since the last validation that one may take in a run with a time budget."""
-PSNR_LIMIT = 100.0
-"""The PSNR in dB of an exact reconstruction (of a blank image), so that means stay finite."""
+
+QUALITY = {"image": "psnr", "audio": "mel_distance"}
+"""The metric of validations by modality."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,6 @@ HeldOut: TypeAlias = Sequence[tuple[str, NDArray[np.float32]]]
 def one_or_all(values: Mapping[Any, T]) -> T | Mapping[Any, T]:
     """Return the value of the only modality of a model, or those of all modalities by name."""
     return values if len(values) > 1 else next(iter(values.values()))
-
-
-def prefixes(num_codebooks: int) -> list[int]:
-    """Return the prefix lengths to report: powers of two, and the number of all codebooks."""
-    return sorted({2**i for i in range(int(math.log2(num_codebooks)) + 1)} | {num_codebooks})
 
 
 def is_due(config: TrainConfig, before: float, after: float) -> bool:
@@ -99,10 +97,14 @@ def validate(
     The files show reconstructions from the shortest prefix and from all codebooks. What is encoded is degraded, always
     in the same way, if the configuration says so.
     """
-    lengths = prefixes(len(model.codebook_sizes))
+    lengths = prefix_lengths(len(model.codebook_sizes))
     device = next(model.parameters()).device
     scores = np.zeros(len(lengths))
-    qualities = np.zeros(len(lengths))
+    modality: Modality = "image" if config.model.modality == "image" else "audio"
+    sample_rate = config.model.sample_rate or None
+    quality_name = QUALITY[modality]
+    functions = measures([quality_name])
+    qualities: dict[str, list[float]] = {str(length): [] for length in lengths}
     counts = [np.zeros(size, np.int64) for size in model.codebook_sizes]
     ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
@@ -112,13 +114,17 @@ def validate(
         codes = model.encode(torch.from_numpy(given)[None].to(device))
         for plane, count in zip(codes[0].cpu().numpy(), counts, strict=True):
             count += np.bincount(plane.ravel(), minlength=count.size)
-        results = [crop, given] if degrader.rules else [crop]
+        results, original = [crop], View(Media(modality, crop, sample_rate))
+        if degrader.rules:
+            results.append(given)
         for index, length in enumerate(lengths):
             x_hat = model.decode(codes[:, :length])
             scores[index] += sum(getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat).items())
-            qualities[index] += _quality(config, x, x_hat)
+            decoded = np.nan_to_num(x_hat[0].float().cpu().numpy())
+            figures = measure(functions, original, View(Media(modality, decoded, sample_rate)))
+            qualities[str(length)].append(figures[quality_name])
             if length in ends:
-                results.append(np.nan_to_num(x_hat[0].cpu().numpy()))
+                results.append(decoded)
         if len(shown) < GRID_ITEMS:
             shown.append(results)
     names = ["original", *(["degraded"] if degrader.rules else []), *(f"codebooks-{length}" for length in ends)]
@@ -126,17 +132,11 @@ def validate(
     return Validation(
         score=float(scores.mean()) / len(held_out),
         prefixes=lengths,
-        quality=(qualities / len(held_out)).tolist(),
-        quality_name="psnr" if config.model.modality == "image" else "mel_distance",
+        quality=list(common_means(qualities)[0].values()),
+        quality_name=quality_name,
         usage=[usage(count) for count in counts],
         perplexity=[perplexity(count) for count in counts],
     )
-
-
-def _quality(config: Config, x: torch.Tensor, x_hat: torch.Tensor) -> float:
-    if config.model.modality == "image":
-        return min(float(psnr(x, x_hat)), PSNR_LIMIT)
-    return float(mel_distance(x, x_hat, config.model.sample_rate))
 
 
 def _show(config: Config, names: list[str], shown: list[list[NDArray[np.float32]]], folder: Path, step: int) -> None:

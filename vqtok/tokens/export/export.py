@@ -199,9 +199,12 @@ def _check_alike(key: str, tokens: Tokens, form: ExportSpec, strides: dict[Modal
     if tokens.model != form.model:
         models = f"made by model {tokens.model.hex()}, those before by {form.model.hex()}"
         raise WrongModelError(f"{key}: {models}; export the tokens of each model separately")
-    if tokens.num_codebooks != len(form.vocabulary.codebook_sizes):
-        fewest = min(tokens.num_codebooks, len(form.vocabulary.codebook_sizes))
-        raise UsageError(f"{key}: another number of codebooks than the items before; set `num_codebooks` to {fewest}")
+    before = len(form.vocabulary.codebook_sizes)
+    if tokens.num_codebooks != before:
+        raise UsageError(
+            f"{key}: has {tokens.num_codebooks} codebooks, the items before {before}; "
+            f"set `num_codebooks` to {min(tokens.num_codebooks, before)} or fewer"
+        )
     known = form.vocabulary.codebook_sizes, strides.setdefault(tokens.modality, tokens.stride)
     if (tokens.codebook_sizes, tokens.stride) != known:
         raise UsageError(f"{key}: another codebook size or stride than the items before; export them separately")

@@ -146,7 +146,8 @@ class ShardWriter:
                 f"made by model {like.model.hex()}, items before it by {header.model.hex()}; a shard has one model"
             )
         if (header.modality, header.codebook_sizes, header.stride) != (like.modality, like.codebook_sizes, like.stride):
-            raise UsageError("has other codebooks than the items before it; all items of a shard have the same")
+            counts = f"{like.num_codebooks} (sizes {list(like.codebook_sizes)}), those before it {header.num_codebooks}"
+            raise UsageError(f"has other codebooks than the items of this shard, which must be alike: {counts}")
         return header
 
     def _write(self, header: ShardHeader, key: str, record: bytes) -> None:

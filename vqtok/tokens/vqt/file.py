@@ -79,7 +79,7 @@ def load_parts(
     num_codebooks: int | None = None,
     blank: Sequence[int] = (),
 ) -> Tokens:
-    """Read the intact segments of a token file.
+    """Read the intact segments of a token file, or the whole codebooks of one that was cut off.
 
     Args:
         parts: The result of `vqtok.tokens.vqt.header.parse_parts`.
@@ -89,8 +89,9 @@ def load_parts(
     Raises:
         As `load` does.
     """
-    header, starts, _ = parts
-    wanted, model = num_wanted(header, num_codebooks), model.of(header.modality)
+    header, starts = parts.header, parts.starts
+    wanted = min(num_wanted(header, num_codebooks), parts.whole_codebooks or header.num_codebooks)
+    model = model.of(header.modality)
     codes = np.empty((wanted, *header.grid), np.int32)
     lengths = iter(header.payload_lengths)
     for place, start in zip(cut(header.modality, header.grid, header.segment_steps), starts, strict=True):

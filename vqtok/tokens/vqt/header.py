@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +133,8 @@ class Parts(NamedTuple):
     """The offset of the streams of each segment; None for a damaged one."""
     damage: str = ""
     """Describes the damage; empty for an intact file."""
+    whole_codebooks: int | None = None
+    """The number of codebooks that are whole in a file that was cut off; None if all are."""
 
 
 def pack_header(header: Header) -> bytes:
@@ -190,7 +193,10 @@ def parse_whole(data: Buffer) -> Parts:
 
 
 def parse_parts(data: Buffer) -> Parts:
-    """Find the intact parts of a token file; only a file in segments can be intact in part.
+    """Find the intact parts of a token file.
+
+    A file in segments can lack some of them. Any other file may have been cut off after its first codebook, as may the
+    first segment: the codebooks that are whole are then found by the header alone, without a checksum over them.
 
     Raises:
         CorruptFileError: Nothing is intact.
@@ -207,7 +213,28 @@ def parse_parts(data: Buffer) -> Parts:
             parts = _find_segments(data, *found)
             if any(start is not None for start in parts.starts):
                 return parts
-    raise CorruptFileError("damaged token file (truncated or altered): copy or encode it again")
+    return _cut_off(data)
+
+
+def _cut_off(data: Buffer) -> Parts:
+    """Find the whole codebooks of a file whose end is missing.
+
+    Raises:
+        CorruptFileError: Not even the first one is whole, or the end is there.
+    """
+    useless = CorruptFileError("damaged token file (truncated or altered): copy or encode it again")
+    if data[:4] != _SIGNATURE:
+        raise useless
+    try:
+        header, start = _parse_fields(data, 0, len(data))
+    except (CorruptFileError, UnsupportedVersionError):
+        raise useless from None
+    ends = list(accumulate(header.payload_lengths[: header.num_codebooks], initial=start))
+    whole = sum(end <= len(data) for end in ends[1:])
+    if not whole or len(data) >= start + sum(header.payload_lengths) + CRC_BYTES * header.num_segments:
+        raise useless
+    starts = [start, *[None] * (header.num_segments - 1)]
+    return Parts(header, starts, f"cut off after {whole} of {header.num_codebooks} codebooks", whole)
 
 
 def _sealed_header(data: Buffer, position: int) -> tuple[Header, bytes] | None:

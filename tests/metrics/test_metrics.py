@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vqtok.losses.reconstruction import mel_filters
-from vqtok.metrics import mel_distance, ms_ssim, psnr, si_sdr, ssim, stoi
+from vqtok.metrics.audio import mel_distance, si_sdr, stoi
+from vqtok.metrics.image import ms_ssim, psnr, ssim
 
 
 @pytest.fixture

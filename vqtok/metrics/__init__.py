@@ -1,0 +1,1 @@
+"""Metrics of the quality of reconstructions: vqtok's own and those of reference packages."""
