@@ -263,3 +263,41 @@ def test_nothing_can_be_evaluated(run, tmp_path):
     result = run("evaluate", tmp_path / "x.png", "-o", tmp_path / "r", "--against", "none", "--metrics", "psnr")
     assert result.exit_code == 1
     assert "none of the 1 items could be evaluated" in result.stderr.replace("\n", " ")
+
+
+# Degraded inputs, and learnability.
+
+
+def test_degraded_inputs_are_compared_with_the_originals(evaluate, photos):
+    plain = by_id(evaluate(photos, "--against", "jpeg", "--codebooks", "4", output="plain"))
+    found = evaluate(photos, "--against", "jpeg", "--codebooks", "4", "--degrade", "noise:50", output="noisy")
+    noisy = by_id(found)
+    best = "jpeg:95"
+    assert plain[best]["psnr"] > 30
+    # Noise of a standard deviation of 50 has a PSNR of about 14 dB (clipped, a little more), which a good codec keeps.
+    assert 12 < noisy[best]["psnr"] < 21
+    again = by_id(evaluate(photos, "--against", "jpeg", "--codebooks", "4", "--degrade", "noise:50", output="again"))
+    assert again[best]["psnr"] == pytest.approx(noisy[best]["psnr"])
+
+
+@pytest.mark.slow
+def test_learnability(run, photos, tmp_path):
+    options = ["--metrics", "psnr", "--against", "none", "--codebooks", "1", "--no-stability", "--jobs", 1]
+    result = run("evaluate", photos, "-o", tmp_path / "r", *options, "--learnability", "20s")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "r/results.json").read_text())["modalities"]["image"]["models"]["image"]
+    assert "learnability" in found, result.output
+    learned = found["learnability"]
+    assert learned["steps"] >= 1
+    assert learned["items"] + learned["held_out_items"] == 4
+    assert 0 < learned["bits_per_token"] < 8  # Of 16 codes; a random guess needs 4.
+    assert "bits a token after" in result.stdout.replace("\n", " ")
+
+
+def test_learnability_without_time_costs_nothing_else(run, photos, tmp_path):
+    options = ["--metrics", "psnr", "--against", "none", "--codebooks", "1", "--no-stability", "--jobs", 1]
+    result = run("evaluate", photos, "-o", tmp_path / "r", *options, "--learnability", "0.01s")
+    assert result.exit_code == 0, result.output
+    assert "no learnability of image" in result.stderr.replace("\n", " ")
+    assert (tmp_path / "r/results.json").exists()
+    assert run("evaluate", photos, "-o", tmp_path / "x", "--learnability", "soon").exit_code == 2

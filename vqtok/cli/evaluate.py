@@ -65,6 +65,14 @@ def evaluate(
         int | None, EvaluationOption("--sample-rate", min=1, metavar="HZ", help="Resample audio to this rate first.")
     ] = None,
     mono: Annotated[bool, EvaluationOption("--mono", help="Mix audio channels down to one first.")] = False,
+    degrade: Annotated[
+        str | None,
+        EvaluationOption(metavar="RULE,...", help="Degrade what is encoded, as noise:25; compare with the original."),
+    ] = None,
+    learnability: Annotated[
+        str | None,
+        EvaluationOption(metavar="TIME", help="Train a generator on each model's tokens for TIME, such as 5m."),
+    ] = None,
     stability: Annotated[bool, EvaluationOption(help="Measure how codes change when the input hardly does.")] = True,
     curves: Annotated[bool, EvaluationOption(help="Run classical codecs over their whole range.")] = True,
     redraw: Annotated[
@@ -121,10 +129,13 @@ def evaluate(
     from vqtok.evaluation.candidates import make_plan, open_models
     from vqtok.evaluation.report import make_report
     from vqtok.files.walk import describe_ignored
+    from vqtok.media.degrade import parse_rules
 
     counts = _numbers(codebooks)
+    minutes = None if learnability is None else _minutes(learnability)
     opened = open_models(models or [name for name in files if files[name]], counts, revision)
     how: dict[str, Any] = {
+        "degrade": tuple(_names(degrade) or ()),
         "stability": stability,
         "curves": curves,
         "device": str(choose_device(device)),
@@ -133,7 +144,9 @@ def evaluate(
     plans: list[Plan] = []
     for modality in _modalities(opened, files):
         audio = {"sample_rate": sample_rate, "mono": mono} if modality == "audio" else {}
-        plans.append(make_plan(modality, opened, _names(against), _names(metrics), **audio, **how))
+        plan = make_plan(modality, opened, _names(against), _names(metrics), **audio, **how)
+        parse_rules(plan.degrade, modality, plan.sample_rate or 0)
+        plans.append(plan)
     for plan in plans:
         for name, why in plan.missing.items():
             if not quiet:
@@ -152,7 +165,15 @@ def evaluate(
     for error in unreadable:
         print_error(error)
     with progress:
-        results = make_report(plans, files, output, jobs=num_jobs or _cores(), overwrite=force, on_finished=on_finished)
+        results = make_report(
+            plans,
+            files,
+            output,
+            jobs=num_jobs or _cores(),
+            overwrite=force,
+            learnability=minutes,
+            on_finished=on_finished,
+        )
     if json:
         print_json({"kind": "evaluation", "output": str(output)} | results)
     else:
@@ -281,6 +302,18 @@ def _numbers(listed: str | None) -> list[int] | None:
     if numbers is not None and min(numbers) < 1:
         raise UsageError(f"`num_codebooks` {listed}: give numbers such as 1,2,4,8")
     return numbers
+
+
+def _minutes(text: str) -> float:
+    """Parse a time such as `5m`, `90s` or `1h`."""
+    unit = {"s": 1 / 60, "m": 1.0, "h": 60.0}.get(text[-1:], 0.0)
+    try:
+        minutes = unit * float(text[:-1])
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < 1e6:
+        raise UsageError(f"--learnability {text}: give a time such as 5m, 90s or 1h")
+    return minutes
 
 
 def _cores() -> int:

@@ -137,6 +137,9 @@ def _speed_line(modality: str, name: str, facts: Facts) -> str:
             bare = speeds.get(f"bare_{verb}")
             beside = "" if bare is None else f" (bare network {bare:.2f})"
             parts.append(f"{verb} {speeds[verb]:.2f}{beside} {unit} on one core")
+    learned = facts.get("learnability")
+    if learned:
+        parts.append(f"{learned['bits_per_token']:.2f} bits a token after {learned['steps']} steps of a generator")
     return ", ".join(parts)
 
 

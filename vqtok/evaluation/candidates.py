@@ -92,6 +92,8 @@ class Plan:
     sample_rate: int | None = None
     """The rate to which audio is resampled first; None for its own."""
     mono: bool = False
+    degrade: tuple[str, ...] = ()
+    """Rules of `vqtok.media.degrade` for what is encoded; it is compared with the original."""
     stability: bool = True
     """Whether to measure how codes change when the input does."""
     curves: bool = True

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from vqtok.evaluation.codecs import CODECS, Files
 from vqtok.evaluation.packing import pack
 from vqtok.evaluation.stability import count_agreeing
 from vqtok.media.audio import read_audio
+from vqtok.media.degrade import parse_rules
 from vqtok.media.image import as_bytes, as_float, read_pixels
 from vqtok.media.media import Media
 from vqtok.metrics.measure import features, measure, measures
@@ -59,6 +61,7 @@ class Worker:
             model.name: Codecs(model.model, plan.device, options).get(plan.modality) for model in plan.models
         }
         self._measures = measures(metric.name for metric in plan.item_metrics)
+        self._degrader = parse_rules(plan.degrade, plan.modality, plan.sample_rate or 0)
 
     def read(self, item: Item) -> Media:
         """Read an item: images as 8-bit sRGB, audio at the rate and with the channels that the plan wants.
@@ -71,9 +74,13 @@ class Worker:
             return Media("image", as_float(pixels if pixels.dtype == np.uint8 else as_bytes(as_float(pixels))))
         return read_audio(item.path, self.plan.sample_rate, self.plan.mono)
 
-    def encode(self, model: Model, original: Media) -> Prefixes:
+    def degraded(self, item: Item, original: Media) -> Media:
+        """Return what is encoded: the original, or what the plan's rules make of it, always in the same way."""
+        return self._degrader(original, np.random.default_rng(zlib.crc32(item.key.encode(errors="surrogateescape"))))
+
+    def encode(self, model: Model, given: Media) -> Prefixes:
         codec = self.codecs[model.name]
-        return Prefixes(codec, codec.encode(for_model(original, codec)))
+        return Prefixes(codec, codec.encode(for_model(given, codec)))
 
     def evaluate(self, item: Item) -> dict[str, Any]:
         """Return all that is known about an item after evaluation, as JSON; only `error` if it failed."""
@@ -93,14 +100,14 @@ class Worker:
 
     def _evaluate(self, item: Item) -> dict[str, Any]:
         original = self.read(item)
-        view = View(original)
+        view, given = View(original), self.degraded(item, original)
         found: dict[Candidate, Measured] = {}
         settings: dict[str, int] = {}
         models = {}
         for model in self.plan.models:
-            models[model.name] = self._evaluate_model(model, view, found)
+            models[model.name] = self._evaluate_model(model, view, given, found)
         for name in self.plan.codecs:
-            settings |= self._evaluate_codec(name, view, found)
+            settings |= self._evaluate_codec(name, view, given, found)
         size = media_size(original)
         return {
             "size": size,
@@ -117,9 +124,11 @@ class Worker:
             },
         }
 
-    def _evaluate_model(self, model: Model, view: View, found: dict[Candidate, Measured]) -> dict[str, Any]:
+    def _evaluate_model(
+        self, model: Model, view: View, given: Media, found: dict[Candidate, Measured]
+    ) -> dict[str, Any]:
         begin = time.perf_counter()
-        prefixes = self.encode(model, view.media)
+        prefixes = self.encode(model, given)
         seconds = time.perf_counter() - begin
         for count in model.codebooks:
             decoded = like(view.media, prefixes.decode(count))
@@ -129,7 +138,7 @@ class Worker:
             np.bincount(plane.ravel(), minlength=size)
             for plane, size in zip(tokens.codes, tokens.codebook_sizes, strict=True)
         ]
-        agreement = count_agreeing(codec, for_model(view.media, codec)) if self.plan.stability else {}
+        agreement = count_agreeing(codec, for_model(given, codec)) if self.plan.stability else {}
         return {
             "num_tokens": tokens.num_tokens,
             "grid": list(tokens.grid),
@@ -138,10 +147,10 @@ class Worker:
             "agreement": {name: {"equal": equal, "of": total} for name, (equal, total) in agreement.items()},
         }
 
-    def _evaluate_codec(self, name: str, view: View, found: dict[Candidate, Measured]) -> dict[str, int]:
+    def _evaluate_codec(self, name: str, view: View, given: Media, found: dict[Candidate, Measured]) -> dict[str, int]:
         """Measure a codec at the bytes of each model's rate and on its curve. Return the settings that were found."""
         codec = CODECS[name]
-        files, points, settings = Files(codec, view.media), dict[int, Measured](), {}
+        files, points, settings = Files(codec, given), dict[int, Measured](), {}
 
         def point(setting: int) -> Measured:
             if setting not in points:

@@ -65,9 +65,12 @@ def keep(worker: Worker, item: Item, settings: Mapping[str, int], folder: Path, 
     make_folder(folder)
     original = worker.read(item)
     names = {"": _write(original, folder / f"{stem}-original")}
-    files = {name: Files(CODECS[name], original) for name in worker.plan.codecs}
+    given = worker.degraded(item, original)
+    if worker.plan.degrade:
+        _write(given, folder / f"{stem}-degraded")
+    files = {name: Files(CODECS[name], given) for name in worker.plan.codecs}
     for model in worker.plan.models:
-        prefixes = worker.encode(model, original)
+        prefixes = worker.encode(model, given)
         for count in model.codebooks:
             candidate = Candidate(model.name, "model", count)
             names[candidate.id] = _write(like(original, prefixes.decode(count)), folder / f"{stem}-{_safe(candidate)}")

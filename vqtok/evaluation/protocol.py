@@ -78,6 +78,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "left_out": plan.missing,
         "sample_rate": plan.sample_rate,
         "mono": plan.mono,
+        "degrade": list(plan.degrade),
         "stability": plan.stability,
         "device": plan.device,
         "precision": plan.precision,

@@ -12,6 +12,7 @@ from vqtok.errors import MediaError, OutputError
 from vqtok.evaluation.candidates import Plan
 from vqtok.evaluation.curves import draw_curves
 from vqtok.evaluation.items import Item, Worker
+from vqtok.evaluation.learnability import measure_learnability
 from vqtok.evaluation.page import write_page
 from vqtok.evaluation.picks import MEDIA, choose, keep
 from vqtok.evaluation.protocol import digest, make_protocol
@@ -33,6 +34,7 @@ def make_report(
     *,
     jobs: int = 1,
     overwrite: bool = False,
+    learnability: float | None = None,
     on_finished: Callable[[Record], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Evaluate the items of each plan's modality and write the report. An interrupted run is continued.
@@ -43,6 +45,7 @@ def make_report(
         output: The folder of the report.
         jobs: The number of processes.
         overwrite: Replace an existing report.
+        learnability: Minutes of training a generator on the tokens of each model.
         on_finished: As for `evaluate_items`.
 
     Returns:
@@ -65,7 +68,7 @@ def make_report(
         raise MediaError(f"none of the {sum(map(len, items.values()))} items could be evaluated")
     for plan in plans:
         found = results["modalities"][plan.modality]
-        _complete(plan, items[plan.modality], found, output / MEDIA)
+        _complete(plan, items[plan.modality], found, output / MEDIA, learnability)
     results = to_json(results)
     evaluated = {modality: found["items"] for modality, found in results["modalities"].items()}
     _write_json(output / PROTOCOL, make_protocol(plans, evaluated))
@@ -98,13 +101,19 @@ def unfinished(output: Path, modality: str) -> Path:
     return output / f"{modality}-items.jsonl"
 
 
-def _complete(plan: Plan, items: Sequence[Item], found: dict[str, Any], folder: Path) -> None:
-    """Add to results what needs a tokenizer once more: its speed, and the media of some items."""
+def _complete(
+    plan: Plan, items: Sequence[Item], found: dict[str, Any], folder: Path, learnability: float | None
+) -> None:
+    """Add to results what needs a tokenizer once more: its speed, the media of some items, and a training."""
     by_key = {item.key: item for item in items}
     evaluated = [by_key[item["key"]] for item in found["items"]]
     worker = Worker(plan)
     for name, speed in measure_speed(worker, evaluated).items():
         found["models"][name]["throughput"] = speed
+    if learnability is not None:
+        for model in plan.models:
+            learned = measure_learnability(worker, model, evaluated, learnability)
+            found["models"][model.name] |= {"learnability": learned} if learned else {}
     found["picks"] = choose(plan, found)
     kept: dict[int, dict[str, str]] = {}
     for pick in found["picks"]:

@@ -13,10 +13,11 @@ from vqtok.generation.network import Generator
 from vqtok.generation.streams import HIDDEN, StreamName
 
 NO_GUMBEL = 1e-20
-CHOICE_NOISE = 4.5
+CHOICE_NOISE = 1.0
 """The scale of the random numbers that are added to the certainty of codes, at the start of sampling.
 
-Source: the published configuration of MaskGIT.
+Unlike: The published configuration of MaskGIT has 4.5. On grids of 49 codes chance then decides which codes are kept:
+of digits drawn from their names 70 % were recognized instead of 81 %.
 """
 
 
