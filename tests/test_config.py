@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from vqtok.config import Config, ModelConfig, NetworkConfig, QuantizerConfig, from_dict, load_preset, preset_names
+from vqtok.config import (
+    Config,
+    ModelConfig,
+    NetworkConfig,
+    QuantizerConfig,
+    from_dict,
+    load_preset,
+    preset_names,
+    read_preset,
+)
 from vqtok.errors import UsageError
 
 
@@ -24,7 +33,7 @@ def at(config: Config, path: str) -> Any:
     return value
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if "kind" not in read_preset(name)])
 def test_presets_load_and_survive_json(name: str) -> None:
     config = load_preset(name)
     assert from_dict(Config, json.loads(json.dumps(config.to_dict()))) == config

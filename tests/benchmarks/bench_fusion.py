@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from vqtok.codec.codec import Codec
 from vqtok.config import Config, from_dict
 from vqtok.files.sidecars import read_columns
-from vqtok.metrics import mel_distance, psnr
+from vqtok.metrics.audio import mel_distance
+from vqtok.metrics.image import psnr
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
 from vqtok.tokens.statistics import jensen_shannon_bits, shared_fraction

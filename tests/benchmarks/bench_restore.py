@@ -23,7 +23,8 @@ from vqtok.config import Config, from_dict
 from vqtok.media.degrade import parse_rules
 from vqtok.media.image import as_bytes, as_float, write_image
 from vqtok.media.media import Media
-from vqtok.metrics import mel_distance, psnr, si_sdr, ssim, stoi
+from vqtok.metrics.audio import mel_distance, si_sdr, stoi
+from vqtok.metrics.image import psnr, ssim
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
 from vqtok.models.registry import find_model

@@ -37,7 +37,7 @@ def plan(*inputs, output=None):
     jobs = plan_jobs(
         [Path(name) for name in inputs],
         output,
-        suffix=lambda path: ".vqt",
+        suffix=lambda path, key: ".vqt",
         accepts=lambda path: path.suffix in (".png", ".jpg"),
         what="pictures",
     )
@@ -97,7 +97,7 @@ def plan_items(*inputs, output=None, holds=HOLDS):
     jobs = plan_jobs(
         [Path(name) for name in inputs],
         output,
-        suffix=lambda path: ".out",
+        suffix=lambda path, key: ".out",
         accepts=lambda path: True,
         what="files",
         items=lambda path: holds.get(str(path)),
