@@ -28,7 +28,7 @@ from vqtok.losses.reconstruction import magnitudes, mel_filters
 from vqtok.media.audio import read_audio
 from vqtok.media.image import read_image, write_image
 from vqtok.media.media import Media
-from vqtok.metrics import psnr
+from vqtok.metrics.image import psnr
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 HELD_OUT, FOR_JUDGE = 200, 500

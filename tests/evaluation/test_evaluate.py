@@ -234,6 +234,8 @@ def test_results_of_other_settings_are_not_mixed(evaluate, run, photos, monkeypa
     assert result.exit_code == 1
     assert "left by a run with other models, options or versions; --force" in result.stderr.replace("\n", " ")
     assert lines.read_text() == '{"run": "another"}\n'
+    evaluate(photos, "--against", "none", "--codebooks", "1", "--force")
+    assert not lines.exists()
 
 
 def test_an_existing_report_is_kept(evaluate, run, photos, tmp_path):

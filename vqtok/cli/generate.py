@@ -66,7 +66,7 @@ def generate(
         float | None, SamplingOption(min=0, metavar="T", help="Variety; 0: the most likely.  [default: 1, text 0]")
     ] = None,
     guidance: Annotated[
-        float | None, SamplingOption(min=0, metavar="G", help="How much the input counts.  [default: 1.5, text 0]")
+        float | None, SamplingOption(min=0, metavar="G", help="How much the input counts.  [default: 2, text 0]")
     ] = None,
     seed: Annotated[int, SamplingOption(min=0, metavar="N", help="Seed of the first; others count up.")] = 0,
     tokenizers: Tokenizers = None,

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +21,7 @@ from vqtok.errors import MediaError, OutputError, VqtokError
 from vqtok.evaluation.candidates import Plan
 from vqtok.evaluation.items import Item, Worker, file_hash
 from vqtok.evaluation.speed import one_thread
-from vqtok.files.atomic import make_folder, write_error
+from vqtok.files.atomic import atomic_write, make_folder, write_error
 from vqtok.media.audio import audio_info
 from vqtok.media.image import num_pixels
 
@@ -54,11 +55,12 @@ def evaluate_items(
         OutputError: The file is of another run, or cannot be written.
         VqtokError: A process was killed.
     """
-    kept = {} if overwrite else _finished(lines, digest)
+    kept = _finished(lines, digest, overwrite)
     make_folder(lines.parent)
     try:
-        with lines.open("w" if not kept else "r+", encoding="utf-8") as file:
-            _start_file(file, digest, kept.values())
+        start = "".join(json.dumps(record) + "\n" for record in ({"run": digest}, *kept.values()))
+        atomic_write(lines, start.encode())  # Without a line that was cut off; a kill now loses nothing.
+        with lines.open("a", encoding="utf-8") as file:
             waiting = []
             for item in items:
                 record = kept.get(item.key)
@@ -89,16 +91,11 @@ def read_records(lines: Path, items: Sequence[Item]) -> Iterator[Record]:
             yield json.loads(file.readline())
 
 
-def _start_file(file: Any, digest: str, records: Any) -> None:
-    file.seek(0)
-    file.truncate()
-    for record in ({"run": digest}, *records):
-        file.write(json.dumps(record) + "\n")
-    file.flush()
-
-
-def _finished(lines: Path, digest: str) -> dict[str, Record]:
+def _finished(lines: Path, digest: str, overwrite: bool) -> dict[str, Record]:
     """Return the records in the file of an interrupted run, by key. A line that was cut off is ignored.
+
+    Args:
+        overwrite: Return none if the file is of a run with other settings.
 
     Raises:
         OutputError: The file is of a run with other settings.
@@ -112,6 +109,8 @@ def _finished(lines: Path, digest: str) -> dict[str, Record]:
         except ValueError:
             continue
         if number == 0 and record.get("run") != digest:
+            if overwrite:
+                return {}
             raise OutputError(f"{lines}: left by a run with other models, options or versions; `overwrite` starts over")
         if number and "error" not in record:
             found[record["key"]] = record
@@ -193,11 +192,20 @@ class _Collector(logging.Handler):
 def _start_process(plan: Plan) -> None:
     """Prepare a process of the pool."""
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent process ends the others.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, handlers=[_Collector()], force=True)
     _worker = Worker(plan)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has been killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _evaluate(item: Item) -> tuple[Record, list[str]]:

@@ -29,7 +29,7 @@ class SamplingOptions:
     """Passes of the network for the first codebook; each finer codebook has half as many."""
     temperature: float = 1.0
     """Above 1 codes vary more, below 1 less; 0 takes the most likely codes."""
-    guidance: float = 1.5
+    guidance: float = 2.0
     """How much the condition is emphasized: 0 samples as trained. Without a condition it has no effect."""
 
 

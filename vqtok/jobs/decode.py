@@ -51,9 +51,8 @@ def decode_files(
             if parts.whole_codebooks is not None:
                 facts |= {"whole_codebooks": parts.whole_codebooks, "decoded_bytes": parts.header.file_bytes}
             if parts.damage:
-                is_filled = conceal is not None and any(start is None for start in parts.starts)
-                if conceal and is_filled:
-                    tokens = conceal(tokens, parts)
+                filled = conceal(tokens, parts) if conceal else tokens
+                is_filled, tokens = filled is not tokens, filled  # It returns the same tokens if it changes none.
                 target = "stdout" if job.target == STDIO else job.target
                 error = MediaError(f"{job.name}: {describe_losses(parts, is_filled)} in {target}")
                 facts |= losses(parts.header, parts.starts) | ({"filled": True} if is_filled else {})
