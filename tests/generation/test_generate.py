@@ -196,12 +196,24 @@ def test_each_wrong_input_is_one_clear_line(go, run, world, generator, make_mode
     assert not out.exists()
 
 
+def test_captions_go_to_stdout(go, world):
+    assert go("--from", world.media / "1.png", "--to", "text", "-q").stdout == "light\n"
+    sources = [argument for index in (0, 1) for argument in ("--from", world.media / f"{index}.wav")]
+    several = go(*sources, "--to", "text").stdout.splitlines()
+    assert several == [f"{world.media / f'{index}.wav'}\t{word}" for index, word in enumerate(WORDS)]
+
+
+def test_the_first_modality_that_is_not_given_is_generated(go, world, tmp_path):
+    assert go("--from", world.tokens / "1.png.vqt", "-o", f"{tmp_path}/out/", "--steps", 1).exit_code == 0
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".wav"]
+
+
 def test_a_bad_source_fails_alone(go, world, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     result = go("--from", tmp_path / "broken.png", "--from", world.media / "1.png", "--to", "text")
     assert result.exit_code == 1
     assert "broken.png" in error_of(result)
-    assert "light" in result.stderr
+    assert "light" in result.stdout
 
 
 def test_a_caption_that_was_never_trained_is_a_warning(go, tmp_path):

@@ -112,7 +112,15 @@ def generate(
         session.text_condition(text)  # An error in the caption is one error, not one for each output.
     progress = ItemProgress(len(requests), quiet)
     outcomes = run(session, plan, Existing(force, skip_existing), progress.finish)
-    print_outcomes(outcomes, generated_line, progress, total=len(requests), json=json, quiet=quiet)
+    print_outcomes(
+        outcomes,
+        generated_line if len(requests) > 1 or target != "text" else lambda facts: str(facts["caption"]),
+        progress,
+        total=len(requests),
+        on_stdout=target == "text" and output is None,
+        json=json,
+        quiet=quiet,
+    )
 
 
 def _parse_part(replace: str | None) -> tuple[float, float] | None:

@@ -102,10 +102,10 @@ def exported_line(facts: Mapping[str, Any]) -> str:
 
 
 def generated_line(facts: Mapping[str, Any]) -> str:
-    """Return the line for one generated output; a caption without a file is the line itself."""
+    """Return the line for one generated output, or a caption after its source and a tab."""
     source = f"{facts['file']} -> " if "file" in facts else ""
     if "caption" in facts:
-        return f"{source}{facts['caption']}"
+        return "\t".join([*([facts["file"]] if "file" in facts else []), facts["caption"]])
     return f"{source}{facts['output']} {media_size(facts)} (seed {facts['seed']})"
 
 

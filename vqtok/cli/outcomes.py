@@ -31,6 +31,7 @@ def print_outcomes(
     ignored: Counter[str] | None = None,
     json: bool,
     quiet: bool,
+    on_stdout: bool = False,
     at_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Print each outcome as it arrives and a summary of several; exit with the code that they require.
@@ -40,6 +41,7 @@ def print_outcomes(
         progress: The display that the work reports to.
         manifest: Where failures are recorded.
         ignored: Files of other kinds that were passed over, counted by suffix.
+        on_stdout: Whether the lines are data, which go to stdout.
         at_end: Called after the summary.
     """
     from vqtok.cli.console import print_json, say
@@ -59,6 +61,8 @@ def print_outcomes(
                     facts = facts | {"error": with_options(str(outcome.error))}
                     print_error(str(outcome.error))
                     note_failure(facts)
+                elif on_stdout and not json:
+                    typer.echo(line(facts))
                 elif not outcome.skipped and not quiet and not json:
                     say(line(facts))
                 tally.add(facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from vqtok.media.kinds import modality_of
 from vqtok.media.media import Media
 from vqtok.models.card import read_generator_card
 from vqtok.tokens.vqt.file import dump
+from vqtok.tokens.vqt.header import read_header
 
 Codes = NDArray[np.integer[Any]]
 
@@ -84,9 +86,10 @@ def plan_requests(
         ModelError: The generator cannot be read.
     """
     streams: list[StreamName] = [stream["name"] for stream in read_generator_card(generator).streams]
-    given = {kind for path in sources if (kind := modality_of(path))} | ({"text"} if text is not None else set())
+    given = {_kind(path) for path in sources} | ({"text"} if text is not None else set())
+    target: str
     if edits:
-        target = next(iter(given), streams[0])
+        target = next((name for name in streams if name in given), streams[0])
     else:
         target = to or next((name for name in streams if name not in given), streams[0])
     if target not in streams:
@@ -120,6 +123,14 @@ def plan_requests(
         for s in seeds
     ]
     return name, numbered, several
+
+
+def _kind(path: Path) -> str | None:
+    """Return the modality of a source; None for a folder, or a file that cannot be used, as its job will report."""
+    if path.suffix.lower() == ".vqt":
+        with suppress(VqtokError, OSError):
+            return read_header(path).modality
+    return "text" if path.suffix.lower() == ".txt" else modality_of(path)
 
 
 def run(
