@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import wave
 from PIL import Image
 
 import vqtok
-from tests.conftest import wave
-from tests.generation.conftest import SAMPLES, SIDE, WORDS
+from generation.conftest import SAMPLES, SIDE, WORDS
 from vqtok.codec.files import Codecs, encode_media
 from vqtok.files.atomic import atomic_write
 from vqtok.generation.generate import Generation
@@ -38,6 +38,7 @@ def test_captions_of_images_and_of_audio(go, world):
     assert result.exit_code == 0
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["caption"] for row in rows[:-1]] == [*WORDS] * 4
+    assert not any("output" in row for row in rows)
     assert rows[-1]["kind"] == "summary"
 
 
@@ -201,6 +202,12 @@ def test_captions_go_to_stdout(go, world):
     sources = [argument for index in (0, 1) for argument in ("--from", world.media / f"{index}.wav")]
     several = go(*sources, "--to", "text").stdout.splitlines()
     assert several == [f"{world.media / f'{index}.wav'}\t{word}" for index, word in enumerate(WORDS)]
+
+
+def test_captions_of_a_folder(go, world):
+    captions = go("--from", world.media, "--to", "text").stdout.splitlines()
+    assert len(captions) == 80
+    assert sum(line.endswith(tuple(WORDS)) for line in captions) > 70
 
 
 def test_the_first_modality_that_is_not_given_is_generated(go, world, tmp_path):

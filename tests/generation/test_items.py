@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.generation.conftest import SAMPLES, SIDE, WORDS
+from generation.conftest import SAMPLES, SIDE, WORDS
 from vqtok.errors import TrainingError, UsageError, WrongModelError
 from vqtok.files.atomic import atomic_write
 from vqtok.generation.batches import BatchMaker, draw_count, layouts

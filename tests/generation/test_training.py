@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.generation.conftest import SETTINGS, STEPS, WORDS
+from generation.conftest import SETTINGS, STEPS, WORDS
 from vqtok.errors import ModelError, OutputError, TrainingError, UsageError
 from vqtok.generation.config import GeneratorConfig, NetworkConfig, load_generator_preset
 from vqtok.generation.items import Item, read_items

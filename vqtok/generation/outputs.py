@@ -99,9 +99,10 @@ def plan_requests(
     if as_tokens and name == "text":
         raise UsageError("--tokens: a caption has no token file")
     seeds = range(seed, seed + count)
-    if name == "text" and output is None:
-        return name, [Request(Job(path, NOWHERE), s) for path in sources or [NOWHERE] for s in seeds], None
+    is_only_shown = name == "text" and output is None
     if not sources:
+        if is_only_shown:
+            return name, [Request(Job(NOWHERE, NOWHERE), s) for s in seeds], None
         if output is None:
             raise UsageError("-o FILE, or -o DIR/ for several, says where to write")
         if count == 1 and not output.endswith("/") and not as_path(output).is_dir():
@@ -113,7 +114,10 @@ def plan_requests(
         found = modality_of(path)
         return path.suffix == ".vqt" or (found in streams and (edits or found != name))
 
-    jobs = plan_jobs(sources, output, suffix=suffix, accepts=accepts, what="media or token files")
+    planned = "captions/" if is_only_shown else output
+    jobs = plan_jobs(sources, planned, suffix=suffix, accepts=accepts, what="media or token files")
+    if is_only_shown:
+        return name, [Request(Job(job.source, NOWHERE), s) for job in jobs for s in seeds], None
     several = as_path(output) if output and len(jobs) * count > 1 else None
     if count == 1:
         return name, [Request(job, seed) for job in jobs], several
@@ -177,7 +181,8 @@ def _run_batch(
             else:
                 result = session.media(plan.to, found[index], plan.size)
             facts = _write(session, plan, request, result, found.get(index))
-            yield done(request.job, facts), result
+            is_written = request.job.target != NOWHERE
+            yield done(request.job, facts) if is_written else Outcome(request.job, facts), result
         except VqtokError as error:
             yield failed(request.job, error), None
 
