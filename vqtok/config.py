@@ -92,9 +92,9 @@ class ModelConfig:
     sample_rate: int = 0
     """Hz; 0 for images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     audio_network: NetworkConfig = field(default_factory=NetworkConfig)
     """The networks for audio in a fusion model, where `network` describes those for images."""
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

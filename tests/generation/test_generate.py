@@ -183,7 +183,7 @@ def test_each_wrong_input_is_one_clear_line(go, run, world, generator, make_mode
         (go("--text", "dark" * 20, "-o", out), 2, "longer than the 6 bytes"),
         (go("--from", audio, "--replace", "5-6", "-o", tmp_path / "o.wav"), 2, "the audio is 0.016 s long"),
         (go("--from", audio, "--replace", "x", "-o", tmp_path / "o.wav"), 2, "two times in seconds"),
-        (go("--from", tmp_path / "none.png", "--to", "text"), 1, "none.png"),
+        (go("--from", tmp_path / "none.png", "--to", "text"), 2, "none.png"),
         (go("-o", out, "--to", "image", "--size", "3"), 2, "WIDTHxHEIGHT"),
         (go("-n", 2), 2, "-o FILE"),
         (go("--mask", image, "-o", out), 2, "--from"),

@@ -85,9 +85,9 @@ def test_resuming_other_tokens_or_settings_is_refused(world, tmp_path):
 
 
 def test_keeps_within_its_minutes(world, tmp_path):
-    result = train(world, tmp_path / "g.safetensors", minutes=0.1)
+    result = train(world, tmp_path / "g.safetensors", minutes=0.06)
     assert result.training["steps"] > 3
-    assert result.training["hours"] <= 0.1 / 60 + 0.001
+    assert result.training["hours"] <= 0.06 / 60 + 0.001
 
 
 def test_too_few_minutes_are_refused_before_training(world, tmp_path):
