@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -254,7 +254,7 @@ class Config:
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss term by name."""
-        weights = dict(numbers(self.loss))
+        weights = dict(_numbers(self.loss))
         return weights | {
             "adversarial": self.adversarial.weight,
             "feature_matching": self.adversarial.feature_matching,
@@ -272,13 +272,7 @@ class Config:
 
     def _problems(self) -> Iterator[str]:
         """Yield what is invalid. The first one is raised, so each check relies on the earlier ones."""
-        for path, value in numbers(self):
-            name = path.rpartition(".")[2]
-            lowest = 1 if name in AT_LEAST_ONE else 0
-            if not value >= lowest:
-                yield f"{path} must be at least {lowest}, not {value}"
-            if name in BELOW_ONE and value >= 1:
-                yield f"{path} must be below 1, not {value}"
+        yield from numbers_out_of_range(self, AT_LEAST_ONE, BELOW_ONE)
         model, quantizer = self.model, self.model.quantizer
         for modality in model.modalities:
             is_second = (model.modality, modality) == ("fusion", "audio")
@@ -349,12 +343,23 @@ def _network_problems(name: str, model: ModelConfig) -> Iterator[str]:
 T = TypeVar("T")
 
 
-def numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def numbers_out_of_range(config: Any, at_least_one: Container[str], below_one: Container[str]) -> Iterator[str]:
+    """Yield what is wrong with numbers of a configuration: none may be negative, some have narrower limits by name."""
+    for path, value in _numbers(config):
+        name = path.rpartition(".")[2]
+        lowest = 1 if name in at_least_one else 0
+        if not value >= lowest:
+            yield f"{path} must be at least {lowest}, not {value}"
+        if name in below_one and value >= 1:
+            yield f"{path} must be below 1, not {value}"
+
+
+def _numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Yield every number of a configuration with its path."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            yield from numbers(value, f"{path}{entry.name}.")
+            yield from _numbers(value, f"{path}{entry.name}.")
         else:
             items = value if isinstance(value, tuple) else (value,)
             yield from ((path + entry.name, item) for item in items if isinstance(item, (int, float)))

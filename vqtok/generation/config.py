@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vqtok.config import apply_setting, from_dict, numbers, read_preset
+from vqtok.config import apply_setting, from_dict, numbers_out_of_range, read_preset
 from vqtok.errors import UsageError
 
 BELOW_ONE = frozenset({"average_decay", "betas", "validation_fraction", "dropout"})
@@ -73,13 +73,7 @@ class GeneratorConfig:
             raise UsageError(problem)
 
     def _problems(self) -> Iterator[str]:
-        for path, value in numbers(self):
-            name = path.rpartition(".")[2]
-            lowest = 1 if name in AT_LEAST_ONE else 0
-            if not value >= lowest:
-                yield f"{path} must be at least {lowest}, not {value}"
-            if name in BELOW_ONE and value >= 1:
-                yield f"{path} must be below 1, not {value}"
+        yield from numbers_out_of_range(self, AT_LEAST_ONE, BELOW_ONE)
         if self.network.width % (4 * self.network.heads):
             yield "network.width must be a multiple of 4 network.heads, which the rotary positions need"
 

@@ -117,7 +117,7 @@ class GeneratorTrainer:
         self.step, self.seconds, self.best_score = facts["step"], facts["seconds"], facts["best_score"]
         self._worse = facts["worse"]
         self.clock.began -= self.seconds
-        self.budget = replace(self.budget, begin=facts["begin"])
+        self.budget = replace(self.budget, begin=facts["begin"], reserve=facts["reserve"])
         self.alarms = Alarms(self.folder, facts["alarms"])
         cut_metrics(self.folder, self.step)
         self._resumed = True
@@ -134,6 +134,7 @@ class GeneratorTrainer:
             "step": self.step,
             "seconds": self.seconds,
             "begin": self.budget.begin,
+            "reserve": self.budget.reserve,
             "best_score": self.best_score,
             "worse": self._worse,
             "alarms": self.alarms.kinds,
