@@ -201,7 +201,7 @@ def _start_process(plan: Plan) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has been killed; it would wait for work for ever."""
+    """End this process when its parent has been killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()

@@ -196,7 +196,7 @@ class Generation:
     def inpaint(
         self, image: Source, mask: str | Path | NDArray[np.bool_], seed: int = 0, options: SamplingOptions | None = None
     ) -> Media:
-        """Generate the masked part of an image anew; all other pixels stay as they are.
+        """Regenerate the masked part of an image; all other pixels stay as they are.
 
         Args:
             mask: An image of the same size, white where pixels are to be generated; or `(height, width)` booleans.
@@ -227,7 +227,7 @@ class Generation:
     def replace(
         self, audio: Source, begin: float, end: float, seed: int = 0, options: SamplingOptions | None = None
     ) -> Media:
-        """Generate a part of audio anew, from `begin` to `end` in seconds; the rest stays as it is.
+        """Regenerate a part of audio, from `begin` to `end` in seconds; the rest stays as it is.
 
         Raises:
             UsageError: The audio does not have this part.

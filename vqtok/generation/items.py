@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, TrainingError, UsageError
 from vqtok.files.paths import as_path
+from vqtok.files.sidecars import read_columns
 from vqtok.generation.config import DataConfig
 from vqtok.generation.streams import TEXT_SIZE, Stream, StreamName, in_order, text_codes
 from vqtok.generation.tokenizers import Tokenizers
@@ -24,6 +24,7 @@ from vqtok.tokens.shard.format import parse_shard_header
 from vqtok.tokens.shard.index import map_file
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.header import read_header
+from vqtok.training.data import held_out_count, name_hash
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ CAPTION = "caption"
 """The key of the text of an item in the metadata of its tokens."""
 WINDOW_PERCENTILE = 10
 """The percentile of the sides of all grids that bounds a window. Smaller grids are left out: few cannot shrink it."""
-SIDECAR_BYTES = 1 << 16
 
 
 @dataclass
@@ -128,10 +128,10 @@ def _caption(file: Path, key: str | None, tokens: Tokens) -> str | None:
     caption = tokens.metadata.get(CAPTION)
     if isinstance(caption, str):
         return caption
-    sidecar = file.with_name(f"{stem(file.stem)}.txt")
-    if key is not None or not sidecar.is_file() or sidecar.stat().st_size > SIDECAR_BYTES:
+    if key is not None:
         return None
-    return sidecar.read_text(encoding="utf-8", errors="replace").strip()
+    # Named like a media file beside which the text would lie: `a.txt` for both `a.vqt` and `a.png.vqt`.
+    return read_columns(file.with_name(f"{stem(file.stem)}{file.suffix}")).get(CAPTION)
 
 
 def find_streams(items: Sequence[Item], config: DataConfig, tokenizers: Tokenizers) -> list[Stream]:
@@ -176,6 +176,6 @@ def _media_stream(name: StreamName, found: Sequence[Tokens], config: DataConfig)
 
 def split(items: Sequence[Item], fraction: float) -> tuple[list[Item], list[Item]]:
     """Split into training and held-out items by a hash of each name, which keeps the split if items are added."""
-    ranked = sorted(items, key=lambda item: hashlib.sha256(item.name.encode(errors="surrogateescape")).digest())
-    count = min(max(1, round(len(items) * fraction)), len(items) - 1)
+    ranked = sorted(items, key=lambda item: name_hash(item.name))
+    count = held_out_count(len(items), fraction)
     return ranked[count:], ranked[:count]

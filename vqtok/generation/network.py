@@ -44,7 +44,7 @@ class CodeTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self) -> Tensor:
-        """Return the vectors of all codes `(size, width)`, in the type that matrix products have here."""
+        """Return the vectors of all codes `(size, width)`."""
         if self.vectors is None:
             return self.correction
         mapped: Tensor = self.map(self.vectors)

@@ -140,6 +140,16 @@ def _read_stacks(path: Path) -> dict[str, NDArray[np.uint8]]:
     return stacks
 
 
+def name_hash(name: str) -> bytes:
+    """Return the hash by which items are held out: those with the lowest hashes are."""
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def held_out_count(total: int, fraction: float) -> int:
+    """Return how many of all items are held out: at least one, and not all."""
+    return max(0, min(max(1, round(total * fraction)), total - 1))
+
+
 def split_items(
     items: Sequence[TrainingItem], fraction: float, name: Callable[[TrainingItem], str] = lambda item: item.name
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
@@ -148,10 +158,8 @@ def split_items(
     Args:
         name: Returns the name of an item; items of one name, such as the `pair_stem` of pairs, stay together.
     """
-    names = sorted(map(name, items), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
-    names = list(dict.fromkeys(names))
-    count = min(max(1, round(len(names) * fraction)), len(names) - 1)
-    held_out = set(names[:count]) if count > 0 else set()
+    names = list(dict.fromkeys(sorted(map(name, items), key=name_hash)))
+    held_out = set(names[: held_out_count(len(names), fraction)])
     training = [item for item in items if name(item) not in held_out]
     return training, [item for item in items if name(item) in held_out]
 
