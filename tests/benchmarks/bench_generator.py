@@ -3,8 +3,9 @@
 python tests/benchmarks/bench_generator.py digits-av/ mnist10k.npz WORK/ [--minutes 15 30]
 
 Of the triples (image, spoken digit, word) 200 are held out and 500 are for the judge of spoken digits; models are
-trained on the rest. The judge of images is trained on those digits of MNIST that are in none of the triples. WORK/
-keeps what is done, so that the script continues there: delete a file to make it again.
+trained on the rest, and on half of the digits of MNIST that are in none of the triples, each an image with its word.
+The other half is for the judge of images. WORK/ keeps what is done, so that the script continues there: delete a file
+to make it again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from vqtok.generation.generate import Generation
@@ -46,14 +48,19 @@ def main() -> None:
     CACHE["folder"] = options.work
     stems = sorted((path.stem for path in options.triples.glob("*.png")), key=digest)
     held_out, judging, training = np.split(np.array(stems), [HELD_OUT, HELD_OUT + FOR_JUDGE])
-    generator = train(options.triples, training, options.work, *options.minutes)
     images, words = (
         Digits(options.triples),
         [WORDS.index((options.triples / f"{s}.txt").read_text().strip()) for s in stems],
     )
     labels = dict(zip(stems, words, strict=True))
+    pixels, digits = unseen(options.mnist, images, stems)
+    half = len(pixels) // 2
+    media = options.work / "media"
+    link_triples(options.triples, training, media)
+    write_labelled(pixels[half:], digits[half:], media)
+    generator = train(media, options.work, *options.minutes)
     judges = {
-        "image": judge_of_images(options.mnist, images, stems),
+        "image": judge_of_images(pixels[:half], digits[:half]),
         "audio": judge_of_audio(images, judging, labels),
     }
     report(
@@ -67,18 +74,31 @@ def main() -> None:
 
 
 def digest(stem: str) -> bytes:
-    return hashlib.sha256(stem.encode()).digest()
+    """Return a hash for a split that is independent of the one that training makes by the hash of the stem."""
+    return hashlib.sha256(f"bench_generator/{stem}".encode()).digest()
 
 
-def train(triples: Path, stems: Sequence[str], work: Path, for_tokenizer: float, for_generator: float) -> Path:
-    """Train both models with the shipped presets, and return the generator."""
-    media, tokens = work / "media", work / "tokens"
+def link_triples(triples: Path, stems: Sequence[str], media: Path) -> None:
     media.mkdir(parents=True, exist_ok=True)
     for stem in stems:
         for suffix in (".png", ".ogg", ".txt"):
             link = media / f"{stem}{suffix}"
             if not link.is_symlink():
                 link.symlink_to((triples / f"{stem}{suffix}").resolve())
+
+
+def write_labelled(pixels: NDArray[np.uint8], digits: NDArray[np.uint8], media: Path) -> None:
+    """Write images with their words beside the triples."""
+    for index, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
+        path = media / f"mnist-{index:04}.png"
+        if not path.exists():
+            Image.fromarray(image).save(path)
+            path.with_suffix(".txt").write_text(WORDS[digit])
+
+
+def train(media: Path, work: Path, for_tokenizer: float, for_generator: float) -> Path:
+    """Train both models with the shipped presets, and return the generator."""
+    tokens = work / "tokens"
     tokenizer, generator = work / "fusion.safetensors", work / "generator.safetensors"
     vqtok("train", media, "-o", tokenizer, "--preset", "fusion", "--minutes", for_tokenizer, made=tokenizer)
     vqtok("encode", media, "-m", tokenizer, "-o", tokens, "-q", made=tokens)
@@ -156,18 +176,23 @@ class Judge:
         return right, torch.pdist(features).mean().item() / self.spread
 
 
-def judge_of_images(mnist: Path, digits: Digits, stems: Sequence[str]) -> Judge:
+def unseen(mnist: Path, digits: Digits, stems: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return images and labels of the digits of MNIST that are in none of the triples."""
     arrays = np.load(mnist)
     known = {as_bytes(image) for image in digits.image(stems).numpy()}
-    unseen = [index for index, image in enumerate(arrays["images"]) if image.tobytes() not in known]
-    x = torch.from_numpy(arrays["images"][unseen].astype(np.float32) / 127.5 - 1)[:, None]
-    y = torch.from_numpy(arrays["labels"][unseen].astype(np.int64))
+    rows = [index for index, image in enumerate(arrays["images"]) if image.tobytes() not in known]
+    return arrays["images"][rows], arrays["labels"][rows]
+
+
+def judge_of_images(pixels: NDArray[np.uint8], digits: NDArray[np.uint8]) -> Judge:
+    x = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)[:, None]
+    y = torch.from_numpy(digits.astype(np.int64))
 
     def moved(batch: Tensor) -> Tensor:
         return torch.roll(batch, tuple(torch.randint(-2, 3, (2,)).tolist()), (2, 3))
 
-    count = len(unseen) // 10
-    model = cached(f"images-{len(unseen)}", lambda: fit(x[count:], y[count:], 5, moved))
+    count = len(x) // 10
+    model = cached(f"images-{len(x)}", lambda: fit(x[count:], y[count:], 8, moved))
     return Judge("images", model, lambda batch: batch.clamp(-1, 1), x[:count], y[:count])
 
 

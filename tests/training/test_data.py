@@ -25,6 +25,7 @@ from vqtok.training.data import (
     TrainingItem,
     crop_samples,
     find_items,
+    pair_stem,
     split_items,
     validation_crops,
 )
@@ -149,6 +150,17 @@ def test_split_survives_added_files_but_for_the_edge(count: int) -> None:
 def test_a_few_files_leave_one_for_each_side(count: int, held_out: int) -> None:
     assert len(split_items(some_items(count), 0.05)[1]) == held_out
     assert len(split_items(some_items(count), 0.99)[0]) == min(1, count)
+
+
+def test_each_modality_has_held_out_files() -> None:
+    images = [*some_items(300), *(TrainingItem(Path(f"p{i}.png"), f"p{i}.png") for i in range(20))]
+    audio = [TrainingItem(Path(f"{name}.ogg"), f"{name}.ogg") for name in ["a", "b", *(f"p{i}" for i in range(20))]]
+    training, held_out = split_items([*images, *audio], 0.05, pair_stem)
+    stems = [pair_stem(item) for item in held_out]
+    assert len([stem for stem in set(stems) if stem.startswith("folder/")]) == 15
+    assert len([stem for stem in set(stems) if stem.startswith("p")]) == 1
+    assert len([item for item in held_out if item.modality == "audio"]) == 2  # One of the pairs, and one alone.
+    assert len(training) + len(held_out) == len(images) + len(audio)
 
 
 def test_array_files_hold_stacks_of_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

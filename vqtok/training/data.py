@@ -155,11 +155,18 @@ def split_items(
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
     """Split into training and validation items by a hash of each name, which keeps the split if files are added.
 
+    Pairs and single items of each modality are split on their own, so that each modality has validation items.
+
     Args:
         name: Returns the name of an item; items of one name, such as the `pair_stem` of pairs, stay together.
     """
-    names = list(dict.fromkeys(sorted(map(name, items), key=name_hash)))
-    held_out = set(names[: held_out_count(len(names), fraction)])
+    kinds: dict[str, set[Modality]] = {}
+    for item in items:
+        kinds.setdefault(name(item), set()).add(item.modality)
+    held_out: set[str] = set()
+    for kind in set(map(frozenset, kinds.values())):
+        names = sorted((name for name, found in kinds.items() if found == kind), key=name_hash)
+        held_out.update(names[: held_out_count(len(names), fraction)])
     training = [item for item in items if name(item) not in held_out]
     return training, [item for item in items if name(item) in held_out]
 
