@@ -96,6 +96,7 @@ ADAPTERS = {
     "mimi": "vqtok.models.adapters.mimi:Mimi",
     "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
+    "vqtok": "vqtok.models.adapters.published:open_published",
 }
 """The module and class of each family with an adapter in vqtok, by the name in the config.json of its models."""
 

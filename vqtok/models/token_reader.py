@@ -15,9 +15,11 @@ from vqtok.models.card import check_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
 from vqtok.models.registry import bundled_models, find_model, is_adapted, wrong_model
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
-from vqtok.tokens.export.export import Export
+from vqtok.tokens.export.export import Export, read_export
+from vqtok.tokens.export.mixture_reader import MixtureExport
 from vqtok.tokens.export.sidecar import is_export
 from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import parse_header
@@ -63,7 +65,7 @@ def open_shard(path: str | Path, model: str | None = None) -> Shard:
     return Shard(path, functools.partial(entropy_model_of, model=model, beside=Path(path).parent))
 
 
-def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
+def open_items(path: Path, model: str | None = None) -> Shard | Export | MixtureExport | TokenTable | None:
     """Open a shard or an export, which contain several items: a mapping of keys to `Tokens`; None for other files.
 
     Args:
@@ -74,7 +76,11 @@ def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
     """
     if is_shard(path):
         return open_shard(path, model)
-    return Export(path) if is_export(path) else None
+    if is_token_table(path):
+        return TokenTable(path)
+    if not is_export(path):
+        return None
+    return read_export(path)
 
 
 class TokenReader:
@@ -105,6 +111,9 @@ class TokenReader:
         """
         if key is not None:
             shard = self._shard(file)
+            if isinstance(shard, TokenTable):
+                tokens = shard[key]
+                return tokens if num_codebooks is None else tokens.prefix(num_codebooks)
             assert shard
             return shard.load(shard.find(key), num_codebooks)
         with error_context(file):
@@ -113,5 +122,7 @@ class TokenReader:
             needed = NO_MODEL if header.coder == "packed" else self._model_of(header.model, beside=file.parent)
             return load(data, needed, num_codebooks)
 
-    def _open(self, file: Path) -> Shard | None:
+    def _open(self, file: Path) -> Shard | TokenTable | None:
+        if is_token_table(file):
+            return TokenTable(file)
         return Shard(file, functools.partial(self._model_of, beside=file.parent)) if is_shard(file) else None
