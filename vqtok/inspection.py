@@ -17,6 +17,7 @@ from vqtok.tokens.export.sidecar import MIXTURE_VERSION, export_facts_of, is_exp
 from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
+from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.vqt.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "generator", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "table", "export", "model", "generator", "image"
+        or "audio").
 
     Raises:
         VqtokError: The file cannot be read, is damaged, or is none of these.
@@ -61,6 +63,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
     path = bundled_models().get(str(path)) or spooled(local_path(path))
+    if is_token_table(path):
+        return table_facts(path)
     if is_export(path) or _data_of(path):
         return export_facts(path)
     kind = kind_of(path)
@@ -175,6 +179,26 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
         shard, start = parse_shard_header(data)
         for record in walk(shard, data, start, parse_index(data, start)):
             yield shard, record
+
+
+def table_facts(path: Path) -> Facts:
+    """Describe a table or tar of tokens."""
+    table = TokenTable(path)
+    return {
+        "file": str(path),
+        "kind": "table",
+        "num_items": len(table),
+        "models": [
+            {
+                "model": layout.model.hex(),
+                "modality": layout.modality,
+                "codebook_sizes": list(layout.codebook_sizes),
+                "stride": layout.stride,
+            }
+            for layout in table.layouts()
+        ],
+        "file_bytes": path.stat().st_size,
+    }
 
 
 def export_facts(path: Path) -> Facts:

@@ -50,6 +50,10 @@ def test_tables_hold_tokens_and_columns(run, album, tmp_path, suffix):
             expected.metadata,
         )
     assert table["1.png"].metadata == {"caption": "one", "score": 0.5}
+    (facts,) = json_lines(run("inspect", path, "--json"))
+    assert (facts["kind"], facts["num_items"]) == ("table", 6)
+    assert [model["modality"] for model in facts["models"]] == ["image", "audio"]
+    assert "items" in run("inspect", path).output
     # Other verbs take it like a shard.
     assert run("decode", path, "-o", tmp_path / "back").exit_code == 0
     assert files_in(tmp_path / "back") == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.wav"]

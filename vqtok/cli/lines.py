@@ -100,11 +100,11 @@ def converted_line(facts: Mapping[str, Any]) -> str:
 def exported_line(facts: Mapping[str, Any]) -> str:
     """Return the line for an export."""
     items = f"{facts['num_items']} {'row' if 'models' in facts else 'item'}" + ("s" if facts["num_items"] > 1 else "")
-    if len(facts["files"]) > 3 or "splits" in facts:
-        items = f"{items} -> {len(facts['files']) - 1} files:"
+    files = [name for name in facts["files"] if not name.endswith(".json")]
+    several = f" ({len(files)} files)" if "models" in facts and len(files) > 1 else ""
     failed = f", {facts['failed']} left out" if facts["failed"] else ""
     return (
-        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"{items} -> {facts['files'][0]}{several} {file_size(facts['file_bytes'])} "
         f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
     )
 

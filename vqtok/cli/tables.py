@@ -23,6 +23,7 @@ HISTOGRAM_COLUMNS = 20, 64
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
+    shown["table"] = _show_table
     shown["generator"] = _show_generator
     shown.get(facts["kind"], _show_media)(facts)
 
@@ -72,6 +73,15 @@ def _show_shard(facts: Mapping[str, Any]) -> None:
         ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
         ("file", f"{facts['file_bytes']} bytes, {rate}"),
     ]
+    _facts_table(facts["file"], rows)
+
+
+def _show_table(facts: Mapping[str, Any]) -> None:
+    rows = [
+        (model["modality"], f"{model['model']}, {_codebooks(model['codebook_sizes'])} at stride {model['stride']}")
+        for model in facts["models"]
+    ]
+    rows += [("items", f"{facts['num_items']}"), ("file", f"{facts['file_bytes']} bytes")]
     _facts_table(facts["file"], rows)
 
 

@@ -85,7 +85,7 @@ def find_sources(inputs: Sequence[Path], choice: ColumnChoice) -> list[Source]:
             plain += [file for file in files if not _has_rows(file)]
         elif _has_rows(path):
             found.append(Source(path))
-        elif path.is_dir() and (inside := _files_of_rows(path)):
+        elif not isinstance(path, RemotePath) and path.is_dir() and (inside := _files_of_rows(path)):
             found += map(Source, inside)
         else:
             plain.append(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +170,9 @@ class HubDataset:
             import datasets
         except ImportError:
             raise UsageError(f"{name}: needs Hugging Face datasets: pip install 'vqtok[datasets]'") from None
+        for library in ("datasets", "huggingface_hub"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)  # What fails is raised as well.
+        datasets.disable_progress_bars()
         source, _, wanted = name.partition(":")
         try:
             if Path(source).is_dir():
