@@ -167,7 +167,8 @@ class Codec:
         return blank
 
     def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
-        check_model(tokens.model, self.tokenizer.identity)
+        if not self.tokenizer.can_decode(tokens.model):
+            check_model(tokens.model, self.tokenizer.identity)
         _check_fit(tokens, self.tokenizer)
         return tokens if num_codebooks is None else tokens.prefix(_count(num_codebooks, tokens.num_codebooks))
 
