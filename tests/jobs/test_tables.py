@@ -113,9 +113,14 @@ def test_a_killed_run_leaves_only_complete_files(run, album, tmp_path, monkeypat
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vqtok.jobs.tables._facts", interrupt)
-    assert run("encode", album, "-o", tmp_path / "u.parquet").exit_code == 130
-    assert not [name for name in files_in(tmp_path) if name.startswith((".u", "u"))]
+    with monkeypatch.context() as patch:
+        patch.setattr("vqtok.jobs.tables._facts", interrupt)
+        assert run("encode", album, "-o", tmp_path / "u.parquet").exit_code == 130
+        assert not [name for name in files_in(tmp_path) if name.startswith((".u", "u"))]
+        assert run("encode", album, "-o", tmp_path / "v.parquet", "--rows-per-file", 4).exit_code == 130
+    assert list(TokenTable(tmp_path / "v-00000.parquet")) == ["0.png"]
+    assert run("encode", album, "-o", tmp_path / "v.parquet", "--rows-per-file", 4, "--skip-existing").exit_code == 1
+    assert len(TokenTable(tmp_path / "v-00001.parquet")) == 4
 
 
 # What is done before.

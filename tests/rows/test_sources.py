@@ -276,6 +276,12 @@ def test_data_sets_of_hugging_face(run, tmp_path):
     result = run("encode", f"hf-dataset:{tmp_path / 'saved'}:test", "-o", tmp_path / "b")
     assert result.exit_code == 0, result.output
     assert files_in(tmp_path / "b") == ["000000000.vqt"]
+    # A folder that load_dataset opens by itself.
+    (tmp_path / "folder/a").mkdir(parents=True)
+    (tmp_path / "folder/a/1.png").write_bytes(png())
+    result = run("encode", f"hf-dataset:{tmp_path / 'folder'}", "-o", tmp_path / "c")
+    assert result.exit_code == 0, result.output
+    assert len(files_in(tmp_path / "c")) == 1
 
 
 def test_media_and_data_sets_together_are_refused(run, tars, photo, tmp_path):

@@ -63,6 +63,14 @@ def test_an_unfinished_item_is_filled_in():
         tokens_from_ids(cut, facts, grid=(4, 5), strict=True)
 
 
+def test_a_row_token_that_is_missing():
+    mixture, facts = facts_of("image", "row")
+    ids = list(mixture.segment(PICTURE)[0])
+    place = ids.index(mixture.specials["row"])
+    found = mend([*ids[:place], *ids[place + 1 :]], facts)
+    assert np.array_equal(found.tokens.codes, PICTURE.codes)
+
+
 def test_ids_out_of_place():
     mixture, facts = facts_of("image", "size")
     ids = list(mixture.segment(PICTURE)[0])

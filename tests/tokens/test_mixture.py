@@ -224,6 +224,19 @@ def test_codebooks_by_modality(pairs, tmp_path):
     assert [one["codebook_sizes"] for one in facts["models"]] == [[7], [7, 9]]
 
 
+def test_models_that_are_not_bundled(run, make_model, tmp_path, photo, sound):
+    """Files coded with their statistics need both models, whose names are repeated."""
+    models = [make_model("image", seed=3), make_model("audio", seed=3)]
+    for path, model in zip((photo, sound), models, strict=True):
+        assert (
+            run("encode", path, "-m", model, "-o", tmp_path / f"t/{path.stem}.vqt", "--coder", "static").exit_code == 0
+        )
+    given = [part for model in models for part in ("-m", model)]
+    assert run("export", tmp_path / "t", "--to", "jsonl", "-o", tmp_path / "x.jsonl", *given).exit_code == 0
+    assert len(rows_of(tmp_path / "x.jsonl")) == 2
+    assert run("export", tmp_path / "t", "--to", "jsonl", "-o", tmp_path / "y.jsonl", *given[:2]).exit_code == 1
+
+
 def test_a_damaged_file_costs_its_row(run, pairs, tmp_path):
     (pairs[0] / "2.vqt").write_bytes((pairs[0] / "2.vqt").read_bytes()[:-3])
     result = run("export", *pairs, "--to", "jsonl", "-o", tmp_path / "x.jsonl")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vqtok.cli.command import command, print_error
-from vqtok.cli.options import FilesOption, Force, Json, Model, ModelOption, Quiet, Verbose, only_local
+from vqtok.cli.options import FilesOption, Force, Json, ModelOption, Quiet, Verbose, only_local
 from vqtok.cli.outcomes import print_outcomes
 from vqtok.errors import UsageError, VqtokError
 from vqtok.files.paths import STDIO, local_path
@@ -113,7 +113,12 @@ def export(
             "--extend-tokenizer", metavar="NAME", help="Only write this tokenizer with all tokens added, to -o DIR."
         ),
     ] = None,
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        ModelOption(
+            "-m", "--model", metavar="MODEL", help="A model that made the tokens; default: bundled. Repeatable."
+        ),
+    ] = None,
     codebooks: Annotated[
         str | None,
         ModelOption("--codebooks", metavar="N", help="Use the first N codebooks only; or image=N,audio=N."),
@@ -174,7 +179,7 @@ def export(
 
     with ItemProgress(planned.num_items, quiet or target == STDIO) as progress:
         facts = planned.run(
-            model=model,
+            model=tuple(model) if model else None,
             overwrite=force,
             on_error=on_error if planned.num_items > 1 else None,
             on_item=progress.finish,

@@ -19,6 +19,7 @@ from vqtok.jobs.mixture import (
     several_models,
 )
 from vqtok.jobs.token_sources import OnError, find_items, iterate_tokens
+from vqtok.models.token_reader import Models
 from vqtok.tokens.export.export import write_export
 from vqtok.tokens.export.options import ExportFormat, ExportOptions
 
@@ -31,7 +32,7 @@ def export(
     output: str | Path,
     to: ExportFormat,
     *,
-    model: str | None = None,
+    model: str | Models | None = None,
     num_codebooks: int | str | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -42,7 +43,7 @@ def export(
     rows in one vocabulary.
 
     Args:
-        model: The model that made them; by default a bundled one. Bit-packed files need none.
+        model: The model that made them, or a tuple of several; by default a bundled one. Bit-packed files need none.
         num_codebooks: Export only the first codebooks; `"image=4,audio=2"` for several models.
         options: Those of `vqtok.tokens.export.options.ExportOptions`, such as `layout="delay"`, or those of
             `vqtok.jobs.mixture.MixtureOptions`, such as `row=["{caption}{image}"]`.
@@ -71,7 +72,7 @@ class PlannedExport:
     def run(
         self,
         *,
-        model: str | None = None,
+        model: str | Models | None = None,
         overwrite: bool = False,
         on_error: OnError | None = None,
         on_item: Callable[[object], object] = lambda item: None,
@@ -120,7 +121,7 @@ def plan_export(
     items = find_items(inputs)
 
     def run(
-        *, model: str | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
+        *, model: str | Models | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
     ) -> dict[str, Any]:
         def counted() -> Any:
             for item in items:
@@ -143,7 +144,7 @@ def _plan_rows(rows: Sequence[RowSource], output: str, to: str, codebooks: Any, 
     options = MixtureOptions(to, **names)
 
     def run(
-        *, model: str | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
+        *, model: str | Models | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
     ) -> dict[str, Any]:
         return export_mixture(
             rows,

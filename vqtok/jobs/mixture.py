@@ -18,7 +18,7 @@ from vqtok.files.atomic import atomic_write, make_folder, refuse_existing
 from vqtok.files.paths import error_context, local_path
 from vqtok.jobs.token_sources import OnError, TokenSource, check_key, name_of
 from vqtok.media.kinds import is_shard, stem
-from vqtok.models.token_reader import TokenReader
+from vqtok.models.token_reader import Models, TokenReader
 from vqtok.tokens.export.mixture import DEFAULT_KINDS, Mixture, MixtureLayout, choose_mixture
 from vqtok.tokens.export.row_templates import RowTemplate, Splits, choose_template
 from vqtok.tokens.export.sequences import SUFFIXES, Packer, SequenceFormat, Write, write_sequences
@@ -183,7 +183,7 @@ def export_mixture(
     output: str,
     options: MixtureOptions,
     *,
-    model: str | None = None,
+    model: str | Models | None = None,
     codebooks: Codebooks | None = None,
     overwrite: bool = False,
     on_error: OnError | None = None,

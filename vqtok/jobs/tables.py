@@ -107,6 +107,9 @@ class _Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # An interrupt keeps what is done in a shorter file, if another run can go on with the next one.
+        if kind in (KeyboardInterrupt, GeneratorExit) and self._files.limit is not None:
+            self.finish()
         self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
 
     def add(self, key: str, tokens: Tokens) -> Path:

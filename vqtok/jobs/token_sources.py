@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vqtok.errors import UsageError, VqtokError
 from vqtok.files.paths import STDIO, SpooledPath, error_context, local_path, spooled
 from vqtok.jobs.mapping import folder_prefix
-from vqtok.models.token_reader import TokenReader
+from vqtok.models.token_reader import Models, TokenReader
 from vqtok.tokens.find import token_files
 from vqtok.tokens.tokens import Tokens
 
@@ -75,7 +75,7 @@ def name_of(file: Path) -> Path:
 
 def iterate_tokens(
     sources: Iterable[TokenSource],
-    model: str | None = None,
+    model: str | Models | None = None,
     num_codebooks: int | None = None,
     on_error: OnError | None = None,
 ) -> Iterator[tuple[str, Tokens]]:

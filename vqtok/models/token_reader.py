@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
@@ -24,6 +25,9 @@ from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import parse_header
 
+Models: TypeAlias = tuple[str, ...]
+"""Names or paths of several models."""
+
 
 def read_entropy_model(path: Path) -> EntropyModel:
     """Read the entropy tables and the prior of a model file, and check its identity."""
@@ -38,19 +42,20 @@ def read_entropy_model(path: Path) -> EntropyModel:
         return entropy_model(arrays, count)
 
 
-def entropy_model_of(identity: bytes, model: str | None, beside: Path | None = None) -> EntropyModel:
-    """Return the entropy model of the model with this identity (its first 8 bytes): the named one, or a bundled one.
+def entropy_model_of(identity: bytes, model: str | Models | None, beside: Path | None = None) -> EntropyModel:
+    """Return the entropy model of the model with this identity (its first 8 bytes): a named one, or a bundled one.
 
     Raises:
-        WrongModelError: The named model is another, or no bundled model has this identity.
+        WrongModelError: The named models are others, or no bundled model has this identity.
     """
-    if model is not None and is_adapted(model):
-        raise wrong_model(identity, model, beside)
-    paths = [find_model(model)] if model is not None else list(bundled_models().values())
+    names = [model] if isinstance(model, str) else list(model or ())
+    if names and all(is_adapted(name) for name in names):
+        raise wrong_model(identity, names[0], beside)
+    paths = [find_model(name) for name in names if not is_adapted(name)] or list(bundled_models().values())
     for path in paths:
         if read_card(path).can_decode(identity):
             return read_entropy_model(path)
-    raise wrong_model(identity, model, beside)
+    raise wrong_model(identity, " or ".join(names) or None, beside)
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:
@@ -87,10 +92,11 @@ class TokenReader:
     """Reads token files and items of shards, with the entropy models of the models that made them.
 
     Args:
-        model: The model that made all the tokens; by default a bundled one. Bit-packed files need none.
+        model: The model that made all the tokens, or all that made some; by default a bundled one. Bit-packed files
+            need none.
     """
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: str | Models | None = None) -> None:
         self._model_of = functools.cache(functools.partial(entropy_model_of, model=model))
         self._shard = functools.lru_cache(maxsize=1)(self._open)
 

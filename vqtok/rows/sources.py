@@ -14,7 +14,7 @@ from vqtok.media.kinds import modality_of
 from vqtok.rows.archive import zip_count, zip_rows
 from vqtok.rows.patterns import expand, is_pattern
 from vqtok.rows.row import ColumnChoice, Row
-from vqtok.rows.table import HubDataset, check_parquet, parquet_rows
+from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, parquet_rows
 from vqtok.rows.tar import tar_rows
 
 HUB_PREFIX = "hf-dataset:"
@@ -131,9 +131,7 @@ def _files_of_rows(folder: Path) -> list[Path]:
 
 def _is_saved(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk` of Hugging Face datasets."""
-    return not isinstance(path, RemotePath) and any(
-        (path / name).is_file() for name in ("dataset_dict.json", "state.json")
-    )
+    return not isinstance(path, RemotePath) and any((path / name).is_file() for name in SAVED_FILES)
 
 
 def _hub_name(path: Path) -> str:

@@ -16,6 +16,8 @@ from vqtok.tokens.export.formats import pyarrow
 
 BATCH_ROWS = 32
 """Rows that are in memory at once."""
+SAVED_FILES = ("dataset_dict.json", "state.json")
+"""Files of a data set that `save_to_disk` of Hugging Face datasets has written."""
 KEY_COLUMNS = ("key", "__key__")
 """Columns that are taken for the key if they hold text; else it is the number of the row."""
 
@@ -224,5 +226,7 @@ class HubDataset:
 
 
 def _from_folder(datasets: Any, folder: str) -> Any:
-    """Open what `save_to_disk` has written."""
-    return datasets.load_from_disk(folder)
+    """Open what `save_to_disk` has written, or any folder that `load_dataset` opens."""
+    if any((Path(folder) / name).is_file() for name in SAVED_FILES):
+        return datasets.load_from_disk(folder)
+    return datasets.load_dataset(folder, streaming=True)

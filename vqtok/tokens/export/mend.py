@@ -226,6 +226,7 @@ def _tokens(item: _Item, grammar: Grammar, grid: tuple[int, ...] | None, sample_
         notes.append(f"{item.after_end} ids after the end token passed over")
     count = len(form.vocabulary.codebook_sizes)
     codes, row_lengths, clamped = _by_codebook(ids, form, grammar.rows)
+    row_lengths = _split_rows(row_lengths)
     num_positions = max(len(plane) for plane in codes)
     shape = _grid(item, form, modality, grid, num_positions, row_lengths)
     total = math.prod(shape)
@@ -357,6 +358,18 @@ def _grid(
     if side * side != num_positions or not side:
         raise MediaError(f"{num_positions} positions are no square, and nothing tells their grid; give `grid`")
     return side, side
+
+
+def _split_rows(lengths: Sequence[int]) -> list[int]:
+    """Return the lengths of rows after those between which the row token is missing have been split."""
+    if not lengths:
+        return []
+    width = max(1, Counter(lengths).most_common(1)[0][0])
+    found = []
+    for length in lengths:
+        count = max(1, round(length / width))
+        found += [*[width] * (count - 1), length - width * (count - 1)]
+    return found
 
 
 def _aligned(codes: list[list[int]], row_lengths: Sequence[int], grid: tuple[int, ...]) -> list[list[int]]:
