@@ -17,6 +17,8 @@ SIDE_DATA = "side_data"
 """The key of side data in the metadata: base64 of little-endian float32 numbers."""
 MAX_SIDE_DATA = 12_000
 """The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
+BITS = "bits"
+"""The key of the bits per pixel in the metadata of a gray image that had more than 8: 16."""
 
 
 @dataclass(frozen=True)
