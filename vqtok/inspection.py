@@ -17,7 +17,6 @@ from vqtok.tokens.export.sidecar import MIXTURE_VERSION, export_facts_of, is_exp
 from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
-from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.vqt.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
     path = bundled_models().get(str(path)) or spooled(local_path(path))
-    if is_token_table(path):
+    if _is_token_table(path):
         return table_facts(path)
     if is_export(path) or _data_of(path):
         return export_facts(path)
@@ -181,8 +180,18 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
             yield shard, record
 
 
+def _is_token_table(path: Path) -> bool:
+    if path.suffix.lower() not in (".parquet", ".tar"):
+        return False  # Known without the packages that read them.
+    from vqtok.tokens.token_table import is_token_table
+
+    return is_token_table(path)
+
+
 def table_facts(path: Path) -> Facts:
     """Describe a table or tar of tokens."""
+    from vqtok.tokens.token_table import TokenTable
+
     table = TokenTable(path)
     return {
         "file": str(path),
