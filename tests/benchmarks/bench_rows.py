@@ -1,6 +1,6 @@
 """Rate and memory of encoding the same images from a folder, from WebDataset tars and from a Parquet table.
 
-    python tests/benchmarks/bench_rows.py IMAGES [--count 2000] [--side 64] [--jobs 1]
+    python tests/benchmarks/bench_rows.py IMAGES [--count 2000] [--side 64] [--jobs 1] [--rounds 2]
 
 IMAGES is a folder; its images are repeated until there are enough. Each source is encoded to a shard by the command
 line in a process of its own, in turns. Rates are items for each second of processor time, which other work on the
@@ -26,7 +26,6 @@ from PIL import Image
 from vqtok.media.kinds import modality_of
 
 ROWS_PER_TAR = 500
-ROUNDS = 2
 
 
 def images_in(folder: Path, count: int, side: int) -> list[bytes]:
@@ -92,6 +91,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = images_in(given.images, given.count, given.side)
@@ -99,9 +99,10 @@ def main() -> None:
         few = write_sources(Path(folder) / "few", images[: given.count // 10])
         print(f"{given.count} images of {given.side} x {given.side}, {given.jobs} core(s)")
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
-        for _ in range(ROUNDS):
+        for _ in range(given.rounds):
             for name, source in sources.items():
                 found[name].append(measure(source, given.jobs))
+                print(f"{name}: {found[name][-1][0]:.1f} s", file=sys.stderr, flush=True)
         fastest = min(seconds for seconds, _ in found["folder"])
         for name, runs in found.items():
             seconds, memory = min(seconds for seconds, _ in runs), max(memory for _, memory in runs)

@@ -201,6 +201,9 @@ def test_values_that_cannot_be():
 def test_options_that_do_not_go_together(run, album, tmp_path):
     for options in (["--target-psnr", 20, "--resize", 8], ["--engine", "ray", "--resize", 8], ["--rows-per-file", 2]):
         assert run("encode", album, "-o", tmp_path / "out", *options).exit_code == 2
+    assert run("encode", album / "1.png", "-o", "-", "--flip", "both").exit_code == 2
+    piped = run("encode", album / "1.png", "-o", "-", "--resize", 8)
+    assert piped.stdout_bytes.startswith(b"\x89VQ")
     made = tmp_path / "x.tar"
     with tarfile.open(made, "w") as tar:
         info = tarfile.TarInfo("1.png")

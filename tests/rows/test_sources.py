@@ -140,6 +140,16 @@ def test_a_tar_that_is_cut_keeps_what_is_whole(run, tmp_path):
     assert files_in(tmp_path / "out")[-1] == "002.vqt"
 
 
+def test_a_tar_that_cannot_be_read_costs_only_itself(run, tars, tmp_path):
+    (tars / "train-0001.tar").write_bytes(b"no tar")
+    (tars / "train-0002.tar").unlink()
+    (tars / "train-0002.tar").symlink_to(tars / "nowhere")
+    result = run("encode", tars, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert len(files_in(tmp_path / "out")) == 5
+    assert [line["path"] for line in failures(tmp_path / "out")] == [str(tars / f"train-000{n}.tar") for n in (1, 2)]
+
+
 def test_columns_that_cannot_be_stored(run, tmp_path):
     members = [("1.png", png()), ("1.npy", b"\x93NUMPY"), ("1.json", b"{broken"), ("2.png", png()), ("2.txt", b"two")]
     path = write_tar(tmp_path / "x.tar", members)

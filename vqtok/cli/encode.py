@@ -186,8 +186,7 @@ def encode(
         transforms=transforms,
         rows_per_file=rows_per_file,
     )
-    if work.total == 1 and not work.is_of_rows:  # Only one output can go to stdout.
-        refuse_terminal(work.jobs, json)
+    refuse_terminal(work.only_jobs, json)  # Only one output can go to stdout.
     from vqtok.cli.console import say, stdout_for_json
     from vqtok.cli.lines import encoded_line
     from vqtok.cli.progress import ItemProgress

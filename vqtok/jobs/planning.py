@@ -64,6 +64,11 @@ class Work:
         return self.jobs
 
     @property
+    def only_jobs(self) -> Iterable[Job]:
+        """The jobs if there is one output at most, which may be standard output."""
+        return self.jobs if self.total == 1 and self.table is None and not isinstance(self.jobs, RowJobs) else ()
+
+    @property
     def shards_of_files(self) -> Sequence[tuple[Path, WorkList[tuple[str, Path]]]]:
         """The shards of work that is not of rows."""
         return [(path, items) for path, items in self.shards if isinstance(items, WorkList)]
@@ -109,6 +114,8 @@ def plan_encoding(
         return work
     if on_cluster:
         raise UsageError("--engine ray encodes media as they are; leave out --resize and the like")
+    if output == "-" and (transforms.flip == "both" or transforms.segment_seconds is not None):
+        raise UsageError("-o -: --flip both and --segment-seconds make several items; give -o DIR")
     total = work.total if transforms.flip != "both" and transforms.segment_seconds is None else None
     shards = [
         (path, PartJobs(_with_keys(path, items), transforms, True, items if isinstance(items, WorkList) else None))

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vqtok.errors import MediaError
 from vqtok.files.paths import RemotePath
 from vqtok.media.kinds import modality_of
 from vqtok.rows.row import Row, Unreadable
@@ -45,10 +43,10 @@ def tar_rows(path: Path, media: str | None) -> Iterator[Row]:
                 assert content is not None
                 group.append((name, suffix, content.read()))
             is_whole = bool(getattr(tar, "saw_end", False))
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except Exception as error:  # Remote file systems and decompressors raise almost anything.
         reason = getattr(error, "strerror", None) or error
         inside = f" in item {key}" if key else ""
-        yield Row("", fault=f"cut off or damaged{inside}: {reason}")
+        yield Row("", fault=f"cannot be read, cut off or damaged{inside}: {reason}")
         return
     yield from _rows(key, group, media)
     if not is_whole:
@@ -119,7 +117,4 @@ class _Member(tarfile.TarInfo):
 
 
 def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.stream() if isinstance(path, RemotePath) else path.open("rb")
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
+    return path.stream() if isinstance(path, RemotePath) else path.open("rb")
