@@ -96,6 +96,17 @@ ADAPTERS = {
     "mimi": "vqtok.models.adapters.mimi:Mimi",
     "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
+    "emu3_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "emu3": "vqtok.models.adapters.image_vq:ImageVQ",
+    "janus_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "janus": "vqtok.models.adapters.image_vq:ImageVQ",
+    "chameleon_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "chameleon": "vqtok.models.adapters.image_vq:ImageVQ",
+    "flava_image_codebook": "vqtok.models.adapters.image_vq:ImageVQ",
+    "flava": "vqtok.models.adapters.image_vq:ImageVQ",
+    "apertus1p5_vision_tokenizer": "vqtok.models.adapters.image_vq:ImageVQ",
+    "apertus1p5": "vqtok.models.adapters.image_vq:ImageVQ",
+    "glm_image": "vqtok.models.adapters.image_vq:ImageVQ",
 }
 """The module and class of each family with an adapter in vqtok, by the name in the config.json of its models."""
 
