@@ -66,7 +66,7 @@ def export(
         str | None, FilesOption("-o", "--output", metavar="OUT", help="File; - is stdout, for text and jsonl.")
     ] = None,
     layout: Annotated[
-        Literal["flat", "coarse-first", "delay", "parallel"],
+        Literal["flat", "coarse-first", "delay", "parallel", "interleave"],
         IdsOption("--layout", help="Order of the token ids: by position, by codebook, or one step of all codebooks."),
     ] = "flat",
     offset: Annotated[int, IdsOption(min=0, metavar="ID", help="Id of the first code.")] = 0,

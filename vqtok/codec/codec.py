@@ -21,7 +21,7 @@ from vqtok.media.media import Media
 from vqtok.media.resample import Resampler
 from vqtok.media.tiling import chunks, padded, windows
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.tokens.tokens import Tokens, pack_side_data
+from vqtok.tokens.tokens import LEVELS, Tokens, pack_side_data
 
 Result = TypeVar("Result")
 
@@ -209,7 +209,7 @@ class Codec:
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
             metadata=(metadata or {})
-            | ({"levels": list(tokenizer.levels)} if tokenizer.levels else {})
+            | ({LEVELS: list(tokenizer.levels)} if tokenizer.levels else {})
             | ({} if precision == "float32" else {"precision": precision}),
         )
 

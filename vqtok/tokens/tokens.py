@@ -15,6 +15,8 @@ from vqtok.tokens.shape import Layout
 
 SIDE_DATA = "side_data"
 """The key of side data in the metadata: base64 of little-endian float32 numbers."""
+LEVELS = "levels"
+"""The key of the levels in the metadata: a list of integers."""
 MAX_SIDE_DATA = 12_000
 """The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
 
@@ -75,6 +77,25 @@ class Tokens(Layout):
             return np.frombuffer(b64decode(self.metadata.get(SIDE_DATA, ""), validate=True), "<f4").astype(np.float32)
         except (ValueError, TypeError):
             raise CorruptFileError("damaged side data in the metadata; encode again") from None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Codes of each codebook per position, if codebooks have different rates, such as (1, 2, 4); else empty.
+
+        Each of these codes counts as one of `num_codebooks`, coarse first.
+
+        Raises:
+            CorruptFileError: The metadata hold something else under their key.
+        """
+        found, left, levels = self.metadata.get(LEVELS, []), self.num_codebooks, []
+        valid = isinstance(found, list) and all(isinstance(level, int) and level > 0 for level in found)
+        for level in found if valid else ():
+            if left > 0:
+                levels.append(level)
+                left -= level
+        if not valid or (found and left):
+            raise CorruptFileError("damaged levels in the metadata, or not all codes of a level; encode again")
+        return tuple(levels)
 
     def prefix(self, num_codebooks: int) -> Tokens:
         """Return the tokens of the first (coarse) `num_codebooks` codebooks."""
