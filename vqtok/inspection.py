@@ -212,6 +212,8 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "config": card.config,
         "training": card.training,
     }
+    if card.decodes:
+        facts["decodes"] = list(card.decodes)
     return facts | ({"strides": card.strides} if len(card.strides) > 1 else {})
 
 

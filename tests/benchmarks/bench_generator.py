@@ -4,8 +4,8 @@ python tests/benchmarks/bench_generator.py digits-av/ mnist10k.npz WORK/ [--minu
 
 Of the triples (image, spoken digit, word) 200 are held out and 500 are for the judge of spoken digits; models are
 trained on the rest, and on half of the digits of MNIST that are in none of the triples, each an image with its word.
-The other half is for the judge of images. WORK/ keeps what is done, so that the script continues there: delete a file
-to make it again.
+The other half is for the judge of images. The generator also learns from each image shifted by a pixel or two. WORK/
+keeps what is done, so that the script continues there: delete a file to make it again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HELD_OUT, FOR_JUDGE = 200, 500
 RATE, SAMPLES = 16_000, 12_800
 PER_WORD = 50
+SHIFTS = (0, 0), (1, 2), (-2, 1), (2, -1)
+"""Rows and columns by which images are shifted for the generator. Digits have a margin of four pixels."""
 
 
 def main() -> None:
@@ -56,8 +58,12 @@ def main() -> None:
     pixels, digits = unseen(options.mnist, images, stems)
     half = len(pixels) // 2
     media = options.work / "media"
-    link_triples(options.triples, training, media)
-    write_labelled(pixels[half:], digits[half:], media)
+    for stem in training:
+        write_item(
+            media, stem, to_uint8(images.image([stem]).numpy()[0, 0]), labels[stem], options.triples / f"{stem}.ogg"
+        )
+    for index, (image, digit) in enumerate(zip(pixels[half:], digits[half:], strict=True)):
+        write_item(media, f"mnist-{index:04}", image, digit)
     generator = train(media, options.work, *options.minutes)
     judges = {
         "image": judge_of_images(pixels[:half], digits[:half]),
@@ -78,31 +84,27 @@ def digest(stem: str) -> bytes:
     return hashlib.sha256(f"bench_generator/{stem}".encode()).digest()
 
 
-def link_triples(triples: Path, stems: Sequence[str], media: Path) -> None:
-    media.mkdir(parents=True, exist_ok=True)
-    for stem in stems:
-        for suffix in (".png", ".ogg", ".txt"):
-            link = media / f"{stem}{suffix}"
-            if not link.is_symlink():
-                link.symlink_to((triples / f"{stem}{suffix}").resolve())
-
-
-def write_labelled(pixels: NDArray[np.uint8], digits: NDArray[np.uint8], media: Path) -> None:
-    """Write images with their words beside the triples."""
-    for index, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
-        path = media / f"mnist-{index:04}.png"
+def write_item(media: Path, stem: str, image: NDArray[np.uint8], digit: int, audio: Path | None = None) -> None:
+    """Write an image, its word, and a link to its audio if it has any; and the same with the image shifted."""
+    for index, shift in enumerate(SHIFTS):
+        path = media / (f"shifted/{stem}-{index}.png" if index else f"original/{stem}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            Image.fromarray(image).save(path)
+            Image.fromarray(np.roll(image, shift, axis=(0, 1))).save(path)
             path.with_suffix(".txt").write_text(WORDS[digit])
+            if audio:
+                path.with_suffix(".ogg").symlink_to(audio.resolve())
 
 
 def train(media: Path, work: Path, for_tokenizer: float, for_generator: float) -> Path:
     """Train both models with the shipped presets, and return the generator."""
     tokens = work / "tokens"
     tokenizer, generator = work / "fusion.safetensors", work / "generator.safetensors"
-    vqtok("train", media, "-o", tokenizer, "--preset", "fusion", "--minutes", for_tokenizer, made=tokenizer)
+    vqtok(
+        "train", media / "original", "-o", tokenizer, "--preset", "fusion", "--minutes", for_tokenizer, made=tokenizer
+    )
     vqtok("encode", media, "-m", tokenizer, "-o", tokens, "-q", made=tokens)
-    vqtok("train", tokens, "-o", generator, "--minutes", for_generator, made=generator)
+    vqtok("train", tokens, "-o", generator, "--tokenizer", tokenizer, "--minutes", for_generator, made=generator)
     return generator
 
 
@@ -179,7 +181,7 @@ class Judge:
 def unseen(mnist: Path, digits: Digits, stems: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return images and labels of the digits of MNIST that are in none of the triples."""
     arrays = np.load(mnist)
-    known = {as_bytes(image) for image in digits.image(stems).numpy()}
+    known = {to_uint8(image).tobytes() for image in digits.image(stems).numpy()}
     rows = [index for index, image in enumerate(arrays["images"]) if image.tobytes() not in known]
     return arrays["images"][rows], arrays["labels"][rows]
 
@@ -196,8 +198,8 @@ def judge_of_images(pixels: NDArray[np.uint8], digits: NDArray[np.uint8]) -> Jud
     return Judge("images", model, lambda batch: batch.clamp(-1, 1), x[:count], y[:count])
 
 
-def as_bytes(image: NDArray[np.float32]) -> bytes:
-    return np.rint((image + 1) * 127.5).astype(np.uint8).tobytes()
+def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint((image + 1) * 127.5).astype(np.uint8)
 
 
 def judge_of_audio(digits: Digits, stems: NDArray[np.str_], labels: dict[str, int]) -> Judge:
@@ -303,8 +305,7 @@ def inpaint(session: Generation, images: Tensor, y: Tensor, judge: Judge, work: 
     except ImportError:
         print("\nOpenCV is not installed, so it is not compared with")
     else:
-        as_uint8 = lambda x: np.rint((x[0].numpy() + 1) * 127.5).astype(np.uint8)  # noqa: E731
-        telea = [cv2.inpaint(as_uint8(x), mask.astype(np.uint8), 3, cv2.INPAINT_TELEA) for x in holed]
+        telea = [cv2.inpaint(to_uint8(x[0].numpy()), mask.astype(np.uint8), 3, cv2.INPAINT_TELEA) for x in holed]
         rows["filled in by OpenCV (Telea)"] = torch.from_numpy(np.stack(telea).astype(np.float32) / 127.5 - 1)[:, None]
     print("\n| images | PSNR dB of the quarter | recognized |\n|---|---|---|")
     for name, x in rows.items():

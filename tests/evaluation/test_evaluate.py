@@ -16,6 +16,7 @@ from vqtok.evaluation import run as run_module
 from vqtok.evaluation.items import Worker
 from vqtok.metrics.audio import mel_distance
 from vqtok.metrics.image import psnr
+from vqtok.models.card import check_identity, read_card
 
 
 def by_id(results, modality="image"):
@@ -303,3 +304,36 @@ def test_learnability_without_time_costs_nothing_else(run, photos, tmp_path):
     assert "no learnability of image" in result.stderr.replace("\n", " ")
     assert (tmp_path / "r/results.json").exists()
     assert run("evaluate", photos, "-o", tmp_path / "x", "--learnability", "soon").exit_code == 2
+
+
+def test_the_card_gets_the_results(evaluate, run, photos, image_model, tmp_path):
+    model = tmp_path / "mine.safetensors"
+    model.write_bytes(image_model.read_bytes())
+    (photos / "night").mkdir()
+    (photos / "0.png").rename(photos / "night" / "0.png")
+    results = evaluate(photos, "-m", model, "--codebooks", "1,3", "--update-card")
+    card = read_card(model)
+    evaluation = card.training["evaluation"]
+    assert evaluation["prefixes"] == [1, 3]
+    assert evaluation["files"] == 4
+    for place, count in enumerate((1, 3)):
+        assert evaluation["psnr"][place] == round(by_id(results)[f"mine@{count}"]["psnr"], 4)
+    night = next(item for item in results["modalities"]["image"]["items"] if item["key"] == "night/0.png")
+    assert evaluation["by_folder"]["night"]["psnr"][1] == round(night["figures"]["mine@3"]["psnr"], 4)
+    # Neither the weights nor the identity change, so that token files stay valid.
+    check_identity(model)
+    assert card.identity == read_card(image_model).identity
+    assert model.read_bytes()[-1000:] == image_model.read_bytes()[-1000:]
+    printed = run("inspect", model).output
+    assert f"{evaluation['psnr'][0]:.2f}" in printed
+    assert "all (4)" in printed
+    assert "night (1)" in printed
+
+
+def test_only_model_files_have_a_card_to_update(run, photos, tmp_path):
+    result = run("evaluate", photos, "-m", "dac:folder", "--update-card", "-o", tmp_path / "report")
+    assert result.exit_code != 0
+    assert not (tmp_path / "report").exists()
+    result = run("evaluate", "--from", tmp_path, "--update-card")
+    assert result.exit_code == 2
+    assert "--update-card" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from vqtok.cli.tables import show_facts
 from vqtok.config import load_preset
 from vqtok.errors import UsageError
 from vqtok.inspection import inspect
+from vqtok.media.image import read_image
+from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
+from vqtok.models.token_reader import TokenReader
 from vqtok.training import initialise as start
 from vqtok.training.initialise import tuning_config
 from vqtok.training.prior import fit_prior
@@ -145,6 +149,36 @@ def test_what_cannot_start_is_said(pictures: Path, tmp_path: Path, parent: Train
     with pytest.raises(UsageError, match="other settings"):
         train(pictures, output, init=str(output), settings=QUICK, steps=8, device="cpu", resume=True)
     assert tune(pictures, output, parent, resume=True).training["parent"] == parent.identity
+
+
+def test_several_decoders_decode_the_same_tokens(
+    pictures: Path, tmp_path: Path, with_prior: TrainingResult, run: Any, photo: Path
+) -> None:
+    sharp, sharper = tmp_path / "sharp.safetensors", tmp_path / "sharper.safetensors"
+    child = tune(pictures, sharp, with_prior, "train.freeze=encoder,codebook")
+    assert kept(with_prior.model, sharp, "prior.")
+    assert kept(with_prior.model, sharp, "entropy.")
+    # With a decoder for a decoder, the tokens of both models before it are decoded.
+    tune(pictures, sharper, child, "train.freeze=encoder,codebook")
+    assert read_card(sharper).decodes == (child.identity, with_prior.identity)
+
+    tokens = tmp_path / "photo.vqt"
+    assert run("encode", photo, "-m", with_prior.model, "-o", tokens).exit_code == 0
+    result = run("decode", tokens, "-m", sharper, "-o", tmp_path / "b.png", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout.splitlines()[0])
+    assert facts["model"] == with_prior.identity[:16]
+    assert facts["decoder"] == read_card(sharper).identity[:16]
+    codes = torch.from_numpy(TokenReader(str(with_prior.model)).read(tokens).codes)
+    expected = load_model(sharper).decode(codes.long()[None])[0]
+    assert np.abs(read_image(tmp_path / "b.png").data - expected.clamp(-1, 1).numpy()).max() < 0.02
+    # Another model with other codes does not decode them, and neither does the parent those of the child.
+    other = tune(pictures, tmp_path / "other.safetensors", with_prior, "train.freeze=encoder")
+    assert run("decode", tokens, "-m", other.model, "-o", tmp_path / "c.png").exit_code != 0
+    assert run("encode", photo, "-m", sharp, "-o", tmp_path / "own.vqt").exit_code == 0
+    refused = run("decode", tmp_path / "own.vqt", "-m", with_prior.model, "-o", tmp_path / "c.png")
+    assert refused.exit_code != 0
+    assert "made by model" in refused.stderr
 
 
 # The prior.

@@ -75,6 +75,9 @@ def evaluate(
     ] = None,
     stability: Annotated[bool, EvaluationOption(help="Measure how codes change when the input hardly does.")] = True,
     curves: Annotated[bool, EvaluationOption(help="Run classical codecs over their whole range.")] = True,
+    update_card: Annotated[
+        bool, EvaluationOption("--update-card", help="Write the results into the card of each model file.")
+    ] = False,
     redraw: Annotated[
         Path | None,
         EvaluationOption(
@@ -104,6 +107,8 @@ def evaluate(
     """Compare tokenizers with each other and with classical codecs."""
     if tolerance is not None and compared is None:
         raise UsageError("--tolerance is for --compare OLD NEW")
+    if update_card and (compared is not None or redraw is not None):
+        raise UsageError("--update-card needs an evaluation, not --compare or --from")
     if compared is not None:
         if inputs or output is not None or redraw is not None:
             raise UsageError("--compare takes two reports, and neither MEDIA nor -o nor --from")
@@ -127,6 +132,7 @@ def evaluate(
     from vqtok.cli.scores import show_results
     from vqtok.compute.device import choose_device
     from vqtok.evaluation.candidates import make_plan, open_models
+    from vqtok.evaluation.cards import check_cards, update_cards
     from vqtok.evaluation.report import make_report
     from vqtok.files.walk import describe_ignored
     from vqtok.media.degrade import parse_rules
@@ -134,6 +140,8 @@ def evaluate(
     counts = _numbers(codebooks)
     minutes = None if learnability is None else _minutes(learnability)
     opened = open_models(models or [name for name in files if files[name]], counts, revision)
+    if update_card:
+        check_cards(opened)
     how: dict[str, Any] = {
         "degrade": tuple(_names(degrade) or ()),
         "stability": stability,
@@ -174,6 +182,7 @@ def evaluate(
             learnability=minutes,
             on_finished=on_finished,
         )
+    updated = update_cards(plans, results) if update_card else []
     if json:
         print_json({"kind": "evaluation", "output": str(output)} | results)
     else:
@@ -182,6 +191,8 @@ def evaluate(
         if ignored:
             say(describe_ignored(ignored))
         say(f"{total + len(unreadable)} items, {failed} failed -> {output}")
+        for path in updated:
+            say(f"card updated -> {path}")
     if failed:
         raise typer.Exit(1)
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vqtok.cli.console import one_line, out
 from vqtok.cli.lines import bits_line, file_size, media_size, times
+from vqtok.metrics.catalogue import METRICS
 
 BARS = " ▁▂▃▄▅▆▇█"
 HISTOGRAM_COLUMNS = 20, 64
@@ -174,6 +175,8 @@ def _show_model(facts: Mapping[str, Any]) -> None:
     if "parent" in training:
         rows.append(("parent", training["parent"]))
         rows.append(("kept", ", ".join(training.get("kept", facts["config"]["train"]["freeze"])) or "nothing"))
+    for identity in facts.get("decodes", ()):
+        rows.append(("decodes", f"tokens of {identity}"))
     if note := facts["config"].get("data", {}).get("note"):
         rows.append(("", note))
     if facts.get("family"):
@@ -258,32 +261,30 @@ def _token_rate(facts: Mapping[str, Any]) -> str:
     return f"{facts['tokens_per_256px']} for 256 x 256 pixels" if "tokens_per_256px" in facts else ""
 
 
-METRICS = {
-    "psnr": ("PSNR dB", 2),
-    "ssim": ("SSIM", 3),
-    "mel_distance": ("mel distance", 3),
-    "si_sdr": ("SI-SDR dB", 2),
-    "stoi": ("STOI", 3),
-}
-"""Heading and number of decimals of each metric in a model card."""
-
-
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    groups = {"": evaluation, **evaluation.get("by_folder", {})}
-    metrics = [name for name in METRICS if name in evaluation]
+    groups = [("all", evaluation), *evaluation.get("by_folder", {}).items()]
+    metrics = [metric for name, metric in METRICS.items() if name in evaluation]
     table = Table(box=None, pad_edge=False)
     table.add_column("held-out files")
     table.add_column("codebooks", justify="right")
-    for name in metrics:
-        table.add_column(METRICS[name][0], justify="right")
-    for group, values in groups.items():
+    if "bpp" in evaluation or "kbps" in evaluation:
+        table.add_column("bpp" if "bpp" in evaluation else "kbps", justify="right")
+    for metric in metrics:
+        table.add_column(metric.heading, justify="right")
+    for group, values in groups:
         for row, length in enumerate(evaluation["prefixes"]):
-            label = f"{group or 'all'} ({values['files']})" if row == 0 else ""
-            figures = [f"{values[n][row]:.{METRICS[n][1]}f}" if n in values else "-" for n in metrics]
-            table.add_row(one_line(label), str(length), *figures)
+            label = f"{group or '.'} ({values['files']})" if row == 0 else ""
+            rates = [f"{values[name][row]:.3f}" for name in ("bpp", "kbps") if name in values]
+            figures = [_figure(values.get(metric.name), row, metric.decimals) for metric in metrics]
+            table.add_row(one_line(label), str(length), *rates, *figures)
     out.print(table)
     out.print(one_line(evaluation["protocol"], style="dim"))
     _show_codebooks(evaluation)
+
+
+def _figure(values: Sequence[float | None] | None, row: int, decimals: int) -> str:
+    value = values[row] if values else None
+    return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def show_usage(facts: Mapping[str, Any]) -> None:

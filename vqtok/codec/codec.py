@@ -16,12 +16,12 @@ from vqtok.codec.options import CHUNK_SECONDS, DEFAULT_OPTIONS, CodecOptions
 from vqtok.codec.threads import ahead, wait
 from vqtok.compute.device import check_precision
 from vqtok.errors import CorruptFileError, ModelError, UsageError, WrongModelError
-from vqtok.media.image import Pixels, as_bytes, as_float
+from vqtok.media.image import Pixels, StoredPixels, as_bytes, as_deep, as_float
 from vqtok.media.media import Media
 from vqtok.media.resample import Resampler
 from vqtok.media.tiling import chunks, padded, windows
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.tokens.tokens import LEVELS, Tokens, pack_side_data
+from vqtok.tokens.tokens import BITS, LEVELS, Tokens, pack_side_data
 
 Result = TypeVar("Result")
 
@@ -80,7 +80,8 @@ class Codec:
         for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._inference.workers):
             (top, rows), (left, columns) = tile
             codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
-        return self.tokens(codes, (width, height))
+        is_deep = pixels.dtype == np.uint16 and channels == 1
+        return self.tokens(codes, (width, height), {BITS: 16} if is_deep else {})
 
     def encode_audio(
         self,
@@ -129,13 +130,18 @@ class Codec:
             return Media("image", data)
         return Media("audio", np.concatenate(list(self.decode_audio(tokens)), axis=1), tokens.size[1])
 
-    def decode_pixels(self, tokens: Tokens, num_codebooks: int | None = None) -> NDArray[np.uint8]:
-        """Decode tokens to the 8-bit pixels `(channels, height, width)` of an image. Raises as `decode` does."""
+    def decode_pixels(self, tokens: Tokens, num_codebooks: int | None = None) -> StoredPixels:
+        """Decode tokens to the pixels `(channels, height, width)` of an image. Raises as `decode` does.
+
+        They have 16 bits if the original had more than 8 and the model is for gray images, else 8.
+        """
         tokens = self._decodable(tokens, num_codebooks)
         width, height = tokens.size
-        pixels = np.empty((self.tokenizer.channels, height, width), np.uint8)
+        convert = as_deep if tokens.metadata.get(BITS) == 16 and self.tokenizer.channels == 1 else as_bytes
+        dtype = np.uint16 if convert is as_deep else np.uint8
+        pixels = np.empty((self.tokenizer.channels, height, width), dtype)
         for where, window in self._decoded_tiles(tokens):
-            pixels[where] = as_bytes(window)
+            pixels[where] = convert(window)
         return pixels
 
     def decode_audio(self, tokens: Tokens, num_codebooks: int | None = None) -> Iterator[NDArray[np.float32]]:
@@ -156,7 +162,8 @@ class Codec:
             WrongModelError: Another model made them.
             CorruptFileError: They do not fit this model.
         """
-        check_model(tokens.model, self.tokenizer.identity)
+        if not self.tokenizer.can_decode(tokens.model):
+            check_model(tokens.model, self.tokenizer.identity)
         _check_fit(tokens, self.tokenizer)
 
     def blank(self) -> list[int]:

@@ -208,7 +208,7 @@ def load_tokens(
     """
     parts = parse_parts(data) if salvage else parse_whole(data)
     codec = codecs.get(parts.header.modality)
-    if parts.header.model != codec.tokenizer.identity[:8]:
+    if not codec.tokenizer.can_decode(parts.header.model):
         raise wrong_model(parts.header.model, codecs.model, beside)
     blank = codec.blank() if parts.damage else ()
     model = codec.tokenizer.entropy_model

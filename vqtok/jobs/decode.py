@@ -60,6 +60,8 @@ def decode_files(
             tokens = _item(items, job.key)
             codec = codecs.get(tokens.modality)
             facts = job.facts() | {"kind": "tokens"} | grid_facts(tokens)
+        if tokens.model != codec.tokenizer.identity[:8]:
+            facts["decoder"] = codec.tokenizer.identity[:8].hex()
         count = min(num_codebooks or tokens.num_codebooks, tokens.num_codebooks)
         facts["decoded_codebooks"] = count
         num_pixels = math.prod(tokens.size) if tokens.modality == "image" else 0

@@ -24,12 +24,16 @@ from vqtok.media.plugins import prepare_for
 
 logger = logging.getLogger(__name__)
 
-Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
-"""uint8 from 0 to 255, or float32 in [-1, 1]."""
+StoredPixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""uint8 from 0 to 255, or uint16 from 0 to 65535."""
+Pixels: TypeAlias = StoredPixels | NDArray[np.float32]
+"""Stored pixels, or float32 in [-1, 1]."""
 
 _MODES = {1: "L", 3: "RGB"}
 _UNKNOWN = "is not an image of a known format"
 _FULL_SCALE = 65535  # white in the modes with more than 8 bits
+_DEEP_ENCODERS = ("PNG", "TIFF", "JPEG2000")
+"""Pillow's names of the formats that it writes with 16 bits, gray only."""
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,11 +51,11 @@ def read_image(source: Source, channels: int = 3) -> Media:
     return Media("image", as_float(read_pixels(source, channels)))
 
 
-def read_pixels(source: Source, channels: int = 3) -> Pixels:
+def read_pixels(source: Source, channels: int = 3) -> StoredPixels:
     """Read an image as sRGB (3 channels) or gray (1), upright. A warning is logged for anything that gets lost.
 
     Transparent parts become white, and only the first frame of an animation is read. Gray images with more than 8 bits
-    keep their precision; white is 65535.
+    keep 16; white is 65535.
 
     Args:
         source: A path, the bytes of a file, or a stream, whose `name` is used in messages.
@@ -60,7 +64,7 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         MediaError: The source is not an image, empty, truncated, damaged, or larger than Pillow's `MAX_IMAGE_PIXELS`.
 
     Shapes:
-        `(channels, height, width)`; float32 for gray images with more than 8 bits, else uint8.
+        `(channels, height, width)`; uint16 for gray images with more than 8 bits, else uint8.
     """
     name = source_name(source)
     with _opened(source) as image:
@@ -81,7 +85,7 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
         gray = _deep_pixels(upright, values, full_scale, color, name)
         if image.format == "TIFF" and tiff.is_negative(image):
             gray = -gray
-        return np.repeat(gray[None], channels, axis=0)
+        return np.repeat(as_deep(gray)[None], channels, axis=0)
     if has_16_bits or bits > 8:
         logger.warning("%s: %d-bit colors are rounded to 8 bits", name, 16 if has_16_bits else bits)
     pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, color, name).convert(_MODES[channels]))
@@ -89,10 +93,10 @@ def read_pixels(source: Source, channels: int = 3) -> Pixels:
 
 
 def as_float(pixels: Pixels) -> NDArray[np.float32]:
-    """Convert uint8 pixels from 0..255 to [-1, 1]; float32 pixels are returned as they are."""
+    """Convert pixels of 8 or 16 bits to [-1, 1]; float32 pixels are returned as they are."""
     data = pixels.astype(np.float32, order="C")
-    if pixels.dtype == np.uint8:
-        data /= 127.5
+    if pixels.dtype != np.float32:
+        data /= 127.5 if pixels.dtype == np.uint8 else _FULL_SCALE / 2
         data -= 1
     return data
 
@@ -100,6 +104,12 @@ def as_float(pixels: Pixels) -> NDArray[np.float32]:
 def as_bytes(data: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Convert values in [-1, 1] to 0..255, rounded and clipped."""
     pixels: NDArray[np.uint8] = np.rint((data + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def as_deep(data: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Convert values in [-1, 1] to 0..65535, rounded and clipped."""
+    pixels: NDArray[np.uint16] = np.rint((data + 1) * (_FULL_SCALE / 2)).clip(0, _FULL_SCALE).astype(np.uint16)
     return pixels
 
 
@@ -149,8 +159,11 @@ def write_image(media: Media, target: Path | BinaryIO, format: str | None = None
     write_pixels(as_bytes(media.data), target, format)
 
 
-def write_pixels(pixels: NDArray[np.uint8], target: Path | BinaryIO, format: str | None = None) -> None:
-    """Write pixels `(channels, height, width)` like `write_image`."""
+def write_pixels(pixels: StoredPixels, target: Path | BinaryIO, format: str | None = None) -> None:
+    """Write pixels `(channels, height, width)` like `write_image`; 16 bits as they are if the format has them.
+
+    Other formats get 8 bits, and a warning is logged.
+    """
     name = source_name(target)
     suffix = target_suffix(target, format, default=".png")
     encoder = Image.registered_extensions().get(suffix)
@@ -158,6 +171,9 @@ def write_pixels(pixels: NDArray[np.uint8], target: Path | BinaryIO, format: str
         raise UsageError(f"{name}: cannot write images as {suffix!r}; use .png, .jpg, .webp, .avif or .tiff")
     if len(pixels) not in _MODES:
         raise MediaError(f"{name}: cannot write an image with {len(pixels)} channels, only with 1 or 3")
+    if pixels.dtype == np.uint16 and (encoder not in _DEEP_ENCODERS or len(pixels) > 1):
+        logger.warning("%s: %s images are written with 8 bits; .png and .tiff keep 16", name, suffix)
+        pixels = as_bytes(as_float(pixels))
     rows = pixels.transpose(1, 2, 0)
     options = {"quality": 95} if encoder in ("JPEG", "WEBP", "AVIF") else {}
     buffer = BytesIO()

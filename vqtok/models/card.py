@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.errors import CorruptFileError, ModelError, UnsupportedVersionError
+from vqtok.files.atomic import atomic_write
 
 FORMAT_VERSION = 2
 """Of fusion models; all others have version 1, so that earlier versions of vqtok read them."""
@@ -37,10 +38,16 @@ class ModelCard:
     codebook_sizes: tuple[int, ...]
     strides: dict[str, int]
     """The stride by modality."""
+    decodes: tuple[str, ...]
+    """The identities of the models whose tokens it also decodes, in hex: it has their codebooks, tables and prior."""
     num_parameters: int
     """The number of parameters of encoder, quantizer and decoder."""
     has_prior: bool
     file_bytes: int
+
+    def can_decode(self, model: bytes) -> bool:
+        """Return whether the model decodes the tokens of a model, given the first 8 bytes of its identity."""
+        return any(bytes.fromhex(identity)[:8] == model for identity in (self.identity, *self.decodes))
 
     @property
     def stride(self) -> int:
@@ -112,6 +119,7 @@ def read_card(path: Path) -> ModelCard:
             training=values["training"],
             codebook_sizes=tuple(values["codebook_sizes"]),
             strides=dict(zip(_modalities(values), _strides(values), strict=True)),
+            decodes=tuple(bytes.fromhex(other).hex() for other in values.get("decodes", ())),
             num_parameters=sum(
                 math.prod(x["shape"]) for name, x in tensors.items() if not name.startswith(("entropy.", "prior."))
             ),
@@ -149,7 +157,7 @@ def _check_types(values: dict[str, Any]) -> None:
         raise ValueError
     if len(_strides(values)) != len(_modalities(values)) or not isinstance(config["data"]["note"], str):
         raise ValueError
-    if not isinstance(values["training"], dict):
+    if not isinstance(values["training"], dict) or not isinstance(values.get("decodes", []), list):
         raise ValueError
 
 
@@ -161,6 +169,23 @@ def _modalities(values: dict[str, Any]) -> list[str]:
 def _strides(values: dict[str, Any]) -> list[int]:
     stride = values["stride"]
     return stride if isinstance(stride, list) else [stride]
+
+
+def replace_training(path: Path, training: Mapping[str, Any]) -> None:
+    """Replace the training facts in the header of a model file; its tensors and its identity stay as they are.
+
+    Raises:
+        ModelError, CorruptFileError, UnsupportedVersionError: As for `read_card`.
+        OutputError: The file cannot be written.
+    """
+    _, values, _ = _read_values(path)
+    tensors, metadata, _ = _read_header(path)
+    metadata[METADATA_KEY] = json.dumps(values | {"training": dict(training)})
+    header = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # Tensors begin at a multiple of 8, as the writers of safetensors align them.
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    atomic_write(path, len(header).to_bytes(8, "little") + header + data[begin:])
 
 
 def check_identity(path: Path) -> None:

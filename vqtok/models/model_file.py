@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -59,13 +59,35 @@ def save_encoder(path: Path, model: VQModel, config: Config, parent: Path, *, tr
     for name, tensor in model.state_dict().items():
         if name.startswith("encoder."):
             tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
-    identity = _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training)
+    identity = _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, card.decodes)
     assert identity.hex() == card.identity
     return identity
 
 
+def save_decoder(path: Path, model: VQModel, config: Config, parent: Path, *, training: Mapping[str, Any]) -> bytes:
+    """Write a model file with the decoder of a model and all else of another file, whose tokens it decodes as well.
+
+    Returns:
+        Its identity.
+
+    Raises:
+        ModelError, CorruptFileError: The other file cannot be read.
+    """
+    card, tensors = read_card(parent), _read_tensors(parent)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("decoder."):
+            tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
+    decodes = (card.identity, *card.decodes)
+    return _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, decodes)
+
+
 def _write(
-    path: Path, model: VQModel, config: dict[str, Any], tensors: Mapping[str, Tensor], training: Mapping[str, Any]
+    path: Path,
+    model: VQModel,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    decodes: Sequence[str] = (),
 ) -> bytes:
     identity = compute_identity(config["model"], tensors)
     strides = [side.stride for side in model.sides.values()]
@@ -76,7 +98,7 @@ def _write(
         "training": dict(training),
         "codebook_sizes": model.codebook_sizes,
         "stride": strides[0] if len(strides) == 1 else strides,
-    }
+    } | ({"decodes": list(decodes)} if decodes else {})
     atomic_write(path, to_safetensors(dict(tensors), metadata={METADATA_KEY: json.dumps(metadata)}))
     return identity
 
@@ -116,8 +138,9 @@ def load_model(path: Path) -> VQModel:
             module.reset_statistics()
     with error_context(path):
         model.entropy_model = entropy_model(arrays, len(model.codebook_sizes))
-    model.identity = identity
+    model.identity, model.decodes = identity, tuple(map(bytes.fromhex, card.decodes))
     for modality, side in model.sides.items():
+        side.decodes = model.decodes
         side.identity, side.entropy_model = identity, model.entropy_model.of(modality)
     return model.eval().requires_grad_(False)
 

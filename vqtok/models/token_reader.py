@@ -46,7 +46,7 @@ def entropy_model_of(identity: bytes, model: str | None, beside: Path | None = N
         raise wrong_model(identity, model, beside)
     paths = [find_model(model)] if model is not None else list(bundled_models().values())
     for path in paths:
-        if bytes.fromhex(read_card(path).identity)[:8] == identity:
+        if read_card(path).can_decode(identity):
             return read_entropy_model(path)
     raise wrong_model(identity, model, beside)
 

@@ -52,6 +52,8 @@ class Tokenizer(ABC):
     """Whether media are not batched because results would be rounded differently; required for side data."""
     identity: bytes
     """SHA-256 of everything that decoding depends on."""
+    decodes: tuple[bytes, ...] = ()
+    """The identities of other models with the same codes, whose tokens this one also decodes."""
     entropy_model: EntropyModel = NO_MODEL
     """The frequencies of the codes, for the coding of token files."""
 
@@ -62,6 +64,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Return the media of codes, or of codes of only the first codebooks."""
+
+    def can_decode(self, model: bytes) -> bool:
+        """Return whether this model decodes the tokens of a model, given the first 8 bytes of its identity."""
+        return any(identity[:8] == model for identity in (self.identity, *self.decodes))
 
     @property
     def prefixes(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ class Quantizer(nn.Module):
     def codebooks(self) -> list[Tensor]:
         """Return the vectors `(size, dim)` of each codebook, in the space that it quantizes."""
         (size,) = self.codebook_sizes
-        return [self.lookup(torch.arange(size)[None, :, None])[0]]
+        device = next(chain(self.parameters(), self.buffers())).device
+        return [self.lookup(torch.arange(size, device=device)[None, :, None])[0]]
 
     # The methods that all kinds share.
 

@@ -19,6 +19,8 @@ LEVELS = "levels"
 """The key of the levels in the metadata: a list of integers."""
 MAX_SIDE_DATA = 12_000
 """The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
+BITS = "bits"
+"""The key of the bits per pixel in the metadata of a gray image that had more than 8: 16."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from vqtok.files.sidecars import is_sidecar
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.degrade import Degrader, parse_rules
-from vqtok.media.image import read_image
+from vqtok.media.image import read_image, read_pixels
 from vqtok.media.kinds import modality_of, stem
 from vqtok.media.media import Media
 from vqtok.training.state import RUN_SUFFIX
@@ -36,11 +36,11 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 """Stacks of uint8 images: gray `(n, height, width)`, or `(n, height, width, channels)` with 1 or 3 channels."""
 LUMA = (0.299, 0.587, 0.114)
 """The weights of red, green and blue in gray, by ITU-R BT.601 as in Pillow."""
-FULL_SCALE: dict[str, tuple[type[np.integer[Any]], float, float]] = {
-    "image": (np.uint8, 127.5, 127.5),
-    "audio": (np.int16, 32767.0, 0.0),
-}
-"""How decoded media are kept in memory: type, and scale and offset from [-1, 1]."""
+FULL_SCALE = {"uint8": (127.5, 127.5), "uint16": (32767.5, 32767.5), "int16": (32767.0, 0.0)}
+"""Scale and offset from [-1, 1] of decoded media in memory: images, images with more than 8 bits, audio."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,15 @@ class MediaCache:
         model = self.config.model
         if item.pixels is not None:
             return Media("image", _planes(item.pixels, model.channels).astype(np.float32) / np.float32(127.5) - 1)
+        if item.modality == "image":
+            return self._tried(item, lambda: read_image(item.path, channels=model.channels))
+        return self._tried(item, lambda: read_audio(item.path, sample_rate=model.sample_rate))
+
+    def _tried(self, item: TrainingItem, read: Callable[[], T]) -> T | None:
         if item.name in self.unreadable:
             return None
         try:
-            if item.modality == "image":
-                return read_image(item.path, channels=model.channels)
-            return read_audio(item.path, sample_rate=model.sample_rate)
+            return read()
         except MediaError as error:
             with self._lock:
                 if item.name not in self.unreadable:
@@ -210,17 +213,23 @@ class MediaCache:
             return _planes(item.pixels, self.config.model.channels)
         if item.name in self._kept:
             return self._kept[item.name]
-        media = self.read(item)
-        if media is None:
+        stored = self._tried(item, lambda: self._stored(item))
+        if stored is None:
             return None
-        dtype, scale, offset = FULL_SCALE[media.modality]
-        limits = np.iinfo(dtype)
-        stored = np.rint(np.clip(media.data * scale + offset, limits.min, limits.max)).astype(dtype)
         with self._lock:
             if item.name not in self._kept and stored.nbytes <= self._budget:
                 self._budget -= stored.nbytes
                 self._kept[item.name] = stored
         return stored
+
+    def _stored(self, item: TrainingItem) -> NDArray[np.integer[Any]]:
+        """Return audio in 16 bits, and images in 8, or in 16 if they have more than 8."""
+        model = self.config.model
+        if item.modality == "audio":
+            scale, _ = FULL_SCALE["int16"]
+            samples = read_audio(item.path, sample_rate=model.sample_rate).data
+            return np.rint(samples.clip(-1, 1) * scale).astype(np.int16)
+        return read_pixels(item.path, model.channels)
 
 
 def _planes(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
@@ -332,8 +341,11 @@ class BatchLoader(Loader):
 
     def scaled(self, crops: Sequence[NDArray[np.integer[Any]]]) -> NDArray[np.float32]:
         """Return crops as a batch in [-1, 1]."""
-        _, scale, offset = FULL_SCALE[self.modality]
-        return (np.stack(crops).astype(np.float32) - np.float32(offset)) / np.float32(scale)
+        batch = np.empty((len(crops), *crops[0].shape), np.float32)
+        for place, crop in enumerate(crops):
+            scale, offset = FULL_SCALE[crop.dtype.name]
+            batch[place] = (crop - np.float32(offset)) / np.float32(scale)
+        return batch
 
     def _cut_image(self, image: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.integer[Any]]:
         size = self.config.data.crop_pixels

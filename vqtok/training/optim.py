@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqtok.config import TrainConfig
 from vqtok.networks import Decoder, Encoder
@@ -97,9 +98,11 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     Source: Polyak and Juditsky 1992; the warm-up of the decay is (1 + step) / (10 + step).
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    targets = dict(model.state_dict())
+    targets, moved = dict(model.state_dict()), []
     for name, averaged in average.state_dict().items():
         if averaged.is_floating_point():
-            averaged.lerp_(targets[name], weight)
+            moved.append((averaged, targets[name]))
         else:
             averaged.copy_(targets[name])
+    average_all = get_ema_multi_avg_fn(1 - weight)  # In a few kernels on a GPU, not in one for each tensor.
+    average_all(*map(list, zip(*moved, strict=True)), step)

@@ -25,7 +25,7 @@ from vqtok.media.degrade import UNCHANGED, Degrader
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
 from vqtok.models.entropy_model import of_side
-from vqtok.models.model_file import decoding_state, load_model, save_encoder, save_model
+from vqtok.models.model_file import decoding_state, load_model, save_decoder, save_encoder, save_model
 from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import build_quantizer
@@ -125,8 +125,9 @@ def train(
         raise UsageError(f"`seed` must be from 0 to 2^32 - 1, not {seed}")
     config, preset, parent = _set_up(folder, preset, settings, init)
     initial = None if parent is None else load_model(parent)
-    # If only the encoder is trained, the file keeps everything else of its parent, and so its identity.
-    keeps_identity = parent is not None and {"codebook", "decoder"} <= set(config.train.freeze)
+    # If only the encoder or only the decoder is trained, the file keeps everything else of its parent: with the decoder
+    # also its identity, with the encoder its codes.
+    keeps_codes = parent is not None and "codebook" in config.train.freeze and len(config.train.freeze) > 1
     with process_group(choose_device(device)) as training_device:
         if not resume:
             refuse_existing_run(output, run_folder, force)
@@ -138,7 +139,7 @@ def train(
         for_prior = on_first_process(
             lambda: (
                 prior_seconds(config, build_quantizer(config.model.quantizer).codebook_sizes, clock, parents)
-                if not keeps_identity
+                if not keeps_codes
                 else 0.0
             )
         )
@@ -185,7 +186,7 @@ def train(
                 clock=clock,
                 rate=trainer.rate,
                 degraders=trainer.loader.degraders,
-                parent=parent if keeps_identity else None,
+                parent=parent if keeps_codes else None,
             )
         )
 
@@ -310,7 +311,7 @@ def finish(
         clock: The time budget; by default none.
         rate: The expected seconds per sample (one number of the media's data) of the evaluation.
         degraders: Degrade what is encoded, by modality.
-        parent: The model file whose tables, prior, codebooks and decoder are kept, and with them its identity.
+        parent: The model file of which everything but the encoder or the decoder is kept, whichever was trained.
     """
     dtype = getattr(torch, config.train.stored_precision)
     model = model.cpu().eval()
@@ -343,7 +344,8 @@ def finish(
         prior |= of_side(arrays, modality) if several else arrays
     summary = {**facts, "evaluation": one_or_all(evaluations)}
     if parent is not None:
-        identity = save_encoder(output, model, config, parent, training=summary)
+        save = save_decoder if "encoder" in config.train.freeze else save_encoder
+        identity = save(output, model, config, parent, training=summary)
         return TrainingResult(output, identity.hex(), summary)
     identity = save_model(output, model, config, entropy_tables=tables, prior=prior, training=summary, dtype=dtype)
     return TrainingResult(output, identity.hex(), summary)
