@@ -73,12 +73,10 @@ def download(source: str) -> Path:
             get = partial(snapshot_download, match["repo"], revision=match["revision"])
             # Of a larger model, only the shards that hold its tokenizer are downloaded.
             first = Path(get(allow_patterns=[below + name for name in (*SETTINGS, *indexes)])) / below
-            modules, index = (
-                modules_of(first),
-                next((first / name for name in indexes if (first / name).is_file()), None),
-            )
+            modules = modules_of(first)
+            index = next((name for name in indexes if (first / name).is_file()), None)
             if modules and index:
-                wanted = [below + name for name in (*SETTINGS, index.name, *shards(index, modules))]
+                wanted = [below + name for name in (*SETTINGS, index, *shards(first / index, modules))]
             snapshot = get(allow_patterns=wanted)
         except LocalEntryNotFoundError as error:
             raise ModelError(
