@@ -20,6 +20,7 @@ FLOORS = [
     {"files"},
     {"config", "compute"},
     {"media", "tokens"},
+    {"rows"},
     {"networks", "quantizers", "losses"},
     {"models", "metrics"},
     {"inspection"},
@@ -31,8 +32,8 @@ FLOORS = [
     {"__main__"},
 ]
 """Modules and folders of the package, lowest first: each imports from floors below its own and from its own folder."""
-WITHOUT_TORCH = {"errors", "__init__", "files", "config", "media", "tokens"}
-LIGHT_JOBS = {"planning", "mapping", "worklist", "job", "failures"}
+WITHOUT_TORCH = {"errors", "__init__", "files", "config", "media", "tokens", "rows"}
+LIGHT_JOBS = {"planning", "mapping", "worklist", "job", "failures", "rows", "columns"}
 """Modules of `jobs` that do not need torch, so that errors of usage come at once."""
 HEAVY = {"torch", "numpy", "numba", "soundfile", "PIL", "safetensors", "matplotlib"}
 

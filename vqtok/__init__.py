@@ -1,7 +1,8 @@
 """vqtok: trains vector-quantized tokenizers, encodes media to compact token files and decodes them.
 
-tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity
+tokens = vqtok.encode("photo.jpg")          # Tokens: codes, sizes, model identity; also of bytes, arrays, tensors
 media = vqtok.decode(tokens)                # Media: float32 pixels or samples in [-1, 1]
+media.save("copy.png")                      # vqtok.write(tokens, "photo.vqt"), vqtok.read("photo.vqt")
 facts = vqtok.inspect("photo.vqt")          # a dict, as `vqtok inspect --json` prints it
 vqtok.export("tokens", "train.bin", "megatron")    # for training a language model; vqtok.read_export reads it
 vqtok.train("photos", "model.safetensors", minutes=30)
@@ -19,6 +20,7 @@ _HOMES = {
     "Codec": "vqtok.codec.codec",
     "CodecOptions": "vqtok.codec.options",
     "Encoder": "vqtok.codec.batch_encoder",
+    "Generation": "vqtok.generation.generate",
     "Media": "vqtok.media.media",
     "Tokenizer": "vqtok.models.tokenizer",
     "Tokens": "vqtok.tokens.tokens",
@@ -26,18 +28,21 @@ _HOMES = {
     "decode": "vqtok.codec.files",
     "encode": "vqtok.codec.files",
     "export": "vqtok.jobs.export",
-    "import_checkpoint": "vqtok.models.importers.import_checkpoint",
-    "Generation": "vqtok.generation.generate",
     "generate": "vqtok.generation.generate",
+    "import_checkpoint": "vqtok.models.importers.import_checkpoint",
     "inspect": "vqtok.inspection",
     "load": "vqtok.models.registry",
     "load_model": "vqtok.models.model_file",
     "merge": "vqtok.tokens.shard.writer",
     "open_shard": "vqtok.models.token_reader",
+    "publish": "vqtok.jobs.publish",
+    "read": "vqtok.models.token_files",
     "read_export": "vqtok.tokens.export.export",
     "register": "vqtok.models.registry",
+    "tokens_from_ids": "vqtok.tokens.export.mend",
     "train": "vqtok.training.train",
     "train_generator": "vqtok.generation.train",
+    "write": "vqtok.models.token_files",
     "write_shard": "vqtok.tokens.shard.writer",
 }
 
@@ -48,3 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'vqtok' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,10 +14,11 @@ from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, is_generator, read_card, read_generator_card
 from vqtok.models.catalogue import token_rate
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
-from vqtok.tokens.export.sidecar import is_export, json_file, read_facts
+from vqtok.tokens.export.sidecar import MIXTURE_VERSION, export_facts_of, is_export, json_file
 from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
+from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.vqt.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ EXPORT_ENTRIES: dict[str, type] = {
     "num_items": int,
     "num_ids": int,
 }
-"""Entries of the JSON file of every export, and their types."""
+"""Entries of the JSON file of every export of one model, and their types."""
+MIXTURE_ENTRIES = ("to", "layout", "offset", "special_tokens", "vocabulary_size", "num_items", "num_ids")
+"""Those of exports of rows."""
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
@@ -52,7 +55,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "export", "model", "generator", "image" or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "table", "export", "model", "generator", "image"
+        or "audio").
 
     Raises:
         VqtokError: The file cannot be read, is damaged, or is none of these.
@@ -60,7 +64,9 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
     path = bundled_models().get(str(path)) or spooled(local_path(path))
-    if is_export(path) or _is_sidecar(path):
+    if is_token_table(path):
+        return table_facts(path)
+    if is_export(path) or _data_of(path):
         return export_facts(path)
     kind = kind_of(path)
     if kind == "tokens":
@@ -176,23 +182,48 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
             yield shard, record
 
 
+def table_facts(path: Path) -> Facts:
+    """Describe a table or tar of tokens."""
+    table = TokenTable(path)
+    return {
+        "file": str(path),
+        "kind": "table",
+        "num_items": len(table),
+        "models": [
+            {
+                "model": layout.model.hex(),
+                "modality": layout.modality,
+                "codebook_sizes": list(layout.codebook_sizes),
+                "stride": layout.stride,
+            }
+            for layout in table.layouts()
+        ],
+        "file_bytes": path.stat().st_size,
+    }
+
+
 def export_facts(path: Path) -> Facts:
     """Describe an export, given by its data or by its JSON file."""
-    data = path.with_suffix("") if _is_sidecar(path) else path
-    facts = read_facts(json_file(data))
+    data = _data_of(path) or path
+    facts = export_facts_of(data)
+    is_mixture = facts["version"] == MIXTURE_VERSION
     for name, kind in EXPORT_ENTRIES.items():
-        if not isinstance(facts.get(name), kind):
+        if not isinstance(facts.get(name), kind) and not (is_mixture and name not in MIXTURE_ENTRIES):
             raise CorruptFileError(f"{json_file(data)}: has no valid {name}; export again")
     told = {name: value for name, value in facts.items() if name not in ("format", "version", "items", "texts")}
     try:
         file_bytes = data.stat().st_size
     except OSError as error:
         raise MediaError(f"{data}: cannot be read: {error.strerror}") from error
-    return {"file": str(data), "kind": "export", "version": facts["version"], **told, "file_bytes": file_bytes}
+    return {"file": str(data), **told, "kind": "export", "version": facts["version"], "file_bytes": file_bytes}
 
 
-def _is_sidecar(path: Path) -> bool:
-    return path.suffix == ".json" and is_export(path.with_suffix(""))
+def _data_of(path: Path) -> Path | None:
+    """Return the data that a JSON file describes; None if it is not the JSON file of an export."""
+    if path.suffix != ".json":
+        return None
+    data = path.with_name(path.name.removeprefix(".").removesuffix(".json"))
+    return data if data.is_file() and json_file(data) == path else None
 
 
 def model_facts(path: Path, card: ModelCard) -> Facts:

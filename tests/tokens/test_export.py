@@ -34,6 +34,7 @@ from vqtok.tokens.export import formats as targets
 from vqtok.tokens.export.export import read_export, write_export
 from vqtok.tokens.export.layout import Layout, Vocabulary, to_ids
 from vqtok.tokens.export.options import TABLES, ExportFormat, ExportOptions
+from vqtok.tokens.export.sidecar import json_file
 from vqtok.tokens.export.text import DEFAULT_TEXTS, TokenText
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import dump
@@ -127,7 +128,7 @@ def ids_of(layout, **vocabulary):
 
 
 def facts_of(path):
-    return json.loads(path.with_name(path.name + ".json").read_text())
+    return json.loads(json_file(path).read_text())
 
 
 @pytest.mark.parametrize("layout", ["flat", "parallel"])
@@ -409,7 +410,7 @@ def test_damaged_data(tmp_path, to):
     ("changes", "error"),
     [
         ({"format": "another"}, CorruptFileError),
-        ({"version": 2}, UnsupportedVersionError),
+        ({"version": 3}, UnsupportedVersionError),
         ({"to": "nonsense"}, CorruptFileError),
         ({"layout": "delay"}, CorruptFileError),
         ({"codebook_sizes": [7]}, CorruptFileError),
@@ -642,12 +643,25 @@ def test_bad_files_are_left_out(run, tokens_dir, tmp_path):
     assert not (tmp_path / "y").exists()
 
 
-def test_two_models_are_refused(run, tokens_dir, tmp_path):
+def test_two_models_become_one_vocabulary(run, tokens_dir, tmp_path):
     (tokens_dir / "other.vqt").write_bytes(dump(image(model=b"anothers")))
-    result = run("export", tokens_dir, "--to", "bin", "-o", tmp_path / "x")
-    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-    assert f"other: made by model {b'anothers'.hex()}, those before by {MODEL.hex()}" in result.stderr
-    assert not (tmp_path / "x").exists()
+    result = run("export", tokens_dir, "--to", "bin", "-o", tmp_path / "x", "--json")
+    assert result.exit_code == 0
+    (facts,) = json_lines(result)
+    assert [model["model"] for model in facts["models"]] == [MODEL.hex(), b"anothers".hex()]
+    (tokens_dir / "other.vqt").unlink()
+    assert run("export", tokens_dir, "--to", "text").exit_code == 0
+
+
+def test_exports_of_earlier_versions_have_a_visible_json_file(tmp_path):
+    for to in ("jsonl", "parquet", "text"):
+        path = tmp_path / f"x.{to}"
+        write_export(ITEMS.items(), path, ExportOptions(to))
+        os.rename(tmp_path / f".x.{to}.json", tmp_path / f"x.{to}.json")
+        assert list(read_export(path)) == list(ITEMS)
+        write_export([("new", image())], path, ExportOptions(to), overwrite=True)
+        assert not (tmp_path / f"x.{to}.json").exists()
+        assert list(read_export(path)) == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -713,7 +727,7 @@ def test_inspect(run, tmp_path, to):
     assert (facts["kind"], facts["to"], facts["layout"], facts["num_items"]) == ("export", to, "delay", 3)
     assert (facts["vocabulary_size"], facts["special_tokens"]) == (19, {"begin": 16, "end": 17, "pad": 18})
     assert facts["num_ids"] == 2 * sum(tokens.codes[0].size + 3 for tokens in ITEMS.values())
-    assert run("inspect", "--json", f"{out(tmp_path, to)}.json").stdout == result.stdout
+    assert run("inspect", "--json", json_file(out(tmp_path, to))).stdout == result.stdout
     shown = run("inspect", out(tmp_path, to)).stdout
     assert "begin 16, end 17, pad 18" in shown
     assert f"3, {facts['num_ids']} token ids" in shown

@@ -14,6 +14,7 @@ from vqtok.cli.evaluate import evaluate
 from vqtok.cli.generate import generate
 from vqtok.cli.help import show_topic
 from vqtok.cli.inspect import inspect, models
+from vqtok.cli.publish import publish
 from vqtok.cli.tokens import convert, export, merge
 from vqtok.cli.train import import_checkpoint, train
 
@@ -57,6 +58,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, "vqtok convert codes.npy --model image --size 640x480 -o photo.vqt"),
     "evaluate": (evaluate, "vqtok evaluate photos/ --against jpeg,webp -o report/"),
     "inspect": (inspect, "vqtok inspect --usage tokens/"),
+    "publish": (publish, "vqtok publish mine.safetensors -o mine/ --license apache-2.0"),
     "models": (models, "vqtok models"),
     "help": (show_topic, "vqtok help training"),
 }

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from vqtok.cli.command import command
 from vqtok.cli.options import (
+    INPUTS,
     ChunkSeconds,
     Codebooks,
     Device,
     FailureFile,
     FilesOption,
     Force,
-    Inputs,
     Jobs,
     Json,
     Model,
@@ -25,6 +28,7 @@ from vqtok.cli.options import (
     Skip,
     Tile,
     Verbose,
+    any_path,
     only_local,
 )
 from vqtok.cli.outcomes import print_outcomes, refuse_terminal
@@ -36,9 +40,12 @@ if TYPE_CHECKING:
     from vqtok.tokens.vqt.header import Parts
 
 
+IdsOption = functools.partial(typer.Option, rich_help_panel="Token ids")
+
+
 @command
 def decode(
-    inputs: Inputs,
+    inputs: Annotated[list[Path] | None, INPUTS] = None,
     output: Output = None,
     keys: Annotated[
         list[str] | None,
@@ -57,6 +64,22 @@ def decode(
             help="With --salvage, fill in what is lost by a generator.",
         ),
     ] = None,
+    ids: Annotated[
+        Path | None,
+        IdsOption(
+            "--ids", metavar="FILE", parser=any_path, help="Decode lists of ids: text, JSONL or npy; - is stdin."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        IdsOption("--like", metavar="EXPORT", parser=only_local, help="The export, or its JSON file, with their ids."),
+    ] = None,
+    grid: Annotated[
+        str | None, IdsOption("--grid", metavar="ROWSxCOLUMNS", help="Grid of what does not tell its own; or steps.")
+    ] = None,
+    strict: Annotated[
+        bool, IdsOption("--strict", help="Refuse what is cut off or out of place instead of mending it.")
+    ] = False,
     device: Device = "cpu",
     tile: Tile = 1024,
     chunk_seconds: ChunkSeconds = 10.0,
@@ -69,29 +92,62 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Decode token files, shards and exports to images and audio."""
+    """Decode token files, shards and exports to images and audio; with --ids what a language model has generated."""
     if fill and not salvage:
         raise UsageError("--fill needs --salvage, without which damaged files are refused")
+    if ids is None and not inputs:
+        raise UsageError("Missing argument 'IN': files, folders, or --ids")
+    if (ids is None) != (like is None) or (ids is not None and inputs):
+        raise UsageError("--ids FILE and --like EXPORT go together, without other inputs")
     from vqtok.jobs.planning import plan_decoding
 
-    work = plan_decoding(inputs, output, keys=keys or (), salvage=salvage)
-    if work.total == 1:  # Only one output can go to stdout.
-        refuse_terminal(work.jobs, json)
+    work = plan_decoding(inputs or [], output, keys=keys or (), salvage=salvage) if ids is None else None
+    if work and work.total == 1:  # Only one output can go to stdout.
+        refuse_terminal(work.files, json)
     from vqtok.cli.lines import decoded_line
     from vqtok.cli.progress import ItemProgress
     from vqtok.codec.files import Codecs
     from vqtok.codec.options import CodecOptions
     from vqtok.compute.device import choose_device
     from vqtok.jobs.decode import decode_files
+    from vqtok.jobs.failures import failures_beside
     from vqtok.jobs.job import Existing
     from vqtok.models.hub import at_revision
 
     model = at_revision(model, revision)
     codecs = Codecs(model, str(choose_device(device)), CodecOptions(tile, chunk_seconds, precision, num_jobs))
     existing = Existing(overwrite=force, skip=skip_existing)
+    if work is None:
+        assert ids is not None
+        assert like is not None
+        from vqtok.jobs.decode_ids import decode_ids, parse_grid, read_ids
+        from vqtok.tokens.export.mend import facts_of
+
+        facts, lists = facts_of(like), read_ids(ids)
+        progress = ItemProgress(len(lists), quiet)
+        print_outcomes(
+            decode_ids(
+                lists,
+                ids,
+                output,
+                facts,
+                codecs,
+                grid=parse_grid(grid),
+                strict=strict,
+                existing=existing,
+                on_finished=progress.finish,
+            ),
+            decoded_line,
+            progress,
+            total=len(lists),
+            manifest=as_path(failures) if failures else failures_beside(output, len(lists)),
+            json=json,
+            quiet=quiet,
+        )
+        return
     progress = ItemProgress(work.total, quiet)
     outcomes = decode_files(
-        work.jobs,
+        work.files,
         codecs,
         num_codebooks=codebooks,
         salvage=salvage,

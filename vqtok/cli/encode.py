@@ -38,6 +38,8 @@ from vqtok.cli.outcomes import print_outcomes, refuse_terminal
 from vqtok.errors import UsageError
 from vqtok.files.paths import as_path
 
+ColumnsOption = functools.partial(typer.Option, rich_help_panel="Rows and columns")
+BeforeOption = functools.partial(typer.Option, rich_help_panel="Before encoding")
 RateOption = functools.partial(typer.Option, rich_help_panel="Rate control")
 
 
@@ -52,6 +54,47 @@ def encode(
     revision: Revision = None,
     codebooks: Codebooks = None,
     shard: Shard = None,
+    columns: Annotated[
+        str | None,
+        ColumnsOption("--columns", metavar="A,B", help="Keep these columns of rows, lists and sidecars; default: all."),
+    ] = None,
+    media_column: Annotated[
+        str | None,
+        ColumnsOption("--media-column", metavar="NAME", help="The column (in tars the suffix) that holds the media."),
+    ] = None,
+    key_column: Annotated[
+        str | None,
+        ColumnsOption("--key-column", metavar="NAME", help="The column with the key; default: key, else row numbers."),
+    ] = None,
+    label_folders: Annotated[
+        bool, ColumnsOption("--label-folders", help="Keep the name of the folder of an item as its column label.")
+    ] = False,
+    resize: Annotated[
+        int | None, BeforeOption("--resize", metavar="PIXELS", help="Scale the shorter side of images to this.")
+    ] = None,
+    crop: Annotated[
+        int | None, BeforeOption("--crop", metavar="PIXELS", help="Keep a square of this side at the center.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, BeforeOption("--max-pixels", metavar="N", help="Scale larger images down to N pixels.")
+    ] = None,
+    min_pixels: Annotated[
+        int | None, BeforeOption("--min-pixels", metavar="N", help="Leave out images of fewer pixels.")
+    ] = None,
+    flip: Annotated[
+        Literal["none", "horizontal", "both"],
+        BeforeOption("--flip", help="Flip images; both makes a second item of each."),
+    ] = "none",
+    max_seconds: Annotated[
+        float | None, BeforeOption("--max-seconds", metavar="S", help="Cut audio off after this time.")
+    ] = None,
+    segment_seconds: Annotated[
+        float | None, BeforeOption("--segment-seconds", metavar="S", help="Cut audio into items of this length.")
+    ] = None,
+    rows_per_file: Annotated[
+        int | None,
+        ColumnsOption("--rows-per-file", min=1, metavar="N", help="Items in each file of -o X.parquet and X.tar."),
+    ] = None,
     mono: Annotated[bool, CodingOption("--mono", help="Mix audio channels down to one.")] = False,
     coder: Annotated[
         str, CodingOption(metavar="NAME", help="Entropy coder: auto (the smallest), prior, static or packed.")
@@ -100,8 +143,14 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode images and audio to token files."""
+    """Encode images and audio to token files.
+
+    IN may also be data sets: WebDataset tars, Parquet tables, zip archives, patterns of these such as
+    'train-{0000..0099}.tar', and hf-dataset:ORG/NAME.
+    """
     from vqtok.jobs.planning import plan_encoding
+    from vqtok.media.transforms import Transforms
+    from vqtok.rows.row import ColumnChoice, describe_limit
 
     quality = {"psnr": target_psnr, "ssimulacra2": target_ssimulacra2, "stoi": target_stoi}
     rate = {"bpp": target_bpp, "kbps": target_kbps}
@@ -109,6 +158,17 @@ def encode(
     if has_target and shard is not None:
         raise UsageError("a shard has one number of codebooks for all items: give --codebooks N instead of a target")
     on_cluster = engine == "ray"
+    transforms = Transforms(
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        resize=resize,
+        crop=crop,
+        flip=flip,
+        max_seconds=max_seconds,
+        segment_seconds=segment_seconds,
+    )
+    if has_target and (transforms != Transforms() or (output or "").lower().endswith((".parquet", ".tar"))):
+        raise UsageError("targets of rate and quality are for token files of media as they are")
     work = plan_encoding(
         inputs or [],
         output,
@@ -117,8 +177,16 @@ def encode(
         num_tasks=num_tasks,
         task_index=task_index,
         on_cluster=on_cluster,
+        choice=ColumnChoice(
+            None if columns is None else [name for name in columns.split(",") if name],
+            label_folders=label_folders,
+            media=media_column,
+            key=key_column,
+        ),
+        transforms=transforms,
+        rows_per_file=rows_per_file,
     )
-    if len(work.jobs) == 1:  # Only one output can go to stdout.
+    if work.total == 1 and not work.is_of_rows:  # Only one output can go to stdout.
         refuse_terminal(work.jobs, json)
     from vqtok.cli.console import say, stdout_for_json
     from vqtok.cli.lines import encoded_line
@@ -130,20 +198,24 @@ def encode(
     from vqtok.jobs.encode import encode_files
     from vqtok.jobs.job import Existing
     from vqtok.jobs.shards import encode_shards
+    from vqtok.jobs.tables import encode_table
     from vqtok.media.image import set_max_pixels
     from vqtok.models.hub import at_revision
     from vqtok.tokens.coding.coders import chosen_coder
 
-    max_pixels = None if max_megapixels is None else round(1e6 * max_megapixels)
-    if max_pixels:
-        set_max_pixels(max_pixels)
+    largest = None if max_megapixels is None else round(1e6 * max_megapixels)
+    if largest:
+        set_max_pixels(largest)
     if work.share and not quiet:
         say(work.share)
+    if work.is_of_rows and not quiet:
+        say(f"columns: {columns or 'all'}, {describe_limit()}")
     model = at_revision(model, revision)
     how: dict[str, Any] = {
         "num_codebooks": codebooks,
         "mono": mono,
         "coder": chosen_coder(coder),
+        "columns": work.columns,
         "existing": Existing(overwrite=force, skip=skip_existing),
     }
     target = None
@@ -159,15 +231,25 @@ def encode(
         from vqtok.jobs.ray_cluster import encode_on_ray
 
         outcomes = encode_on_ray(
-            work.shards, model, address=ray_address, device=device, options=options, max_pixels=max_pixels, **how
+            work.shards_of_files,
+            model,
+            address=ray_address,
+            device=device,
+            options=options,
+            max_pixels=max_pixels,
+            **how,
         )
     else:
         codecs, how["on_finished"] = Codecs(model, str(choose_device(device)), options), progress.finish
-        outcomes = (
-            encode_files(work.jobs, codecs, target=target, **how)
-            if shard is None
-            else encode_shards(work.shards, codecs, **how)
-        )
+        if work.table is not None:
+            del how["coder"]
+            outcomes = encode_table(work.jobs, work.table, codecs, **how)
+        else:
+            outcomes = (
+                encode_files(work.jobs, codecs, target=target, **how)
+                if shard is None
+                else encode_shards(work.shards, codecs, **how)
+            )
 
     def at_end() -> None:
         if work.is_of_torchrun:

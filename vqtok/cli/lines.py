@@ -22,10 +22,16 @@ def encoded_line(facts: Mapping[str, Any]) -> str:
     smaller = raw_bytes / facts["file_bytes"]
     chosen = f", {facts['num_codebooks']} codebook{'s' * (facts['num_codebooks'] > 1)}"
     return (
-        f"{facts['file']} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
+        f"{_input(facts)} {media_size(facts)} -> {facts['output']} {file_size(facts['file_bytes'])} "
         f"({facts['num_tokens']} tokens, {rate}, {smaller:.{0 if smaller >= 10 else 1}f}:1"
         f"{chosen if 'target_reached' in facts else ''})"
     )
+
+
+def _input(facts: Mapping[str, Any]) -> str:
+    """Return the name of what was encoded: a file, or a row of one."""
+    key = facts.get("key", "")
+    return str(facts["file"]) if str(facts["file"]).endswith(key) else f"{facts['file']}: {key}"
 
 
 def decoded_line(facts: Mapping[str, Any]) -> str:
@@ -93,10 +99,12 @@ def converted_line(facts: Mapping[str, Any]) -> str:
 
 def exported_line(facts: Mapping[str, Any]) -> str:
     """Return the line for an export."""
-    items = f"{facts['num_items']} item" + ("s" if facts["num_items"] > 1 else "")
+    items = f"{facts['num_items']} {'row' if 'models' in facts else 'item'}" + ("s" if facts["num_items"] > 1 else "")
+    files = [name for name in facts["files"] if not name.endswith(".json")]
+    several = f" ({len(files)} files)" if "models" in facts and len(files) > 1 else ""
     failed = f", {facts['failed']} left out" if facts["failed"] else ""
     return (
-        f"{items} -> {facts['files'][0]} {file_size(facts['file_bytes'])} "
+        f"{items} -> {facts['files'][0]}{several} {file_size(facts['file_bytes'])} "
         f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
     )
 

@@ -26,7 +26,7 @@ def print_outcomes(
     line: Callable[[dict[str, Any]], str],
     progress: ItemProgress,
     *,
-    total: int,
+    total: int | None,
     manifest: Path | None = None,
     ignored: Counter[str] | None = None,
     json: bool,
@@ -39,6 +39,7 @@ def print_outcomes(
     Args:
         line: Returns the line that describes an outcome.
         progress: The display that the work reports to.
+        total: The number of items; None if it is not known.
         manifest: Where failures are recorded.
         ignored: Files of other kinds that were passed over, counted by suffix.
         on_stdout: Whether the lines are data, which go to stdout.
@@ -49,7 +50,7 @@ def print_outcomes(
     from vqtok.files.walk import describe_ignored
     from vqtok.jobs.failures import failure_log
 
-    tally = Tally()
+    tally, several = Tally(), total is None or total > 1
     exit_code = 0
     try:
         # Closing the generator on Ctrl-C stops the threads that work on other items.
@@ -69,14 +70,15 @@ def print_outcomes(
                 if json:
                     print_json(facts)
     except KeyboardInterrupt:
-        if total > 1:
-            say(f"{tally}, {total - tally.count} to do; the same command with --skip-existing continues")
+        if several:
+            to_do = "" if total is None else f", {total - tally.count} to do"
+            say(f"{tally}{to_do}; the same command with --skip-existing continues")
         raise
-    if json and total > 1:
+    if json and several:
         print_json(tally.facts() | {"ignored": dict(ignored or {})})
     if ignored and not quiet:
         say(describe_ignored(ignored))
-    if (total > 1 or tally.skipped) and not quiet:
+    if (several or tally.skipped) and not quiet:
         say(str(tally))
     at_end()
     if exit_code:

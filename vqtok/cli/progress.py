@@ -149,14 +149,15 @@ class ItemProgress:
     Items that are skipped are taken off the total, so that they do not distort the time left.
     """
 
-    def __init__(self, total: int, quiet: bool) -> None:
+    def __init__(self, total: int | None, quiet: bool) -> None:
         self._bar: Progress | None = None
         self._total, self._skipped = total, 0
-        if quiet or total < 2 or not err.is_terminal:
+        if quiet or (total is not None and total < 2) or not err.is_terminal:
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        text = TextColumn("{task.completed} of {task.total}{task.fields[skipped]}")
+        of_all = " items" if total is None else " of {task.total}"
+        text = TextColumn("{task.completed}" + of_all + "{task.fields[skipped]}")
         columns = (text, BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         # Where stdout is not the terminal, what goes there is data that the display must not touch.
         self._bar = Progress(
@@ -179,7 +180,8 @@ class ItemProgress:
             return
         if getattr(result, "skipped", False):
             self._skipped += 1
-            self._bar.update(self._task, total=self._total - self._skipped, skipped=f", {self._skipped} skipped")
+            total = None if self._total is None else self._total - self._skipped
+            self._bar.update(self._task, total=total, skipped=f", {self._skipped} skipped")
         else:
             self._bar.advance(self._task)
 

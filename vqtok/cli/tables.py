@@ -24,6 +24,7 @@ HISTOGRAM_COLUMNS = 20, 64
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
+    shown["table"] = _show_table
     shown["generator"] = _show_generator
     shown.get(facts["kind"], _show_media)(facts)
 
@@ -76,7 +77,40 @@ def _show_shard(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
 
 
+def _show_table(facts: Mapping[str, Any]) -> None:
+    rows = [
+        (model["modality"], f"{model['model']}, {_codebooks(model['codebook_sizes'])} at stride {model['stride']}")
+        for model in facts["models"]
+    ]
+    rows += [("items", f"{facts['num_items']}"), ("file", f"{facts['file_bytes']} bytes")]
+    _facts_table(facts["file"], rows)
+
+
+def _show_mixture(facts: Mapping[str, Any]) -> None:
+    specials = {name: number for name, number in facts["special_tokens"].items() if not name.startswith("size_")}
+    shown = ", ".join(f"{name} {number}" for name, number in specials.items())
+    rows = [("format", f"{facts['to']}, {facts['layout']}, {facts.get('dtype', '')}")]
+    if facts["text_size"]:
+        rows.append(("text", f"0 to {facts['text_size'] - 1}, {facts['tokenizer']}"))
+    for model in facts["models"]:
+        last = model["start"] + sum(model["codebook_sizes"]) - 1
+        what = f"{model['model']}, {_codebooks(model['codebook_sizes'])}"
+        rows.append((" and ".join(model["strides"]), f"{model['start']} to {last}, {what}"))
+    rows += [
+        ("specials", shown or "none"),
+        ("vocabulary", f"{facts['vocabulary_size']}"),
+        ("rows", f"{' '.join(facts['rows']) or 'all media of a row'}"),
+        ("items", f"{facts['num_items']}, {facts['num_ids']} token ids"),
+        *((f"split {name}", f"{found['num_items']} items") for name, found in facts.get("splits", {}).items()),
+        ("file", f"{facts['file_bytes']} bytes"),
+    ]
+    _facts_table(facts["file"], rows)
+
+
 def _show_export(facts: Mapping[str, Any]) -> None:
+    if "models" in facts:
+        _show_mixture(facts)
+        return
     specials = ", ".join(f"{name} {number}" for name, number in facts["special_tokens"].items())
     first = "all from the same" if facts["shared_vocabulary"] else "one after another"
     rows = [

@@ -17,7 +17,7 @@ from vqtok.codec.files import Codecs, encode_media
 from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
 from vqtok.codec.threads import in_order
 from vqtok.compute.device import choose_device
-from vqtok.errors import MediaError, UsageError
+from vqtok.errors import MediaError, ModelError, UsageError
 from vqtok.files.paths import RemotePath, as_path, error_context
 from vqtok.tokens.coding.coders import chosen_coder
 from vqtok.tokens.vqt.file import dump
@@ -102,8 +102,10 @@ class Encoder:
             found = str(error)
         except MemoryError as error:
             found = str(error) or "too large for this machine's memory"
-        except (OSError, ValueError) as error:
-            found = f"{shown}: {error}"
+        except ModelError:
+            raise  # The model does not exist, or encodes the other modality: so for all rows.
+        except Exception as error:  # Pipelines hand on all sorts of values, and must not end with one of them.
+            found = f"{shown}: {error or type(error).__name__}"
         return b"", found, np.empty(0, np.int32)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from vqtok.codec.codec import Codec
 from vqtok.codec.options import DEFAULT_OPTIONS, CodecOptions
@@ -20,9 +22,11 @@ from vqtok.files.paths import STDIO, RemotePath, as_path, error_context, read_by
 from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, open_audio
+from vqtok.media.convert import as_media
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
 from vqtok.media.media import Media, spool
+from vqtok.media.transforms import WHOLE, Part
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.fields import pack_metadata
@@ -53,7 +57,7 @@ class Codecs:
             find_model(model)
         self.model, self.device = model, device
         self.jobs = options.jobs or torch.get_num_threads()
-        self._options = replace(options, jobs=self.jobs)
+        self.options = replace(options, jobs=self.jobs)
         self._opened: dict[str, Tokenizer] = {}
         self._codecs: dict[Tokenizer, Codec] = {}
         self._loading = threading.Lock()
@@ -65,24 +69,35 @@ class Codecs:
                 self._opened[name] = open_tokenizer(name).to(self.device)
             tokenizer = self._opened[name].of(modality)
             if tokenizer not in self._codecs:
-                self._codecs[tokenizer] = Codec(tokenizer, self.device, self._options)
+                self._codecs[tokenizer] = Codec(tokenizer, self.device, self.options)
             return self._codecs[tokenizer]
 
 
 def encode(
-    source: str | Path | Media,
+    source: str | Path | Media | bytes | Image | NDArray[Any] | torch.Tensor,
     model: str | None = None,
     *,
     num_codebooks: int | None = None,
     mono: bool = False,
+    sample_rate: int | None = None,
 ) -> Tokens:
     """Encode one image or audio, by path or in memory, with the bundled model of its modality or the named one.
+
+    Args:
+        source: A path, or what `vqtok.media.convert.as_media` takes: `Media`, the bytes of a file, a PIL image, an
+            array or a tensor.
+        sample_rate: The sample rate of an array of audio in Hz.
 
     Raises:
         VqtokError: The media cannot be read, or the model is not found.
     """
-    if isinstance(source, Media):
-        return Codecs(model).get(source.modality).encode(source, num_codebooks)
+    if not isinstance(source, str | Path):
+        codecs = Codecs(model)
+        media = as_media(source, sample_rate, mono=mono)
+        codec = codecs.get(media.modality)
+        if media.modality == "image" and codec.tokenizer.channels != len(media.data):
+            media = as_media(source, channels=codec.tokenizer.channels)
+        return codec.encode(media, num_codebooks)
     path = as_path(source)
     with error_context(path):
         return encode_media(path, Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
@@ -98,7 +113,8 @@ def encode_media(
     """
     with open_media(source) as (medium, kind):
         codec = codecs.get(kind)
-        return encode_opened(medium, kind, codec, mono, num_codebooks), codec
+        tokens = encode_opened(medium, kind, codec, mono, num_codebooks)
+        return with_columns(tokens, read_columns(medium) if isinstance(medium, Path) else {}, source), codec
 
 
 def decode(
@@ -158,26 +174,36 @@ def _opened_once(source: Path) -> Iterator[BinaryIO]:
         yield medium
 
 
-def encode_opened(source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None) -> Tokens:
-    """Encode what `open_media` yields. The sidecar of a local file becomes metadata of its tokens."""
+def encode_opened(
+    source: Path | BinaryIO, kind: str, codec: Codec, mono: bool, num_codebooks: int | None, part: Part = WHOLE
+) -> Tokens:
+    """Encode what `open_media` yields.
+
+    Args:
+        part: What is done to the media before, and which part of them is encoded.
+    """
     if kind == "image":
-        tokens = codec.encode_image(read_pixels(source, codec.tokenizer.channels), num_codebooks)
-    else:
-        with open_audio(source, mono) as audio:
-            blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
-            tokens = codec.encode_audio(blocks, audio.sample_rate, audio.channels, num_codebooks)
-    return with_columns(tokens, source)
+        return codec.encode_image(part.image(read_pixels(source, codec.tokenizer.channels)), num_codebooks)
+    with open_audio(source, mono) as audio:
+        blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
+        return codec.encode_audio(
+            part.audio(blocks, audio.sample_rate), audio.sample_rate, audio.channels, num_codebooks
+        )
 
 
-def with_columns(tokens: Tokens, source: Path | BinaryIO) -> Tokens:
-    """Return tokens with the sidecar of their file as metadata, if there is one."""
-    if not isinstance(source, Path):
+def with_columns(tokens: Tokens, columns: Mapping[str, Any], source: object) -> Tokens:
+    """Return tokens with the columns of their item as metadata, or without them if they do not fit.
+
+    Args:
+        source: What was encoded, for the warning.
+    """
+    if not columns:
         return tokens
-    metadata = read_columns(source) | tokens.metadata
+    metadata = {**columns, **tokens.metadata}
     try:
         pack_metadata(metadata)
     except ValueError as error:
-        logger.warning("%s: gets no caption: %s", source, error)
+        logger.warning("%s: gets no %s: %s", source, " and ".join(columns), error)
         return tokens
     return replace(tokens, metadata=metadata)
 

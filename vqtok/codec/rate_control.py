@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from vqtok.codec.codec import Codec
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RATES = {"bpp": "image", "kbps": "audio"}
 """Limits of the rate, and the modality that each is for."""
+NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 QUALITIES = {"psnr": "image", "ssimulacra2": "image", "stoi": "audio"}
 """Metrics that can be targets; all are better if higher."""
 
@@ -96,6 +98,7 @@ def encode_to_target(
     mono: bool = False,
     num_codebooks: int | None = None,
     coder: ChosenCoder = "auto",
+    columns: Mapping[str, Any] = NO_COLUMNS,
 ) -> Reached:
     """Encode an item with the fewest codebooks that reach the target's quality, among those that keep its limits.
 
@@ -104,6 +107,7 @@ def encode_to_target(
 
     Args:
         num_codebooks: The most codebooks; by default all of the model.
+        columns: What belongs to the item, for the metadata of its tokens.
 
     Raises:
         MediaError: The item cannot be read, or the target is not for its modality.
@@ -115,7 +119,7 @@ def encode_to_target(
     else:
         original = read_audio(source, mono=mono)
         tokens = codec.encode(original, num_codebooks)
-    prefixes = Prefixes(codec, with_columns(tokens, source), coder)
+    prefixes = Prefixes(codec, with_columns(tokens, columns, source), coder)
     limit = _limit(own, tokens)
     count, shortfall = most_codebooks(prefixes, limit), ""
     if limit is not None and len(prefixes.file(count)) > limit:

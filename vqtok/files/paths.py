@@ -108,7 +108,7 @@ def local_path(name: str | Path) -> Path:
         if text.startswith("file:") and not isinstance(path, RemotePath):
             return Path(re.sub("file:/+", "/", text))
         raise UsageError(f"{text}: remote files are not supported here; only encode and decode read and write them")
-    return Path(name)
+    return name if isinstance(name, Path) else Path(name)
 
 
 def is_stream(path: Path) -> bool:
@@ -224,6 +224,17 @@ class RemotePath(PosixPath):
             file.raw.name = str(self)
             opened.pop_all()
             return file  # type: ignore[no-any-return]
+
+    def stream(self) -> BinaryIO:
+        """Open for reading in one pass, without a local copy. Reading raises OSError."""
+        with _as_os_errors():
+            return self._system.open(str(self), "rb")  # type: ignore[no-any-return]
+
+    def matches(self) -> list[Path]:
+        """Return the files that this path matches as a pattern with wildcards, sorted."""
+        with _as_os_errors():
+            names = sorted(self._system.glob(str(self)))
+            return [RemotePath(self._system.unstrip_protocol(name)) for name in names]
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return the size; all other fields are 0."""

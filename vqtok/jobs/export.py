@@ -1,40 +1,30 @@
-"""Export many token files and shards to one data set for a trainer of language models; without torch."""
+"""Export many token files and shards to a data set for a trainer of language models; without torch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
-from vqtok.errors import UsageError, VqtokError
-from vqtok.files.paths import STDIO, SpooledPath, error_context, local_path, spooled
-from vqtok.jobs.mapping import folder_prefix
-from vqtok.models.token_reader import TokenReader
+from vqtok.errors import UsageError
+from vqtok.files.paths import STDIO, local_path, spooled
+from vqtok.jobs.mixture import (
+    MixtureOptions,
+    RowSource,
+    export_mixture,
+    find_rows,
+    layouts_of,
+    parse_codebooks,
+    several_models,
+)
+from vqtok.jobs.token_sources import OnError, find_items, iterate_tokens
+from vqtok.models.token_reader import Models
 from vqtok.tokens.export.export import write_export
 from vqtok.tokens.export.options import ExportFormat, ExportOptions
-from vqtok.tokens.find import token_files
-from vqtok.tokens.tokens import Tokens
 
-
-class TokenSource(NamedTuple):
-    """Where the tokens of one exported item are read from."""
-
-    key: str
-    file: Path
-    inside: str | None = None
-    """Its key in the shard `file`; None for a token file."""
-
-    @property
-    def name(self) -> str:
-        name = "stdin" if str(self.file) == str(STDIO) else str(self.file)
-        return name if self.inside is None else f"{name}: {self.inside}"
-
-    def facts(self) -> dict[str, str]:
-        return {"file": str(self.file)} | ({} if self.inside is None else {"key": self.inside})
-
-
-OnError = Callable[[TokenSource, VqtokError], None]
+MIXTURE_ONLY = ("tokenizer", "row", "split", "shuffle", "pack", "rows_per_file", "special_tokens")
+"""Options of exports of rows in one vocabulary."""
 
 
 def export(
@@ -42,94 +32,129 @@ def export(
     output: str | Path,
     to: ExportFormat,
     *,
-    model: str | None = None,
-    num_codebooks: int | None = None,
+    model: str | Models | None = None,
+    num_codebooks: int | str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Export token files, shards, and those in folders.
 
+    Tokens of several models, and whatever has one of the options of `MixtureOptions` that `ExportOptions` lacks, become
+    rows in one vocabulary.
+
     Args:
-        model: The model that made them; by default a bundled one. Bit-packed files need none.
-        num_codebooks: Export only the first codebooks.
-        options: Those of `vqtok.tokens.export.options.ExportOptions`, such as `layout="delay"`.
+        model: The model that made them, or a tuple of several; by default a bundled one. Bit-packed files need none.
+        num_codebooks: Export only the first codebooks; `"image=4,audio=2"` for several models.
+        options: Those of `vqtok.tokens.export.options.ExportOptions`, such as `layout="delay"`, or those of
+            `vqtok.jobs.mixture.MixtureOptions`, such as `row=["{caption}{image}"]`.
 
     Returns:
         What was written, as `vqtok export --json` prints it.
 
     Raises:
-        VqtokError: A token file is damaged or made by another model than the rest, the options contradict each other,
-            or the output exists.
+        VqtokError: A token file is damaged or unlike the rest, the options contradict each other, or the output exists.
     """
-    items = iterate_tokens(find_items(inputs), model, num_codebooks)
-    return write_export(items, local_path(output), ExportOptions(to, **options), overwrite=overwrite)
+    return plan_export(inputs, str(output), to, num_codebooks, **options).run(model=model, overwrite=overwrite)
 
 
-def find_items(inputs: Sequence[str | Path], ignored: Counter[str] | None = None) -> list[TokenSource]:
-    """Find token files and the items of shards.
+class PlannedExport:
+    """An export whose options have been checked.
 
-    The key of a token file is its name without suffix, or its path in the given folder; that of an item is its key in
-    the shard. If there are several folders, keys begin with the name of theirs.
+    Args:
+        num_items: The number of items of one model, or of rows of several.
+        run: Writes the export.
+    """
+
+    def __init__(self, num_items: int, run: Callable[..., dict[str, Any]]) -> None:
+        self.num_items = num_items
+        self._run = run
+
+    def run(
+        self,
+        *,
+        model: str | Models | None = None,
+        overwrite: bool = False,
+        on_error: OnError | None = None,
+        on_item: Callable[[object], object] = lambda item: None,
+    ) -> dict[str, Any]:
+        """Write the export.
+
+        Args:
+            model: The model that made the tokens.
+            on_error: Called with a source that cannot be read, which is left out. By default the error is raised.
+            on_item: Called with each item when it is done.
+        """
+        return self._run(model=model, overwrite=overwrite, on_error=on_error, on_item=on_item)
+
+
+def plan_export(
+    inputs: Sequence[str | Path],
+    output: str,
+    to: str,
+    num_codebooks: int | str | None = None,
+    *,
+    ignored: Counter[str] | None = None,
+    **options: Any,
+) -> PlannedExport:
+    """Find what to export, and check the options.
 
     Args:
         ignored: Counts the other files in folders by their suffix.
 
     Raises:
-        UsageError: The only input does not exist, or two have the same key.
-        MediaError: A folder without token files.
-        CorruptFileError: The keys of a shard cannot be read.
+        VqtokError: As `export` does.
     """
-    found: dict[str, TokenSource] = {}
-    reader = TokenReader()
-    paths = list(map(local_path, inputs))
-    for path in paths:
-        if path != STDIO and len(inputs) == 1 and not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        is_folder, prefix = path.is_dir(), folder_prefix(path, paths)
-        for file in token_files([path], ignored) if is_folder else [spooled(path)]:
-            name = Path(prefix, file.relative_to(path)) if is_folder else _name(file)
-            for inside in reader.keys(file):
-                source = TokenSource(name.with_suffix("").as_posix() if inside is None else inside, file, inside)
-                if source.key in found:
-                    names = f"{found[source.key].name} and {source.name}"
-                    raise UsageError(f"{names} would both have the key {source.key}; rename one")
-                found[source.key] = source
-    return list(found.values())
+    codebooks = parse_codebooks(num_codebooks)
+    given = {name: value for name, value in options.items() if value is not None}
+    paths = [local_path(path) for path in inputs]
+    if len(paths) == 1 and paths[0] != STDIO and not paths[0].exists():
+        raise UsageError(f"{paths[0]}: no such file or folder")
+    inputs = [path if path.is_dir() else spooled(path) for path in paths]
+    rows = find_rows(inputs, ignored)
+    if any(given.get(name) for name in MIXTURE_ONLY) or several_models(layouts_of(rows, codebooks)):
+        return _plan_rows(rows, output, to, codebooks, given)
+    if isinstance(num_codebooks, str) and "=" in num_codebooks:
+        raise UsageError(f"`num_codebooks` {num_codebooks}: there are tokens of one model; give a number")
+    if output.endswith("/"):
+        raise UsageError(f"`output` {output}: is a folder; give the name of a new file")
+    recipe = ExportOptions(cast(ExportFormat, to), **given)
+    items = find_items(inputs)
+
+    def run(
+        *, model: str | Models | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
+    ) -> dict[str, Any]:
+        def counted() -> Any:
+            for item in items:
+                yield item
+                on_item(item)
+
+        turns = iterate_tokens(counted(), model, (codebooks or {}).get("all"), on_error)
+        return write_export(turns, local_path(output), recipe, overwrite=overwrite)
+
+    return PlannedExport(len(items), run)
 
 
-def _name(file: Path) -> Path:
-    is_stdin = isinstance(file, SpooledPath) and str(file) == str(STDIO)
-    return Path("stdin" if is_stdin else Path(str(file)).name)
+def _plan_rows(rows: Sequence[RowSource], output: str, to: str, codebooks: Any, given: dict[str, Any]) -> PlannedExport:
+    unfit = [name for name in ("shared_vocabulary", "row_token", "pad_token", "template") if given.get(name)]
+    if unfit:
+        raise UsageError(f"`{unfit[0]}` is for the tokens of one model, not for rows in one vocabulary")
+    if output == "-":
+        raise UsageError("`output` -: rows in one vocabulary need a file or folder")
+    names = {name: value for name, value in given.items() if name not in ("shared_vocabulary", "template")}
+    options = MixtureOptions(to, **names)
 
+    def run(
+        *, model: str | Models | None, overwrite: bool, on_error: OnError | None, on_item: Callable[[object], object]
+    ) -> dict[str, Any]:
+        return export_mixture(
+            rows,
+            output,
+            options,
+            model=model,
+            codebooks=codebooks,
+            overwrite=overwrite,
+            on_error=on_error,
+            on_row=on_item,
+        )
 
-def iterate_tokens(
-    sources: Iterable[TokenSource],
-    model: str | None = None,
-    num_codebooks: int | None = None,
-    on_error: OnError | None = None,
-) -> Iterator[tuple[str, Tokens]]:
-    """Yield the key and the tokens of each source.
-
-    Args:
-        on_error: Called with the error of a source that cannot be read, which is then left out. By default the error
-            is raised.
-    """
-    reader = TokenReader(model)
-    for source in sources:
-        try:
-            with error_context(source.name):
-                _check_key(source.key)
-                tokens = reader.read(source.file, source.inside, num_codebooks)
-        except VqtokError as error:
-            if on_error is None:
-                raise
-            on_error(source, error)
-        else:
-            yield source.key, tokens
-
-
-def _check_key(key: str) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise UsageError("its name is not UTF-8, which JSON and Parquet need; rename it") from None
+    return PlannedExport(len(rows), run)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vqtok.errors import VqtokError
+from vqtok.errors import MediaError, VqtokError
 from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import STDIO, is_stream
+
+if TYPE_CHECKING:
+    from vqtok.media.transforms import Part
+    from vqtok.rows.row import Row
+
+
+class NamedBytes(BytesIO):
+    """The content of a file, with a name for messages."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,24 @@ class Job:
     target: Path
     key: str | None = None
     """The item of an input that contains several."""
+    row: Row | None = None
+    """The row of a data set that is the input, unless it is the file `source`."""
+
+    part: Part | None = None
+    """How the item is made of the input; by default it is the whole input as it is."""
+
+    @property
+    def media(self) -> Path | BinaryIO:
+        """Return what is to be encoded.
+
+        Raises:
+            MediaError: The row has a fault.
+        """
+        if self.row is None:
+            return self.source
+        if self.row.fault or self.row.media is None:
+            raise MediaError(self.row.fault or "has no media")
+        return NamedBytes(self.row.media, self.name) if isinstance(self.row.media, bytes) else self.row.media
 
     @property
     def name(self) -> str:
@@ -51,8 +82,10 @@ def failed(job: Job, error: VqtokError) -> Outcome:
     return Outcome(job, job.facts() | error_facts(error), error)
 
 
-def skipped(job: Job) -> Outcome:
-    return Outcome(job, job.facts() | {"output": str(job.target), "skipped": True}, skipped=True)
+def skipped(job: Job, reason: str = "") -> Outcome:
+    """Return the outcome of a job whose output exists, or that is left out for a reason."""
+    facts: dict[str, Any] = {"output": str(job.target), "skipped": True}
+    return Outcome(job, job.facts() | facts | ({"reason": reason} if reason else {}), skipped=True)
 
 
 def error_facts(error: VqtokError) -> dict[str, Any]:

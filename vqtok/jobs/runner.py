@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypeVar
@@ -32,7 +32,7 @@ def ignore(result: object) -> None:
 
 
 def run_jobs(
-    items: Sequence[T],
+    items: Iterable[T],
     job_of: Callable[[T], Job],
     work: Callable[[T, MemoryBudget], Result],
     on_finished: OnFinished = ignore,
@@ -46,7 +46,7 @@ def run_jobs(
         return result
 
     # Reading a pipe may block forever, which only an interrupt of the main thread can end.
-    several = len(items) > 1
+    several = not isinstance(items, Sequence) or len(items) > 1
     yield from in_order(
         run, items, MAX_CONCURRENT_ITEMS, here=lambda item: not several or is_stream(job_of(item).source)
     )

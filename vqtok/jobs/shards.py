@@ -7,21 +7,26 @@ import logging
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vqtok.codec.codec import check_model
-from vqtok.codec.files import Codecs, encode_opened, open_media
+from vqtok.codec.codec import Codec, check_model
+from vqtok.codec.files import Codecs, encode_opened, open_media, with_columns
 from vqtok.codec.threads import MemoryBudget
 from vqtok.errors import DiskError, MediaError, OutputError, UsageError, VqtokError
 from vqtok.files.atomic import make_folder, open_locked, write_error
 from vqtok.files.paths import RemotePath, error_context
 from vqtok.inspection import token_facts
-from vqtok.jobs.encode import memory_needed
+from vqtok.jobs.columns import ColumnsOf, sidecar_columns
+from vqtok.jobs.encode import leaving_out, memory_needed
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome, done, skipped
+from vqtok.jobs.parts import PartJobs
 from vqtok.jobs.runner import OnFinished, attempt, ignore, run_jobs
 from vqtok.media.kinds import kind_of, modality_of
+from vqtok.media.transforms import WHOLE
 from vqtok.tokens.coding.coders import ChosenCoder
 from vqtok.tokens.shape import Coder
 from vqtok.tokens.shard.payload import dump_joint
@@ -129,37 +134,46 @@ def _remote_shard(shard: RemotePath, existing: Existing, model_rate: int) -> Ite
 
 
 def encode_shard(
-    items: Sequence[tuple[str, Path]],
+    items: Sequence[tuple[str, Path]] | Iterable[Job],
     shard: Path,
     codecs: Codecs,
     *,
     num_codebooks: int | None = None,
     mono: bool = False,
     coder: ChosenCoder = "auto",
+    columns: ColumnsOf = sidecar_columns,
     existing: Existing = REFUSED,
     on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
-    """Encode media files, each with its key, to one shard; yield an outcome per item, in order.
+    """Encode media files, each with its key, or the rows of jobs to one shard; yield an outcome per item, in order.
 
     The shard has the suffix `.part` until it is complete; `existing.skip` continues such a part.
+
+    Args:
+        items: Files with their keys, or jobs with keys and rows, of which the first one decides the modality.
+        columns: As for `encode_files`.
 
     Raises:
         UsageError: There are both images and audio, which no bundled model encodes.
         OutputError: The shard exists, or cannot be written.
     """
-    modalities = {_modality(source) for _, source in items}
-    codec = codecs.get("audio" if "audio" in modalities else "image")
-    if {"image", "audio"} <= modalities and codecs.get("image") is not codec:
-        raise UsageError(f"{shard}: a shard cannot hold both images and audio; write one of each")
+    if isinstance(items, Sequence):
+        codec = _codec_of_all(items, shard, codecs)
+        jobs: Iterable[Job] = (Job(source, shard, key) for key, source in items)
+    elif isinstance(items, PartJobs) and items.files is not None:
+        codec, jobs = _codec_of_all(items.files, shard, codecs), items
+    else:
+        codec, jobs = _codec_of_first(items, codecs)
     codebook_sizes = tuple(codec.tokenizer.codebook_sizes)[:num_codebooks]
 
-    def encode(item: tuple[str, Path], budget: MemoryBudget) -> tuple[Tokens, tuple[Coder, bytes]] | Outcome:
-        key, source = item
-        if key in kept:
-            return skipped(Job(source, shard, key))
-        with open_media(source) as (media, modality), budget.reserve(memory_needed(media, modality, codec)):
-            tokens = encode_opened(media, modality, codec, mono, num_codebooks)
-        return tokens, codec.on_core(lambda: dump_joint(tokens, codec.tokenizer.entropy_model, coder))
+    def encode(job: Job, budget: MemoryBudget) -> tuple[Job, Tokens, tuple[Coder, bytes]] | Outcome:
+        if job.key in kept:
+            return skipped(job)
+        part, belongs = job.part or WHOLE, columns(job)
+        with open_media(job.media) as (media, modality), budget.reserve(memory_needed(media, modality, codec)):
+            tokens = encode_opened(media, modality, codec, mono, num_codebooks, part)
+            tokens = with_columns(tokens, {**belongs, **part.facts(modality)}, job.name)
+        return job, tokens, codec.on_core(lambda: dump_joint(tokens, codec.tokenizer.entropy_model, coder))
 
     def add(job: Job, tokens: Tokens, coded: tuple[Coder, bytes]) -> Outcome:
         assert job.key is not None
@@ -167,7 +181,8 @@ def encode_shard(
             header = writer.add_coded(job.key, tokens, *coded)
         return done(job, token_facts(job.source, header))
 
-    if existing.skip and _holds_all(shard, items, codec.tokenizer.identity, codebook_sizes):
+    identity = codec.tokenizer.identity
+    if isinstance(items, Sequence) and existing.skip and _holds_all(shard, items, identity, codebook_sizes):
         yield from (skipped(Job(source, shard, key)) for key, source in items)
         return
     with resumable_shard(shard, existing, codec.tokenizer.sample_rate or 0) as writer:
@@ -177,12 +192,35 @@ def encode_shard(
         if writer.header and writer.header.codebook_sizes != codebook_sizes:
             raise UsageError(f"{shard}: has {writer.header.num_codebooks} codebooks; `overwrite` starts over")
         kept = frozenset(writer.keys)
-        with closing(run_jobs(items, lambda item: Job(item[1], shard), encode, on_finished)) as results:
-            for (key, source), result in zip(items, results, strict=True):
+        with closing(run_jobs(jobs, _as_input, leaving_out(encode), on_finished)) as results:
+            for result in results:
                 if isinstance(result, Outcome):
                     yield result
                 else:
-                    yield attempt(Job(source, shard), functools.partial(add, Job(source, shard, key), *result))
+                    yield attempt(_as_input(result[0]), functools.partial(add, *result))
+
+
+def _as_input(job: Job) -> Job:
+    """Return a job as messages call its input: a file by its path alone."""
+    return replace(job, key=None) if job.row is None else job
+
+
+def _codec_of_all(items: Sequence[tuple[str, Path]], shard: Path, codecs: Codecs) -> Codec:
+    modalities = {_modality(source) for _, source in items}
+    codec = codecs.get("audio" if "audio" in modalities else "image")
+    if {"image", "audio"} <= modalities and codecs.get("image") is not codec:
+        raise UsageError(f"{shard}: a shard cannot hold both images and audio; write one of each")
+    return codec
+
+
+def _codec_of_first(jobs: Iterable[Job], codecs: Codecs) -> tuple[Codec, Iterable[Job]]:
+    """Return the codec of the first job whose media can be opened, and all jobs."""
+    read, rest = list[Job](), iter(jobs)
+    for job in rest:
+        read.append(job)
+        with suppress(VqtokError, OSError), open_media(job.media) as (_, modality):
+            return codecs.get(modality), chain(read, rest)
+    return codecs.get("image"), read
 
 
 def _modality(source: Path) -> str | None:
@@ -194,7 +232,7 @@ def _modality(source: Path) -> str | None:
 
 
 def encode_shards(
-    shards: Iterable[tuple[Path, Sequence[tuple[str, Path]]]], codecs: Codecs, **how: Any
+    shards: Iterable[tuple[Path, Sequence[tuple[str, Path]] | Iterable[Job]]], codecs: Codecs, **how: Any
 ) -> Generator[Outcome, None, None]:
     """Encode to several shards, one after another, each with its items. Arguments are those of `encode_shard`."""
     for shard, items in shards:

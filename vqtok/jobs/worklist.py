@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import hashlib
+import io
+import json
 import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from vqtok.errors import MediaError, UsageError
 from vqtok.files.paths import RemotePath, absolute, as_path
@@ -162,3 +165,58 @@ def _placed(name: str, folder: Path | None) -> Listed:
     if text.split("/")[0] == "..":
         raise UsageError(f"{name}: is outside of the current folder; list its absolute path, or give the folder")
     return (Path("/"), text.lstrip("/")) if path.is_absolute() else (Path(), text)
+
+
+PATH_COLUMNS = ("path", "file_name", "file", "filename", "file_path", "image", "audio")
+"""Columns of a table of files that name the file, the likeliest first; `file_name` is that of Hugging Face."""
+
+
+def parse_table(data: bytes, suffix: str, folder: Path | None, column: str | None) -> Iterator[tuple[Listed, str]]:
+    """Read a list of files with columns: `.jsonl`, or `.csv` and `.tsv` with names in their first line.
+
+    Args:
+        folder: The folder that paths are relative to.
+        column: The column with the path; by default the first of `PATH_COLUMNS` that there is.
+
+    Yields:
+        Each file as `parse_list` does, and its other columns as a JSON object.
+
+    Raises:
+        MediaError: Nothing is listed, or a line is damaged.
+        UsageError: No column names the files, or a file is outside of the folder.
+    """
+    number = 0
+    for number, (line, fields) in enumerate(_table_lines(data, suffix), 1):
+        name = column or next((name for name in PATH_COLUMNS if name in fields), None)
+        path = fields.pop(name, None) if name else None
+        if number == 1 and path is None:
+            raise UsageError(
+                f"no column {column or 'that names the file'}; `media_column` is one of {', '.join(fields)}"
+            )
+        if not isinstance(path, str) or not path:
+            raise MediaError(f"line {line}: names no file")
+        relative = folder / path if folder is not None and not os.path.isabs(path) else as_path(path)
+        yield _placed(str(relative), folder), json.dumps(fields)
+    if not number:
+        raise MediaError("lists no files")
+
+
+def _table_lines(data: bytes, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = data.decode("utf-8-sig", "surrogateescape")
+    if suffix == ".jsonl":
+        for line, content in enumerate(text.splitlines(), 1):
+            if content.strip():
+                try:
+                    fields = json.loads(content)
+                except (ValueError, RecursionError):
+                    fields = None
+                if not isinstance(fields, dict):
+                    raise MediaError(f"line {line}: is not a JSON object")
+                yield line, fields
+        return
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", restval="")
+    try:
+        for values in reader:
+            yield reader.line_num, {name: value for name, value in values.items() if name and value != ""}
+    except csv.Error as error:
+        raise MediaError(f"line {reader.line_num}: {error}") from None

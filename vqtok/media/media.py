@@ -33,6 +33,17 @@ class Media:
     sample_rate: int | None = None
     """In Hz; None for images."""
 
+    def save(self, path: str | Path) -> None:
+        """Write a file, in the format of its suffix. An existing one is replaced.
+
+        Raises:
+            VqtokError: The format is not supported, or the file cannot be written.
+        """
+        from vqtok.media.audio import write_audio
+        from vqtok.media.image import write_image
+
+        (write_image if self.modality == "image" else write_audio)(self, Path(path))
+
 
 def source_name(source: Source) -> str:
     """Return the name of a source or target for messages: its path, or the stream's `name`."""

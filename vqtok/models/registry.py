@@ -116,6 +116,7 @@ ADAPTERS = {
     "apertus1p5_vision_tokenizer": "vqtok.models.adapters.image_vq:ImageVQ",
     "apertus1p5": "vqtok.models.adapters.image_vq:ImageVQ",
     "glm_image": "vqtok.models.adapters.image_vq:ImageVQ",
+    "vqtok": "vqtok.models.adapters.published:open_published",
 }
 """The module and class of each family with an adapter in vqtok, by the name in the config.json of its models."""
 

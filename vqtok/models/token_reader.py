@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,12 +16,17 @@ from vqtok.models.card import check_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, entropy_model
 from vqtok.models.registry import bundled_models, find_model, is_adapted, wrong_model
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
-from vqtok.tokens.export.export import Export
+from vqtok.tokens.export.export import Export, read_export
+from vqtok.tokens.export.mixture_reader import MixtureExport
 from vqtok.tokens.export.sidecar import is_export
 from vqtok.tokens.shard.reader import Shard
+from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.tokens import Tokens
 from vqtok.tokens.vqt.file import load
 from vqtok.tokens.vqt.header import parse_header
+
+Models: TypeAlias = tuple[str, ...]
+"""Names or paths of several models."""
 
 
 def read_entropy_model(path: Path) -> EntropyModel:
@@ -36,19 +42,20 @@ def read_entropy_model(path: Path) -> EntropyModel:
         return entropy_model(arrays, count)
 
 
-def entropy_model_of(identity: bytes, model: str | None, beside: Path | None = None) -> EntropyModel:
-    """Return the entropy model of the model with this identity (its first 8 bytes): the named one, or a bundled one.
+def entropy_model_of(identity: bytes, model: str | Models | None, beside: Path | None = None) -> EntropyModel:
+    """Return the entropy model of the model with this identity (its first 8 bytes): a named one, or a bundled one.
 
     Raises:
-        WrongModelError: The named model is another, or no bundled model has this identity.
+        WrongModelError: The named models are others, or no bundled model has this identity.
     """
-    if model is not None and is_adapted(model):
-        raise wrong_model(identity, model, beside)
-    paths = [find_model(model)] if model is not None else list(bundled_models().values())
+    names = [model] if isinstance(model, str) else list(model or ())
+    if names and all(is_adapted(name) for name in names):
+        raise wrong_model(identity, names[0], beside)
+    paths = [find_model(name) for name in names if not is_adapted(name)] or list(bundled_models().values())
     for path in paths:
         if read_card(path).can_decode(identity):
             return read_entropy_model(path)
-    raise wrong_model(identity, model, beside)
+    raise wrong_model(identity, " or ".join(names) or None, beside)
 
 
 def open_shard(path: str | Path, model: str | None = None) -> Shard:
@@ -63,7 +70,7 @@ def open_shard(path: str | Path, model: str | None = None) -> Shard:
     return Shard(path, functools.partial(entropy_model_of, model=model, beside=Path(path).parent))
 
 
-def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
+def open_items(path: Path, model: str | None = None) -> Shard | Export | MixtureExport | TokenTable | None:
     """Open a shard or an export, which contain several items: a mapping of keys to `Tokens`; None for other files.
 
     Args:
@@ -74,17 +81,22 @@ def open_items(path: Path, model: str | None = None) -> Shard | Export | None:
     """
     if is_shard(path):
         return open_shard(path, model)
-    return Export(path) if is_export(path) else None
+    if is_token_table(path):
+        return TokenTable(path)
+    if not is_export(path):
+        return None
+    return read_export(path)
 
 
 class TokenReader:
     """Reads token files and items of shards, with the entropy models of the models that made them.
 
     Args:
-        model: The model that made all the tokens; by default a bundled one. Bit-packed files need none.
+        model: The model that made all the tokens, or all that made some; by default a bundled one. Bit-packed files
+            need none.
     """
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: str | Models | None = None) -> None:
         self._model_of = functools.cache(functools.partial(entropy_model_of, model=model))
         self._shard = functools.lru_cache(maxsize=1)(self._open)
 
@@ -105,6 +117,9 @@ class TokenReader:
         """
         if key is not None:
             shard = self._shard(file)
+            if isinstance(shard, TokenTable):
+                tokens = shard[key]
+                return tokens if num_codebooks is None else tokens.prefix(num_codebooks)
             assert shard
             return shard.load(shard.find(key), num_codebooks)
         with error_context(file):
@@ -113,5 +128,7 @@ class TokenReader:
             needed = NO_MODEL if header.coder == "packed" else self._model_of(header.model, beside=file.parent)
             return load(data, needed, num_codebooks)
 
-    def _open(self, file: Path) -> Shard | None:
+    def _open(self, file: Path) -> Shard | TokenTable | None:
+        if is_token_table(file):
+            return TokenTable(file)
         return Shard(file, functools.partial(self._model_of, beside=file.parent)) if is_shard(file) else None

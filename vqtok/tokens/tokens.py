@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from base64 import b64decode, b64encode
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,32 @@ class Tokens(Layout):
         if not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"cannot keep {num_codebooks} of {self.num_codebooks} codebooks")
         return replace(self, codes=self.codes[:num_codebooks], codebook_sizes=self.codebook_sizes[:num_codebooks])
+
+    def to_ids(
+        self,
+        layout: Literal["flat", "coarse-first", "delay", "parallel"] = "flat",
+        *,
+        offset: int = 0,
+        shared_vocabulary: bool = False,
+        **special_tokens: Any,
+    ) -> NDArray[np.int64]:
+        """Return the token ids of a language model, as `vqtok.export` with these options writes them.
+
+        Args:
+            layout, offset, shared_vocabulary: As for `vqtok.tokens.export.options.ExportOptions`.
+            special_tokens: `begin_token`, `end_token`, `row_token` and `pad_token`: an id, "auto" or None.
+
+        Raises:
+            UsageError: The options contradict each other.
+
+        Shapes:
+            `(length,)`, or `(steps, num_codebooks)` in the layouts `delay` and `parallel`.
+        """
+        from vqtok.tokens.export.layout import to_ids
+        from vqtok.tokens.export.options import ExportOptions
+
+        options = ExportOptions("npy", layout, offset, shared_vocabulary, **special_tokens)
+        return to_ids(self.codes, layout, options.form(self).vocabulary)
 
 
 def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:

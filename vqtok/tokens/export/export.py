@@ -1,7 +1,8 @@
 """Write tokens to files for training language models, and read them back.
 
-Next to the data is a JSON file with the same name plus `.json`. It describes how the data are written (`ExportSpec`)
-and, for formats that do not store them, the items.
+Next to the data is a JSON file with the same name plus `.json`, hidden by a dot beside tables and text: readers of data
+sets take all files of a folder. It describes how the data are written (`ExportSpec`) and, for formats that do not store
+them, the items.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,22 @@ from numpy.typing import NDArray
 from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
 from vqtok.files.atomic import atomic_open, make_folder, refuse_existing
 from vqtok.files.paths import STDIO
-from vqtok.tokens.export.formats import WRITERS, Add, ExportRow, open_rows
+from vqtok.tokens.export.formats import Add, ExportRow, open_rows, open_writer
 from vqtok.tokens.export.layout import to_codes, to_ids
 from vqtok.tokens.export.options import ARRAYS, TABLES, ExportFormat, ExportOptions, ExportSpec
-from vqtok.tokens.export.sidecar import FORMAT, VERSION, json_file, read_facts
+from vqtok.tokens.export.sidecar import (
+    FORMAT,
+    MIXTURE_VERSION,
+    VERSION,
+    export_facts_of,
+    remove_other_sidecar,
+    sidecar_name,
+)
 from vqtok.tokens.shape import Modality, size_dims
 from vqtok.tokens.tokens import Tokens
+
+if TYPE_CHECKING:
+    from vqtok.tokens.export.mixture_reader import MixtureExport
 
 OTHER: dict[Modality, Modality] = {"image": "audio", "audio": "image"}
 
@@ -67,7 +78,7 @@ def write_export(
     written: dict[str, Any] = {"num_items": 0, "num_ids": 0}
     strides = {first[1].modality: first[1].stride}
     # The JSON file gets its name last. If it exists, the data are complete.
-    with _note_items(files[-1], form, written) as note, WRITERS[form.to](files[0], form) as add:
+    with _note_items(files[-1], form, written) as note, open_writer(files[0], form, written) as add:
         for key, tokens in chain([first], items):
             _check_alike(key, tokens, form, strides)
             if len(strides) > 1:
@@ -80,6 +91,8 @@ def write_export(
             note(item, ids)
             written["num_items"] += 1
             written["num_ids"] += ids.size
+    if path != STDIO:
+        remove_other_sidecar(files[0], form.to)
     facts = form.facts() | written | {"files": list(map(str, files))}
     return facts if path == STDIO else facts | {"file_bytes": sum(file.stat().st_size for file in files[:-1])}
 
@@ -99,7 +112,7 @@ class Export(Mapping[str, Tokens]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        facts = read_facts(json_file(self.path))
+        facts = export_facts_of(self.path)
         with self._damaged():
             self.form = ExportSpec.from_facts(facts)
             self._rows = open_rows(self.path, self.form, facts.get("items", []))
@@ -173,13 +186,17 @@ class Export(Mapping[str, Tokens]):
             raise CorruptFileError(f"{self.path}: {where}{what}; export again") from error
 
 
-def read_export(path: str | Path) -> Export:
+def read_export(path: str | Path) -> Export | MixtureExport:
     """Open an export as a mapping of keys to `Tokens`.
 
     Raises:
-        VqtokError: As `Export` does.
+        VqtokError: As `Export` and `MixtureExport` do.
     """
-    return Export(path)
+    if export_facts_of(Path(path))["version"] != MIXTURE_VERSION:
+        return Export(path)
+    from vqtok.tokens.export.mixture_reader import MixtureExport
+
+    return MixtureExport(path)
 
 
 def output_files(path: Path, to: ExportFormat) -> list[Path]:
@@ -188,8 +205,8 @@ def output_files(path: Path, to: ExportFormat) -> list[Path]:
         return [STDIO]
     if to == "megatron":
         data = path if path.suffix == ".bin" else path.with_name(path.name + ".bin")
-        return [data, data.with_suffix(".idx"), json_file(data)]
-    return [path, json_file(path)]
+        return [data, data.with_suffix(".idx"), sidecar_name(data, to)]
+    return [path, sidecar_name(path, to)]
 
 
 def _check_alike(key: str, tokens: Tokens, form: ExportSpec, strides: dict[Modality, int]) -> None:

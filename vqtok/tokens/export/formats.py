@@ -9,7 +9,7 @@ import struct
 import threading
 import tokenize
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,7 @@ from vqtok.errors import UsageError
 from vqtok.files.atomic import atomic_open
 from vqtok.files.paths import STDIO, stdout
 from vqtok.tokens.export.options import ARRAYS, ExportFormat, ExportSpec
+from vqtok.tokens.export.sidecar import FOOTER_KEY, FORMAT, VERSION
 
 ExportRow = dict[str, Any]
 """`key`, `size`, `grid` and, if there is any, `metadata`."""
@@ -29,7 +30,7 @@ Add = Callable[[ExportRow, NDArray[np.int64]], object]
 
 ROW_GROUP_IDS = 2**20
 """Token ids in a row group of a Parquet file, which is held in memory."""
-_MEGATRON_DTYPES = {"uint16": 8, "int32": 4}
+MEGATRON_DTYPES = {"uint16": 8, "int32": 4}
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def _write_megatron(path: Path, form: ExportSpec) -> Iterator[Add]:
 
         yield add
         count, sizes = len(lengths), np.array(lengths, "<i8")
-        index.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, _MEGATRON_DTYPES[form.dtype], count, count + 1))
+        index.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, MEGATRON_DTYPES[form.dtype], count, count + 1))
         index.write(sizes.astype("<i4").tobytes())
         index.write(((np.cumsum(sizes) - sizes) * _dtype(form).itemsize).tobytes())
         index.write(np.arange(count + 1, dtype="<i8").tobytes())
@@ -104,7 +105,7 @@ def _write_text(path: Path, form: ExportSpec) -> Iterator[Add]:
 
 
 @contextmanager
-def _write_parquet(path: Path, form: ExportSpec) -> Iterator[Add]:
+def _write_parquet(path: Path, form: ExportSpec, written: Mapping[str, Any]) -> Iterator[Add]:
     pa = pyarrow()
     ids_type = pa.list_(pa.list_(pa.int32())) if form.steps else pa.list_(pa.int32())
     columns = {
@@ -142,14 +143,24 @@ def _write_parquet(path: Path, form: ExportSpec) -> Iterator[Add]:
         yield add
         if rows:
             flush()
+        facts = {"format": FORMAT, "version": VERSION, **form.facts(), **written}
+        writer.add_key_value_metadata({FOOTER_KEY: json.dumps(facts).encode()})
 
 
-WRITERS: dict[ExportFormat, Callable[[Path, ExportSpec], AbstractContextManager[Add]]] = {
+def open_writer(path: Path, form: ExportSpec, written: Mapping[str, Any]) -> AbstractContextManager[Add]:
+    """Return a context that yields the function which adds an item to an export.
+
+    Args:
+        written: What has been written, for the facts that a Parquet file holds itself.
+    """
+    return _write_parquet(path, form, written) if form.to == "parquet" else _WRITERS[form.to](path, form)
+
+
+_WRITERS: dict[ExportFormat, Callable[[Path, ExportSpec], AbstractContextManager[Add]]] = {
     "npy": _write_npy,
     "bin": _write_bin,
     "megatron": _write_megatron,
     "jsonl": _write_jsonl,
-    "parquet": _write_parquet,
     "text": _write_text,
 }
 
