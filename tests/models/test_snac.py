@@ -144,6 +144,7 @@ def test_exports_as_orpheus_reads_them(saved, run, tmp_path, sound_file):
     result = run("export", file, "--to", "npy", "-o", tmp_path / "a.npy", "--layout", "interleave", "--offset", 128_266)
     assert result.exit_code == 0, result.output
     tokens = vqtok.tokens.vqt.file.load(file.read_bytes())
+    assert np.load(tmp_path / "a.npy").tolist() == tokens.to_ids("interleave", offset=128_266).tolist()
     # As redistribute_codes of Orpheus takes them apart.
     frames = np.load(tmp_path / "a.npy").astype(np.int64).reshape(-1, 7) - 128_266 - 32 * np.arange(7)
     layers = [frames[:, [0]], frames[:, [1, 4]], frames[:, [2, 3, 5, 6]]]

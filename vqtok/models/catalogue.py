@@ -46,7 +46,7 @@ KNOWN = (
           "see its card"),
     Known("hf:HKUSTAudio/xcodec2-hf", "xcodec2", "audio", 16_000, 320, 1, 65_536, 629_300_000, "see its card"),
     Known("hf:neuphonic/neucodec", "neucodec", "audio", 16_000, 320, 1, 65_536, 629_900_000, "see its card"),
-    Known("hf:bosonai/higgs-audio-v2-tokenizer", "higgs_audio_v2_tokenizer", "audio", 24_000, 960, 8, 1024, 201_000_000,
+    Known("hf:bosonai/higgs-audio-v2-tokenizer", "higgs_audio_v2_tokenizer", "audio", 24_000, 960, 8, 1024, 200_300_000,
           "see its card", needs="vqtok[transformers] and torchaudio"),
     Known("hf:hubertsiuzdak/snac_24khz", "snac", "audio", 24_000, 2048, 7, 4096, 19_800_000, "MIT", levels=(1, 2, 4),
           needs="vqtok[snac]"),

@@ -107,7 +107,7 @@ class Tokens(Layout):
 
     def to_ids(
         self,
-        layout: Literal["flat", "coarse-first", "delay", "parallel"] = "flat",
+        layout: Literal["flat", "coarse-first", "delay", "parallel", "interleave"] = "flat",
         *,
         offset: int = 0,
         shared_vocabulary: bool = False,
@@ -128,8 +128,8 @@ class Tokens(Layout):
         from vqtok.tokens.export.layout import to_ids
         from vqtok.tokens.export.options import ExportOptions
 
-        options = ExportOptions("npy", layout, offset, shared_vocabulary, **special_tokens)
-        return to_ids(self.codes, layout, options.form(self).vocabulary)
+        form = ExportOptions("npy", layout, offset, shared_vocabulary, **special_tokens).form(self)
+        return to_ids(self.codes[form.order], layout, form.vocabulary)
 
 
 def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:
