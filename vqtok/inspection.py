@@ -12,6 +12,7 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files.paths import error_context, local_path, spooled
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, is_generator, read_card, read_generator_card
+from vqtok.models.catalogue import token_rate
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
 from vqtok.tokens.export.sidecar import MIXTURE_VERSION, export_facts_of, is_export, json_file
 from vqtok.tokens.find import token_files
@@ -282,12 +283,16 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
         "num_parameters": None,
         "num_codebooks": len(tokenizer.codebook_sizes),
         "codebook_sizes": list(tokenizer.codebook_sizes),
+        "levels": list(tokenizer.levels),
         "stride": tokenizer.stride,
         "sample_rate": tokenizer.sample_rate,
+        "output_rate": tokenizer.output_rate or tokenizer.sample_rate,
+        **token_rate(len(tokenizer.codebook_sizes), tokenizer.stride, tokenizer.sample_rate),
         "channels": tokenizer.channels,
         "encoder_context": tokenizer.encoder_context,
         "decoder_context": tokenizer.decoder_context,
         "why_whole": tokenizer.why_whole,
+        "why_encode_only": tokenizer.why_encode_only,
         "file_bytes": None,
         "prior": tokenizer.entropy_model.prior is not None,
         "config": {},
