@@ -219,7 +219,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         rows.append(("levels", _levels(facts["levels"])))
     if amount := _token_rate(facts):
         rows.append(("tokens", amount))
-    if facts.get("output_rate") != facts["sample_rate"]:
+    if facts.get("output_rate", facts["sample_rate"]) != facts["sample_rate"]:
         rows.append(("decodes to", f"{facts['output_rate']} Hz"))
     if facts.get("why_encode_only"):
         rows.append(("encode only", facts["why_encode_only"]))
