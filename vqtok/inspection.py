@@ -12,12 +12,12 @@ from vqtok.errors import CorruptFileError, MediaError, ModelError
 from vqtok.files.paths import error_context, local_path, spooled
 from vqtok.media.kinds import kind_of
 from vqtok.models.card import ModelCard, is_generator, read_card, read_generator_card
+from vqtok.models.catalogue import token_rate
 from vqtok.models.registry import bundled_models, find_model, is_adapted, open_tokenizer
 from vqtok.tokens.export.sidecar import MIXTURE_VERSION, export_facts_of, is_export, json_file
 from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import Record, ShardHeader, parse_shard_header
 from vqtok.tokens.shard.index import map_file, parse_index, walk
-from vqtok.tokens.token_table import TokenTable, is_token_table
 from vqtok.tokens.vqt.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
     if is_adapted(str(path)):
         return tokenizer_facts(str(path), open_tokenizer(str(path)))
     path = bundled_models().get(str(path)) or spooled(local_path(path))
-    if is_token_table(path):
+    if _is_token_table(path):
         return table_facts(path)
     if is_export(path) or _data_of(path):
         return export_facts(path)
@@ -181,8 +181,18 @@ def _records(path: Path) -> Iterator[tuple[ShardHeader, Record]]:
             yield shard, record
 
 
+def _is_token_table(path: Path) -> bool:
+    if path.suffix.lower() not in (".parquet", ".tar"):
+        return False  # Known without the packages that read them.
+    from vqtok.tokens.token_table import is_token_table
+
+    return is_token_table(path)
+
+
 def table_facts(path: Path) -> Facts:
     """Describe a table or tar of tokens."""
+    from vqtok.tokens.token_table import TokenTable
+
     table = TokenTable(path)
     return {
         "file": str(path),
@@ -273,12 +283,16 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
         "num_parameters": None,
         "num_codebooks": len(tokenizer.codebook_sizes),
         "codebook_sizes": list(tokenizer.codebook_sizes),
+        "levels": list(tokenizer.levels),
         "stride": tokenizer.stride,
         "sample_rate": tokenizer.sample_rate,
+        "output_rate": tokenizer.output_rate or tokenizer.sample_rate,
+        **token_rate(len(tokenizer.codebook_sizes), tokenizer.stride, tokenizer.sample_rate),
         "channels": tokenizer.channels,
         "encoder_context": tokenizer.encoder_context,
         "decoder_context": tokenizer.decoder_context,
         "why_whole": tokenizer.why_whole,
+        "why_encode_only": tokenizer.why_encode_only,
         "file_bytes": None,
         "prior": tokenizer.entropy_model.prior is not None,
         "config": {},

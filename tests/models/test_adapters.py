@@ -190,30 +190,9 @@ MAKE = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """Use a temporary cache for the hashes of weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """Return a function that creates the model of a name once and returns it with the folder it is saved in."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(0)
-                folder = tmp_path_factory.mktemp(name)
-                model = MAKE[name]()
-                model.save_pretrained(folder)
-            made[name] = model.requires_grad_(False), str(folder)
-        return made[name]
-
-    return get
+@pytest.fixture(scope="module")
+def saved(saving):
+    return saving(MAKE)
 
 
 def sound(samples, rate=RATE, channels=1):

@@ -190,14 +190,17 @@ def test_names(families, tmp_path, image_model, monkeypatch):
     folder.mkdir()
     with pytest.raises(ModelError, match="saved: is a folder without the config.json of a model"):
         opening.open_tokenizer(str(folder))
-    for key, known in (("model_type", "pairs"), ("_class_name", "pairs"), ("model_type", "snac")):
+    for key, known in (("model_type", "pairs"), ("_class_name", "pairs"), ("model_type", "sounds")):
         (folder / "config.json").write_text(json.dumps({key: known}))
         if known == "pairs":
             assert isinstance(opening.open_tokenizer(str(folder)), Pairs)
-    with pytest.raises(ModelError, match="saved: is a model of the unknown kind 'snac'"):
+    with pytest.raises(ModelError, match="saved: is a model of the unknown kind 'sounds'"):
         opening.open_tokenizer(str(folder))
-    with pytest.raises(ModelError, match="snac:x: no family of models is called 'snac'"):
-        opening.open_tokenizer("snac:x")
+    (folder / "config.json").write_text('{"model_type": "vibevoice_acoustic_tokenizer"}')
+    with pytest.raises(ModelError, match="vibevoice_acoustic_tokenizer has continuous latents instead of codes"):
+        opening.open_tokenizer(str(folder))
+    with pytest.raises(ModelError, match="sounds:x: no family of models is called 'sounds'"):
+        opening.open_tokenizer("sounds:x")
     with pytest.raises(ModelError, match="neither a model file nor a bundled model"):
         opening.open_tokenizer("snac")
     odd = tmp_path / "pairs:1.safetensors"

@@ -215,6 +215,14 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         rows.append(("", note))
     if facts.get("family"):
         rows.append(("family", facts["family"]))
+    if facts.get("levels"):
+        rows.append(("levels", _levels(facts["levels"])))
+    if amount := _token_rate(facts):
+        rows.append(("tokens", amount))
+    if facts.get("output_rate") != facts["sample_rate"]:
+        rows.append(("decodes to", f"{facts['output_rate']} Hz"))
+    if facts.get("why_encode_only"):
+        rows.append(("encode only", facts["why_encode_only"]))
     if facts.get("why_whole"):
         rows.append(("at once", f"all of a medium: {facts['why_whole']}"))
     for alarm in training.get("alarms", []):
@@ -264,10 +272,27 @@ def _model_in_brief(model: Mapping[str, Any]) -> str:
     if "stride" not in model:
         return f"{model['family']}" + (f", {file_size(model['file_bytes'])}" if "file_bytes" in model else "")
     rate = f" {model['sample_rate']} Hz" if model["sample_rate"] else ""
-    return (
-        f"{model['modality']}{rate}, {_codebooks(model['codebook_sizes'])} codes a step of {model['stride']}, "
-        f"{model['num_parameters'] / 1e6:.1f} M parameters, {model['licence']}"
-    )
+    parts = [
+        f"{model['modality']}{rate}",
+        f"{_codebooks(model['codebook_sizes'])} codes a step of {model['stride']}, {_token_rate(model)}",
+        f"{model['num_parameters'] / 1e6:.1f} M parameters",
+        *(["encode only"] if model.get("encode_only") else []),
+        model["licence"],
+        *([model["needs"]] if model.get("needs") else []),
+    ]
+    return ", ".join(parts)
+
+
+def _levels(levels: Sequence[int]) -> str:
+    """Describe codebooks of different rates."""
+    return f"{len(levels)} codebooks with {', '.join(map(str, levels))} codes a step; each code counts as a codebook"
+
+
+def _token_rate(facts: Mapping[str, Any]) -> str:
+    """Describe how many tokens a model makes; empty if it is not known."""
+    if "tokens_per_second" in facts:
+        return f"{facts['tokens_per_second']:g} a second"
+    return f"{facts['tokens_per_256px']} for 256 x 256 pixels" if "tokens_per_256px" in facts else ""
 
 
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:

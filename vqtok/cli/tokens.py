@@ -68,7 +68,7 @@ def export(
         FilesOption("-o", "--output", metavar="OUT", help="File or folder; - is stdout, for text and jsonl."),
     ] = None,
     layout: Annotated[
-        Literal["flat", "coarse-first", "delay", "parallel"],
+        Literal["flat", "coarse-first", "delay", "parallel", "interleave"],
         IdsOption("--layout", help="Order of the token ids: by position, by codebook, or one step of all codebooks."),
     ] = "flat",
     offset: Annotated[

@@ -21,7 +21,7 @@ from vqtok.media.media import Media
 from vqtok.media.resample import Resampler
 from vqtok.media.tiling import chunks, padded, windows
 from vqtok.models.tokenizer import Tokenizer
-from vqtok.tokens.tokens import BITS, Tokens, pack_side_data
+from vqtok.tokens.tokens import BITS, LEVELS, Tokens, pack_side_data
 
 Result = TypeVar("Result")
 
@@ -70,7 +70,7 @@ class Codec:
         if channels != tokenizer.channels:
             raise ModelError(f"this model encodes images of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
-        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        count = _count(num_codebooks, tokenizer.prefixes)
         codes = np.empty((count, *grid), np.int32)
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
@@ -95,7 +95,7 @@ class Codec:
         self._check_modality("audio")
         assert tokenizer.sample_rate
         resampler = Resampler(sample_rate, tokenizer.sample_rate, channels)
-        count = _count(num_codebooks, len(tokenizer.codebook_sizes))
+        count = _count(num_codebooks, tokenizer.prefixes)
         core, context, side_data = self._core(CHUNK_SECONDS), tokenizer.encoder_context, [NO_SIDE_DATA]
         windows = chunks(resampler.stream(pieces), core, context, tokenizer.stride, tokenizer.padding)
 
@@ -116,11 +116,12 @@ class Codec:
         """Decode tokens to media of the original size, from all codebooks or from the first `num_codebooks`.
 
         Raises:
+            ModelError: The model only encodes.
             WrongModelError: Another model made the tokens.
             CorruptFileError: This model cannot have made them.
             UsageError: They have fewer codebooks.
         """
-        tokens = self._checked(tokens, num_codebooks)
+        tokens = self._decodable(tokens, num_codebooks)
         if tokens.modality == "image":
             width, height = tokens.size
             data = np.empty((self.tokenizer.channels, height, width), np.float32)
@@ -134,7 +135,7 @@ class Codec:
 
         They have 16 bits if the original had more than 8 and the model is for gray images, else 8.
         """
-        tokens = self._checked(tokens, num_codebooks)
+        tokens = self._decodable(tokens, num_codebooks)
         width, height = tokens.size
         convert = as_deep if tokens.metadata.get(BITS) == 16 and self.tokenizer.channels == 1 else as_bytes
         dtype = np.uint16 if convert is as_deep else np.uint8
@@ -145,10 +146,9 @@ class Codec:
 
     def decode_audio(self, tokens: Tokens, num_codebooks: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Decode tokens to audio, yielding pieces `(channels, samples)`. Raises as `decode` does."""
-        tokens = self._checked(tokens, num_codebooks)
+        tokens = self._decodable(tokens, num_codebooks)
         samples, sample_rate, channels = tokens.size
-        assert self.tokenizer.sample_rate
-        resampler = Resampler(self.tokenizer.sample_rate, sample_rate, channels)
+        resampler = Resampler(self._output_rate, sample_rate, channels)
         return resampler.stream(self._decoded_chunks(tokens), samples)
 
     def on_core(self, work: Callable[[], Result]) -> Result:
@@ -159,9 +159,12 @@ class Codec:
         """Raise if this model cannot have made the tokens.
 
         Raises:
-            WrongModelError, CorruptFileError: As `decode` does.
+            WrongModelError: Another model made them.
+            CorruptFileError: They do not fit this model.
         """
-        self._checked(tokens)
+        if not self.tokenizer.can_decode(tokens.model):
+            check_model(tokens.model, self.tokenizer.identity)
+        _check_fit(tokens, self.tokenizer)
 
     def blank(self) -> list[int]:
         """Return the codes of gray or silence, one per codebook. They stand for the lost parts of damaged files."""
@@ -172,11 +175,22 @@ class Codec:
         blank: list[int] = codes.reshape(len(codes), -1)[:, codes[0].size // 2].tolist()
         return blank
 
-    def _checked(self, tokens: Tokens, num_codebooks: int | None = None) -> Tokens:
-        if not self.tokenizer.can_decode(tokens.model):
-            check_model(tokens.model, self.tokenizer.identity)
-        _check_fit(tokens, self.tokenizer)
-        return tokens if num_codebooks is None else tokens.prefix(_count(num_codebooks, tokens.num_codebooks))
+    def _decodable(self, tokens: Tokens, num_codebooks: int | None) -> Tokens:
+        """Check that the model can decode tokens, and return the first codebooks of them."""
+        self.check(tokens)
+        if self.tokenizer.why_encode_only:
+            raise ModelError(f"this model only encodes: {self.tokenizer.why_encode_only}")
+        if num_codebooks is None or num_codebooks > tokens.num_codebooks:
+            _count(num_codebooks, range(1, tokens.num_codebooks + 1))
+            num_codebooks = tokens.num_codebooks
+        return tokens.prefix(_count(num_codebooks, self.tokenizer.prefixes))
+
+    @property
+    def _output_rate(self) -> int:
+        """The sample rate of decoded audio."""
+        rate = self.tokenizer.output_rate or self.tokenizer.sample_rate
+        assert rate
+        return rate
 
     def _check_modality(self, modality: str) -> None:
         if modality != self.tokenizer.modality:
@@ -201,7 +215,9 @@ class Codec:
             size=size,
             stride=tokenizer.stride,
             model=tokenizer.identity[:8],
-            metadata=(metadata or {}) | ({} if precision == "float32" else {"precision": precision}),
+            metadata=(metadata or {})
+            | ({LEVELS: list(tokenizer.levels)} if tokenizer.levels else {})
+            | ({} if precision == "float32" else {"precision": precision}),
         )
 
     def _core(self, seconds: float) -> int:
@@ -228,10 +244,10 @@ class Codec:
             yield where, given[:, : height - where[1].start, : width - where[2].start]
 
     def _decoded_chunks(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
-        """Yield decoded pieces of audio at the model's sample rate."""
-        stride = self.tokenizer.stride
+        """Yield decoded pieces of audio at the model's output rate."""
         samples, sample_rate, channels = tokens.size
-        missing = _model_samples(samples, sample_rate, self.tokenizer.sample_rate or 1)
+        stride = self.tokenizer.stride * self._output_rate // (self.tokenizer.sample_rate or 1)
+        missing = _model_samples(samples, sample_rate, self._output_rate)
         num_groups = _num_groups(channels, self.tokenizer.channels)
         planes = tokens.codes.reshape(tokens.num_codebooks, num_groups, -1).swapaxes(0, 1)
         side_data = np.array_split(tokens.side_data, num_groups)
@@ -301,11 +317,14 @@ def _grouped(window: NDArray[np.float32], together: int) -> NDArray[np.float32]:
     return window.reshape(groups, together, samples)
 
 
-def _count(wanted: int | None, available: int) -> int:
-    """Return how many codebooks to use: `wanted`, or all that are available."""
-    if wanted is not None and not 1 <= wanted <= available:
-        raise UsageError(f"`num_codebooks` {wanted}: there are {available}")
-    return available if wanted is None else wanted
+def _count(wanted: int | None, available: Sequence[int]) -> int:
+    """Return how many codebooks to use: `wanted`, or all, the last of the numbers that are available."""
+    most = available[-1]
+    if wanted is not None and not 1 <= wanted <= most:
+        raise UsageError(f"`num_codebooks` {wanted}: there are {most}")
+    if wanted is not None and wanted not in available:
+        raise UsageError(f"`num_codebooks` {wanted}: this model has {', '.join(map(str, available))}")
+    return most if wanted is None else wanted
 
 
 def _scaled(steps: slice, stride: int) -> slice:

@@ -23,6 +23,8 @@ class Prefixes:
 
     def __init__(self, codec: Codec, tokens: Tokens, coder: ChosenCoder = "auto") -> None:
         self.tokens = tokens
+        self.counts = [count for count in codec.tokenizer.prefixes if count <= tokens.num_codebooks]
+        """The numbers of codebooks that can be decoded."""
         self._codec, self._coder = codec, coder
         self._files: dict[int, bytes] = {}
 

@@ -123,7 +123,8 @@ def encode_to_target(
     limit = _limit(own, tokens)
     count, shortfall = most_codebooks(prefixes, limit), ""
     if limit is not None and len(prefixes.file(count)) > limit:
-        shortfall = f"1 codebook takes {len(prefixes.file(count))} bytes, more than {limit}"
+        books = f"{count} codebook{'s take' if count > 1 else ' takes'}"
+        shortfall = f"{books} {len(prefixes.file(count))} bytes, more than {limit}"
     facts: dict[str, Any] = {}
     for name, wanted in own.quality.items():
         count, figure = fewest_codebooks(prefixes, original, name, wanted, count)
@@ -141,12 +142,12 @@ def _missed(name: str, figure: float, wanted: float, count: int) -> str:
 
 
 def most_codebooks(prefixes: Prefixes, limit: int | None) -> int:
-    """Return the most codebooks whose token file has at most `limit` bytes; at least 1. Files grow with each."""
-    available = prefixes.tokens.num_codebooks
+    """Return the most codebooks whose token file has at most `limit` bytes, or the fewest. Files grow with each."""
+    *counts, available = prefixes.counts
     if limit is None or len(prefixes.file(available)) <= limit:
         return available
-    counts = range(1, available)
-    return max(1, bisect_right(counts, limit, key=lambda count: len(prefixes.file(count))))
+    place = bisect_right(counts, limit, key=lambda count: len(prefixes.file(count)))
+    return prefixes.counts[max(0, place - 1)]
 
 
 def fewest_codebooks(prefixes: Prefixes, original: Media, metric: str, wanted: float, most: int) -> tuple[int, float]:
@@ -156,7 +157,7 @@ def fewest_codebooks(prefixes: Prefixes, original: Media, metric: str, wanted: f
     binary search could miss the first that is good enough.
     """
     view, functions, figure = View(original), measures([metric]), math.nan
-    for count in range(1, most + 1):
+    for count in prefixes.counts[: prefixes.counts.index(most) + 1]:
         figure = measure(functions, view, View(prefixes.decode(count)))[metric]
         if figure >= wanted:
             return count, figure

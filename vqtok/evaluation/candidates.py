@@ -77,6 +77,8 @@ class Model:
     sample_rate: int | None
     codebooks: tuple[int, ...]
     """The numbers of codebooks to evaluate."""
+    decodes: bool = True
+    """Whether there are reconstructions, and so metrics."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,11 @@ def open_models(names: Sequence[str], codebooks: Sequence[int] | None, revision:
         whole = open_tokenizer(model)
         for tokenizer in map(whole.of, whole.modalities):
             available = len(tokenizer.codebook_sizes)
-            counts = [n for n in (codebooks or prefix_lengths(available)) if n <= available]
-            if not counts:
-                raise UsageError(f"`num_codebooks` {min(codebooks or ())}: model {given} has {available}")
+            usual = tokenizer.prefixes if tokenizer.levels else prefix_lengths(available)
+            counts = [n for n in (codebooks or usual) if n in tokenizer.prefixes] or list(tokenizer.prefixes[:1])
+            if codebooks and counts[0] not in codebooks:
+                has = available if not tokenizer.levels else ", ".join(map(str, tokenizer.prefixes))
+                raise UsageError(f"`num_codebooks` {min(codebooks)}: model {given} has {has}")
             found.append(
                 Model(
                     given,
@@ -155,6 +159,7 @@ def open_models(names: Sequence[str], codebooks: Sequence[int] | None, revision:
                     tokenizer.stride,
                     tokenizer.sample_rate,
                     tuple(sorted(set(counts))),
+                    not tokenizer.why_encode_only,
                 )
             )
     return _with_short_names(found)

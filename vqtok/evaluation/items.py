@@ -119,7 +119,7 @@ class Worker:
             "models": models,
             "features": {
                 metric.name: {"": pack(features(metric.name, view))}
-                | {c.id: pack(m.features[metric.name]) for c, m in found.items()}
+                | {c.id: pack(m.features[metric.name]) for c, m in found.items() if m.features}
                 for metric in self.plan.set_metrics
             },
         }
@@ -131,8 +131,12 @@ class Worker:
         prefixes = self.encode(model, given)
         seconds = time.perf_counter() - begin
         for count in model.codebooks:
-            decoded = like(view.media, prefixes.decode(count))
-            found[Candidate(model.name, "model", count)] = self._measure(view, decoded, len(prefixes.file(count)))
+            num_bytes = len(prefixes.file(count))
+            if model.decodes:
+                measured = self._measure(view, like(view.media, prefixes.decode(count)), num_bytes)
+            else:
+                measured = Measured(num_bytes, {metric.name: math.nan for metric in self.plan.item_metrics}, {})
+            found[Candidate(model.name, "model", count)] = measured
         tokens, codec = prefixes.tokens, self.codecs[model.name]
         counts = [
             np.bincount(plane.ravel(), minlength=size)

@@ -35,6 +35,8 @@ def choose(plan: Plan, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     metric = next((name for name in RANKING if name in plan.metrics), None)
     picks: dict[tuple[str, int], dict[str, Any]] = {}
     for model in plan.models:
+        if not model.decodes:
+            continue
         candidate = Candidate(model.name, "model", model.codebooks[(len(model.codebooks) - 1) // 2]).id
         ranked = ranked_items(results["items"], candidate, metric)
         places = {"worst": 0, "median": len(ranked) // 2, "best": len(ranked) - 1} if ranked else {}
@@ -70,6 +72,8 @@ def keep(worker: Worker, item: Item, settings: Mapping[str, int], folder: Path, 
         _write(given, folder / f"{stem}-degraded")
     files = {name: Files(CODECS[name], given) for name in worker.plan.codecs}
     for model in worker.plan.models:
+        if not model.decodes:
+            continue
         prefixes = worker.encode(model, given)
         for count in model.codebooks:
             candidate = Candidate(model.name, "model", count)

@@ -79,12 +79,15 @@ def _means(
     """Return the mean figures of each candidate, and the number of items that those of each metric are of."""
     summaries: dict[str, dict[str, float]] = {candidate.id: {} for candidate in candidates}
     counts = {}
-    rate = "bpp" if plan.modality == "image" else "kbps"
-    for name in ("bytes", rate, *(metric.name for metric in plan.item_metrics)):
-        columns = {c.id: [item["figures"][c.id][name] for item in items] for c in candidates}
+    rates = "bytes", "bpp" if plan.modality == "image" else "kbps"
+    encode_only = {model.name for model in plan.models if not model.decodes}
+    decoded = [c for c in candidates if c.kind != "model" or c.source not in encode_only]
+    for name in (*rates, *(metric.name for metric in plan.item_metrics)):
+        known = candidates if name in rates else decoded
+        columns = {c.id: [item["figures"][c.id][name] for item in items] for c in known}
         means, counts[name] = common_means(columns) if items else (dict.fromkeys(columns, math.nan), 0)
-        for identifier, mean in means.items():
-            summaries[identifier][name] = mean
+        for candidate in candidates:
+            summaries[candidate.id][name] = means.get(candidate.id, math.nan)
     return summaries, counts
 
 

@@ -57,17 +57,18 @@ def _speed(codec: Codec, originals: Sequence[Media]) -> dict[str, Any]:
         media = for_model(original, codec)
         x = _input(codec, media)
         tokens = codec.encode(media)
-        work: dict[str, Callable[[], object]] = {
-            "encode": partial(codec.encode, media),
-            "decode": partial(codec.decode, tokens),
-        }
+        decodes = not codec.tokenizer.why_encode_only
+        work: dict[str, Callable[[], object]] = {"encode": partial(codec.encode, media)}
+        if decodes:
+            work["decode"] = partial(codec.decode, tokens)
         # The codec calls the network once for each group of channels.
         if not tokens.side_data.size and len(media.data) == codec.tokenizer.channels:
             codes = torch.from_numpy(tokens.codes)[None].long()
             if tokens.modality == "audio":
                 codes = codes.flatten(2)
             work["bare_encode"] = partial(codec.tokenizer.encode, x)
-            work["bare_decode"] = partial(codec.tokenizer.decode, codes)
+            if decodes:
+                work["bare_decode"] = partial(codec.tokenizer.decode, codes)
         for name, function in work.items():
             begin = time.process_time()
             with torch.inference_mode():

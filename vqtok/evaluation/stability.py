@@ -49,6 +49,9 @@ def count_agreeing(codec: Codec, media: Media) -> dict[str, tuple[list[int], int
     for name, changed, offset in _changed(media, codec.tokenizer.stride):
         other = codec.encode(changed).codes
         shared = codes[:, offset:, offset:] if media.modality == "image" else codes[..., offset:]
+        if media.modality == "audio":  # Some models pad to several grid steps.
+            length = min(shared.shape[-1], other.shape[-1])
+            shared, other = shared[..., :length], other[..., :length]
         equal = (shared == other).reshape(len(codes), -1).sum(axis=1)
         found[name] = equal.tolist(), shared[0].size
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,11 @@ class Known(NamedTuple):
     codebook_size: int
     num_parameters: int
     licence: str
+    encode_only: bool = False
+    levels: tuple[int, ...] = ()
+    """Codes of each codebook per grid step, if they have different rates; then `num_codebooks` is their sum."""
+    needs: str = "vqtok[transformers]"
+    """What to install with pip. The model itself is downloaded on first use."""
 
 
 # fmt: off
@@ -36,8 +42,36 @@ KNOWN = (
     Known("hf:kyutai/mimi", "mimi", "audio", 24_000, 1920, 32, 2048, 79_300_000, "CC-BY-4.0"),
     Known("hf:hf-audio/xcodec-hubert-librispeech", "xcodec", "audio", 16_000, 320, 8, 1024, 160_700_000,
           "see its card"),
+    Known("hf:swiss-ai/wavtokenizer-large-unify-40token", "wavtokenizer", "audio", 24_000, 600, 1, 4096, 72_100_000,
+          "see its card"),
+    Known("hf:HKUSTAudio/xcodec2-hf", "xcodec2", "audio", 16_000, 320, 1, 65_536, 629_300_000, "see its card"),
+    Known("hf:neuphonic/neucodec", "neucodec", "audio", 16_000, 320, 1, 65_536, 629_900_000, "see its card"),
+    Known("hf:bosonai/higgs-audio-v2-tokenizer", "higgs_audio_v2_tokenizer", "audio", 24_000, 960, 8, 1024, 200_300_000,
+          "see its card", needs="vqtok[transformers] and torchaudio"),
+    Known("hf:hubertsiuzdak/snac_24khz", "snac", "audio", 24_000, 2048, 7, 4096, 19_800_000, "MIT", levels=(1, 2, 4),
+          needs="vqtok[snac]"),
+    Known("hf:hubertsiuzdak/snac_32khz", "snac", "audio", 32_000, 3072, 15, 4096, 54_500_000, "MIT",
+          levels=(1, 2, 4, 8), needs="vqtok[snac]"),
+    Known("hf:hubertsiuzdak/snac_44khz", "snac", "audio", 44_100, 3072, 15, 4096, 54_500_000, "MIT",
+          levels=(1, 2, 4, 8), needs="vqtok[snac]"),
     Known("hf:kandinsky-community/kandinsky-2-2-decoder/movq", "VQModel", "image", None, 8, 1, 16_384, 67_800_000,
+          "Apache-2.0", needs="vqtok[diffusers]"),
+    Known("hf:Emu3-community/Emu3-Chat-hf", "emu3", "image", None, 8, 1, 32_768, 270_700_000, "Apache-2.0"),
+    Known("hf:deepseek-community/Janus-Pro-1B", "janus", "image", None, 16, 1, 16_384, 71_900_000, "see its card"),
+    Known("hf:facebook/chameleon-7b", "chameleon", "image", None, 16, 1, 8192, 29_400_000,
+          "Chameleon research license, to be accepted on the Hub", encode_only=True),
+    Known("hf:swiss-ai/Apertus-v1.5-8B", "apertus1p5", "image", None, 16, 1, 131_072, 218_200_000, "see its card",
+          encode_only=True),
+    Known("hf:zai-org/GLM-Image/vision_language_encoder", "glm_image", "image", None, 16, 1, 16_384, 1_199_500_000,
+          "see its card", encode_only=True),
+    Known("hf:yucornetto/tokenizer_titok_l32_imagenet", "titok", "image", None, 256, 32, 4096, 641_000_000,
           "Apache-2.0"),
+    Known("hf:yucornetto/tokenizer_titok_b64_imagenet", "titok", "image", None, 256, 64, 4096, 204_000_000,
+          "Apache-2.0"),
+    Known("hf:yucornetto/tokenizer_titok_s128_imagenet", "titok", "image", None, 256, 128, 4096, 83_000_000,
+          "Apache-2.0"),
+    Known("hf:facebook/flava-image-codebook", "flava_image_codebook", "image", None, 8, 1, 8192, 53_800_000,
+          "see its card", encode_only=True),
 )
 # fmt: on
 
@@ -60,6 +94,7 @@ def list_models() -> Iterator[dict[str, Any]]:
             "stride": card.stride,
             "num_codebooks": len(card.codebook_sizes),
             "codebook_sizes": list(card.codebook_sizes),
+            **token_rate(len(card.codebook_sizes), card.stride, model["sample_rate"] or None),
             "num_parameters": card.num_parameters,
             "licence": "Apache-2.0",
         }
@@ -77,8 +112,15 @@ def list_models() -> Iterator[dict[str, Any]]:
 
 
 def _facts(model: Known) -> dict[str, Any]:
-    facts = model._asdict()
+    facts = model._asdict() | token_rate(model.num_codebooks, model.stride, model.sample_rate)
     return facts | {"codebook_sizes": [facts.pop("codebook_size")] * model.num_codebooks}
+
+
+def token_rate(num_codebooks: int, stride: int, sample_rate: int | None) -> dict[str, float]:
+    """Return the number of tokens of a second of mono audio, or of an image of 256 x 256 pixels."""
+    if sample_rate:
+        return {"tokens_per_second": num_codebooks * sample_rate / stride}
+    return {"tokens_per_256px": num_codebooks * math.ceil(256 / stride) ** 2}
 
 
 def _weight_bytes(folder: Path) -> int:

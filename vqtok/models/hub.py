@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from vqtok.errors import ModelError, UsageError
@@ -18,6 +20,17 @@ WEIGHTS = (
 """Names of weight files, in the order in which transformers and diffusers look for them."""
 VARIANTS = ("", "fp16", "bf16")
 """Variants of a saved model, the best one first: full precision, or half precision (`model.fp16.safetensors`)."""
+PARTS = {
+    "apertus1p5": ("vision_tokenizer",),
+    "chameleon": ("vqmodel",),
+    "emu3": ("vqmodel",),
+    "flava": ("image_codebook",),
+    "glm_image": ("visual", "vqmodel"),
+    "janus": ("vqmodel",),
+}
+"""The modules that make up the tokenizer inside a larger model, by its `model_type`."""
+SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+"""Files with settings that are downloaded beside the weights."""
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>.+))?")
 
 
@@ -55,9 +68,16 @@ def download(source: str) -> Path:
         files = [in_variant(name, variant) for name in names]
         parts = [name.replace(suffix, f"-*{suffix}") for name in files]
         indexes = [in_variant(f"{name}.index.json", variant) for name in names]
-        wanted = [below + name for name in ("config.json", *files, *parts, *indexes)]
+        wanted = [below + name for name in (*SETTINGS, *files, *parts, *indexes)]
         try:
-            snapshot = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=wanted)
+            get = partial(snapshot_download, match["repo"], revision=match["revision"])
+            # Of a larger model, only the shards that hold its tokenizer are downloaded.
+            first = Path(get(allow_patterns=[below + name for name in (*SETTINGS, *indexes)])) / below
+            modules = modules_of(first)
+            index = next((name for name in indexes if (first / name).is_file()), None)
+            if modules and index:
+                wanted = [below + name for name in (*SETTINGS, index, *shards(first / index, modules))]
+            snapshot = get(allow_patterns=wanted)
         except LocalEntryNotFoundError as error:
             raise ModelError(
                 f"hf:{source}: is not in the Hugging Face cache, and the Hub cannot be reached or HF_HUB_OFFLINE is "
@@ -74,6 +94,31 @@ def download(source: str) -> Path:
     raise ModelError(
         f"hf:{source}: {below or 'its folder'} has no weight file of transformers or diffusers; choose another `model`"
     )
+
+
+def modules_of(folder: Path) -> tuple[str, ...]:
+    """Return the modules of the tokenizer if a folder holds a larger model; empty if the model is a tokenizer."""
+    try:
+        return PARTS.get(json.loads((folder / "config.json").read_bytes())["model_type"], ())
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
+
+
+def name_within(name: str, modules: Sequence[str]) -> str | None:
+    """Return the name of a weight within one of these modules of a model; None if it is not in them.
+
+    With several modules, the name begins with that of the module; without any, it is the name in the model.
+    """
+    if not modules:
+        return name
+    match = re.match(rf"(?:.*\.)??({'|'.join(modules)})\.(.+)", name)
+    return match and (match[2] if len(modules) == 1 else f"{match[1]}.{match[2]}")
+
+
+def shards(index: Path, modules: Sequence[str] = ()) -> list[str]:
+    """Return the names of the weight files of an index, or of those with weights of the given modules."""
+    places = json.loads(index.read_bytes())["weight_map"]
+    return sorted({file for name, file in places.items() if name_within(name, modules) is not None})
 
 
 def in_variant(name: str, variant: str) -> str:

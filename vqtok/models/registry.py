@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vqtok.errors import ModelError, UsageError, VqtokError, WrongModelError
 from vqtok.files.cache import read_cache, write_cache
@@ -77,6 +77,8 @@ def _remember(name: str, tokenizer: Tokenizer) -> Tokenizer:
 def _open_folder(folder: Path) -> Tokenizer:
     name = folder_family(folder)
     family = find_family(name) if name else None
+    if name in CONTINUOUS:
+        raise ModelError(f"{folder}: {name} has continuous latents instead of codes; choose a model with a codebook")
     if family is None:
         what = f"a model of the unknown kind {name!r}" if name else "a folder without the config.json of a model"
         raise ModelError(f"{folder}: is {what}; `vqtok models` lists the known models")
@@ -95,10 +97,31 @@ ADAPTERS = {
     "dac": "vqtok.models.adapters.dac:Dac",
     "mimi": "vqtok.models.adapters.mimi:Mimi",
     "xcodec": "vqtok.models.adapters.xcodec:Xcodec",
+    "wavtokenizer": "vqtok.models.adapters.wavtokenizer:WavTokenizer",
+    "wavtokenizer_encoder": "vqtok.models.adapters.wavtokenizer:WavTokenizer",
+    "xcodec2": "vqtok.models.adapters.xcodec2:Xcodec2",
+    "neucodec": "vqtok.models.adapters.xcodec2:NeuCodec",
+    "higgs_audio_v2_tokenizer": "vqtok.models.adapters.xcodec:HiggsAudioV2",
+    "snac": "vqtok.models.adapters.snac:Snac",
+    "titok": "vqtok.models.adapters.titok:TiTok",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
+    "emu3_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "emu3": "vqtok.models.adapters.image_vq:ImageVQ",
+    "janus_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "janus": "vqtok.models.adapters.image_vq:ImageVQ",
+    "chameleon_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
+    "chameleon": "vqtok.models.adapters.image_vq:ImageVQ",
+    "flava_image_codebook": "vqtok.models.adapters.image_vq:ImageVQ",
+    "flava": "vqtok.models.adapters.image_vq:ImageVQ",
+    "apertus1p5_vision_tokenizer": "vqtok.models.adapters.image_vq:ImageVQ",
+    "apertus1p5": "vqtok.models.adapters.image_vq:ImageVQ",
+    "glm_image": "vqtok.models.adapters.image_vq:ImageVQ",
     "vqtok": "vqtok.models.adapters.published:open_published",
 }
 """The module and class of each family with an adapter in vqtok, by the name in the config.json of its models."""
+
+CONTINUOUS = {"pocket_tts_audio_tokenizer", "vibevoice_acoustic_tokenizer", "AutoencoderKL", "AutoencoderOobleck"}
+"""Families without codes, by the name in the config.json of their models."""
 
 _registered: dict[str, Family] = {}
 
@@ -212,7 +235,14 @@ def folder_family(folder: Path) -> str | None:
     """Return the name of the family that saved a folder, according to its config.json; None if unknown."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        name = config.get("model_type") or config.get("_class_name")
-    except (OSError, ValueError, AttributeError):
+        name = config.get("model_type") or config.get("_class_name") or _nameless(config)
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
     return name if isinstance(name, str) else None
+
+
+def _nameless(config: Mapping[str, Any]) -> str | None:
+    """Return the family of a config.json that does not name it."""
+    if "vq_strides" in config:
+        return "snac"
+    return "titok" if "num_latent_tokens" in config.get("model", {}).get("vq_model", {}) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
@@ -27,7 +28,14 @@ class Tokenizer(ABC):
     """For images 1 (gray) or 3 (sRGB). For audio the number of channels that are encoded together."""
     sample_rate: int | None = None
     """In Hz; None for images."""
+    output_rate: int | None = None
+    """The sample rate of decoded audio; None if it is `sample_rate`."""
     codebook_sizes: tuple[int, ...]
+    levels: tuple[int, ...] = ()
+    """Codes of each codebook per grid step, if codebooks have different rates, such as (1, 2, 4); coarse first.
+
+    Each of these codes counts as one of `codebook_sizes`: 7 for (1, 2, 4), the second and the third of one codebook.
+    """
     stride: int
     """Input steps per grid step: pixels in each direction, or samples (hop length)."""
     padding: Literal["symmetric", "constant"] | None = "symmetric"
@@ -38,6 +46,8 @@ class Tokenizer(ABC):
     """Grid steps to either side on which the decoded media of a grid step depend; None if they depend on all."""
     why_whole: str = ""
     """The reason why a context is None, for humans."""
+    why_encode_only: str = ""
+    """The reason why codes cannot be decoded, for humans; empty if they can."""
     one_by_one: bool = False
     """Whether media are not batched because results would be rounded differently; required for side data."""
     identity: bytes
@@ -58,6 +68,11 @@ class Tokenizer(ABC):
     def can_decode(self, model: bytes) -> bool:
         """Return whether this model decodes the tokens of a model, given the first 8 bytes of its identity."""
         return any(identity[:8] == model for identity in (self.identity, *self.decodes))
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """The numbers of first codebooks that can be encoded and decoded: all, or those of whole `levels`."""
+        return tuple(accumulate(self.levels or (1,) * len(self.codebook_sizes)))
 
     @property
     def modalities(self) -> tuple[Literal["image", "audio"], ...]:

@@ -15,6 +15,8 @@ from vqtok.tokens.shape import Layout
 
 SIDE_DATA = "side_data"
 """The key of side data in the metadata: base64 of little-endian float32 numbers."""
+LEVELS = "levels"
+"""The key of the levels in the metadata: a list of integers."""
 MAX_SIDE_DATA = 12_000
 """The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
 BITS = "bits"
@@ -78,6 +80,25 @@ class Tokens(Layout):
         except (ValueError, TypeError):
             raise CorruptFileError("damaged side data in the metadata; encode again") from None
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Codes of each codebook per position, if codebooks have different rates, such as (1, 2, 4); else empty.
+
+        Each of these codes counts as one of `num_codebooks`, coarse first.
+
+        Raises:
+            CorruptFileError: The metadata hold something else under their key.
+        """
+        found, left, levels = self.metadata.get(LEVELS, []), self.num_codebooks, []
+        valid = isinstance(found, list) and all(isinstance(level, int) and level > 0 for level in found)
+        for level in found if valid else ():
+            if left > 0:
+                levels.append(level)
+                left -= level
+        if not valid or (found and left):
+            raise CorruptFileError("damaged levels in the metadata, or not all codes of a level; encode again")
+        return tuple(levels)
+
     def prefix(self, num_codebooks: int) -> Tokens:
         """Return the tokens of the first (coarse) `num_codebooks` codebooks."""
         if not 1 <= num_codebooks <= self.num_codebooks:
@@ -86,7 +107,7 @@ class Tokens(Layout):
 
     def to_ids(
         self,
-        layout: Literal["flat", "coarse-first", "delay", "parallel"] = "flat",
+        layout: Literal["flat", "coarse-first", "delay", "parallel", "interleave"] = "flat",
         *,
         offset: int = 0,
         shared_vocabulary: bool = False,
@@ -107,8 +128,8 @@ class Tokens(Layout):
         from vqtok.tokens.export.layout import to_ids
         from vqtok.tokens.export.options import ExportOptions
 
-        options = ExportOptions("npy", layout, offset, shared_vocabulary, **special_tokens)
-        return to_ids(self.codes, layout, options.form(self).vocabulary)
+        form = ExportOptions("npy", layout, offset, shared_vocabulary, **special_tokens).form(self)
+        return to_ids(self.codes[form.order], layout, form.vocabulary)
 
 
 def pack_side_data(values: NDArray[np.float32]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ModelError
-from vqtok.models.adapters.digest import weight_files, weight_variant, weights_digest
+from vqtok.models.adapters.digest import read_weights, weight_files, weight_variant, weights_digest
+from vqtok.models.hub import modules_of
 from vqtok.models.tokenizer import Tokenizer
 
 
@@ -32,25 +33,41 @@ class SavedModel(Tokenizer):
     """
 
     package: ClassVar[str] = "transformers"
-    network_class: ClassVar[str]
+    network_class: str
     one_by_one = True
-    settings: ClassVar[tuple[str, ...]]
+    settings: tuple[str, ...]
     """Entries of the config that affect codes or media; they are part of the identity, like the weights."""
+    section: str = ""
+    """The entry of the config of a larger model that is the config of the tokenizer within it."""
 
     def __init__(self, source: str) -> None:
         self.folder = Path(source)
-        digest = weights_digest(weight_files(self.folder))
-        self.network = _load(self.folder, self.package, self.network_class)
+        modules = modules_of(self.folder)
+        self.files = weight_files(self.folder, modules)
+        digest = weights_digest(self.files, modules)
+        self.network = self._load(modules)
         self.config = self.network.config
         settings = {name: attrgetter(name)(self.config) for name in self.settings}
-        text = json.dumps([self.network_class, settings, digest], sort_keys=True)
+        text = json.dumps([self.network_class, settings | self.more_settings(), digest], sort_keys=True)
         self.identity = hashlib.sha256(text.encode()).digest()
+
+    def _load(self, modules: Sequence[str]) -> Any:
+        if modules:
+            return load_part(self.folder, self.files, self.network_class, self.section, modules)
+        return load_saved(self.folder, self.package, self.network_class)
+
+    def more_settings(self) -> dict[str, Any]:
+        """Return settings that are not in the config, but affect codes or media."""
+        return {}
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encode_first(x, len(self.codebook_sizes))
 
     @abstractmethod
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor: ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        raise ModelError(f"this model only encodes: {self.why_encode_only}")
 
     def to(self, device: torch.device | str) -> Self:
         self.network.to(device)
@@ -61,18 +78,15 @@ class SavedModel(Tokenizer):
         return {
             "family": self.network_class,
             "num_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
-            "file_bytes": sum(file.stat().st_size for file in weight_files(self.folder)),
+            "file_bytes": sum(file.stat().st_size for file in self.files),
             "whole": self.why_whole,
             "config": config,
         }
 
 
-def _load(folder: Path, library: str, network_class: str) -> Any:
+def load_saved(folder: Path, library: str, network_class: str) -> Any:
     """Load a network in float32. All weights must match the network."""
-    try:
-        found: Any = getattr(import_module(library), network_class)
-    except ImportError as error:
-        raise ModelError(f"{folder}: requires {library}: pip install 'vqtok[{library}]' ({error})") from error
+    found = find_class(folder, library, network_class)
     keyword = "dtype" if library == "transformers" else "torch_dtype"
     try:
         with _silent(library):
@@ -90,8 +104,54 @@ def _load(folder: Path, library: str, network_class: str) -> Any:
         if loading.get(what):
             keys = ", ".join(sorted(map(str, loading[what])))
             raise ModelError(f"{folder}: the weights do not match the config: {what.replace('_', ' ')} {keys}")
+    return ready(network)
+
+
+def load_part(folder: Path, files: Sequence[Path], network_class: str, section: str, modules: Sequence[str]) -> Any:
+    """Load modules of a larger model of transformers in float32, from the files that hold them.
+
+    Args:
+        section: The entry of the model's config that is the config of the network.
+    """
+    found = find_class(folder, "transformers", network_class)
+    try:
+        config = json.loads((folder / "config.json").read_bytes())[section]
+        with _silent("transformers"):
+            network = found(found.config_class(**config))
+    except Exception as error:  # The library may raise anything for a config that it cannot use.
+        raise ModelError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
+    return ready(fill(network, folder, files, modules))
+
+
+def fill(network: Any, folder: Path, files: Sequence[Path], modules: Sequence[str]) -> Any:
+    """Set the weights of a network to those of files. All must match the network."""
+    weights = {name: tensor for file in files for name, tensor in read_weights(file, modules)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        details = " ".join(str(error).partition("\n")[2].split())
+        raise ModelError(f"{folder}: the weights do not match the config: {details}") from None
+    return network
+
+
+def ready(network: Any) -> Any:
     assert isinstance(network, nn.Module)
-    return network.eval().requires_grad_(False)
+    return network.float().eval().requires_grad_(False)
+
+
+def find_class(folder: Path, library: str, name: str) -> Any:
+    """Return a class of a library.
+
+    Raises:
+        ModelError: The library is not installed, or has no such class.
+    """
+    try:
+        found = getattr(import_module(library), name)
+    except ImportError as error:
+        raise ModelError(f"{folder}: requires {library}: pip install 'vqtok[{library}]' ({error})") from error
+    except AttributeError as error:
+        raise ModelError(f"{folder}: requires a newer {library}, which has {name}: upgrade {library}") from error
+    return found
 
 
 @contextmanager

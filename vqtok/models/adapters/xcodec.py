@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from torch import Tensor
 
+from vqtok.errors import ModelError
 from vqtok.models.adapters.encodec import sufficient_bandwidth
 from vqtok.models.adapters.pretrained import SavedModel
 from vqtok.networks.receptive_field import context, conv_layers
@@ -19,7 +22,7 @@ class Xcodec(SavedModel):
     network_class = "XcodecModel"
     padding = "constant"
     why_whole = "its speech model attends to the whole audio"
-    settings = (
+    settings: tuple[str, ...] = (
         "sample_rate",
         "target_bandwidths",
         "kernel_size",
@@ -58,3 +61,29 @@ class Xcodec(SavedModel):
     def decode(self, codes: Tensor) -> Tensor:
         media: Tensor = self.network.decode(codes).audio_values
         return media
+
+
+class HiggsAudioV2(Xcodec):
+    """X-codec for 24 kHz, with a semantic model for 16 kHz.
+
+    Source: Boson AI 2025, "Higgs Audio V2: Redefining Expressiveness in Audio Generation".
+    """
+
+    network_class = "HiggsAudioV2TokenizerModel"
+    settings = (*Xcodec.settings, "codebook_dim", "semantic_sample_rate", "downsample_factor")
+
+    def __init__(self, source: str) -> None:
+        require_torchaudio(source)
+        super().__init__(source)
+
+
+def require_torchaudio(source: str) -> None:
+    """Raise if torchaudio, which transformers resamples with, cannot be imported.
+
+    Raises:
+        ModelError: It cannot; with the reason.
+    """
+    try:
+        import_module("torchaudio")
+    except (ImportError, OSError) as error:
+        raise ModelError(f"{source}: transformers needs torchaudio for it: pip install torchaudio ({error})") from error

@@ -83,7 +83,7 @@ def write_export(
             _check_alike(key, tokens, form, strides)
             if len(strides) > 1:
                 written["strides"] = strides
-            ids = to_ids(tokens.codes, form.layout, form.vocabulary)
+            ids = to_ids(tokens.codes[form.order], form.layout, form.vocabulary)
             item: ExportRow = {"key": key, "size": list(tokens.size), "grid": list(tokens.grid)}
             if tokens.metadata:
                 item["metadata"] = tokens.metadata
@@ -147,9 +147,11 @@ class Export(Mapping[str, Tokens]):
             if not np.issubdtype(ids.dtype, np.integer):
                 raise ValueError("token ids are not integers")
             modality = self._modality(item)
+            codes = to_codes(ids, tuple(item["grid"]), self.form.layout, self.form.vocabulary)
+            places = np.argsort(self.form.order)
             return Tokens(
-                codes=to_codes(ids, tuple(item["grid"]), self.form.layout, self.form.vocabulary),
-                codebook_sizes=self.form.vocabulary.codebook_sizes,
+                codes=codes[places],
+                codebook_sizes=tuple(self.form.vocabulary.codebook_sizes[place] for place in places),
                 modality=modality,
                 size=tuple(item["size"]),
                 stride=self.form.stride if modality == self.form.modality else self.form.strides[modality],
@@ -222,8 +224,9 @@ def _check_alike(key: str, tokens: Tokens, form: ExportSpec, strides: dict[Modal
             f"{key}: has {tokens.num_codebooks} codebooks, the items before {before}; "
             f"set `num_codebooks` to {min(tokens.num_codebooks, before)} or fewer"
         )
+    sizes = tuple(tokens.codebook_sizes[index] for index in form.order)
     known = form.vocabulary.codebook_sizes, strides.setdefault(tokens.modality, tokens.stride)
-    if (tokens.codebook_sizes, tokens.stride) != known:
+    if (sizes, tokens.stride) != known:
         raise UsageError(f"{key}: another codebook size or stride than the items before; export them separately")
     if len(strides) > 1 and any("{modality}" in text for text in form.texts.values()):
         raise UsageError(

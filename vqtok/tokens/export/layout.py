@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
 
-Layout = Literal["flat", "coarse-first", "delay", "parallel"]
+Layout = Literal["flat", "coarse-first", "delay", "parallel", "interleave"]
 """The order of the codes of a grid. Positions go row by row, in audio with several channels channel by channel.
 
 flat          position by position, each with the codes of all codebooks, coarse first
 coarse-first  all positions of the first codebook, then all of the second, ...
 parallel      `(positions, num_codebooks)`: one step per position
 delay         the same with codebook k delayed by k steps and padding at both ends: `num_codebooks - 1` more steps
+interleave    position by position, each code followed by the finer ones in its time; flat if all rates are equal
 
 Source: delay: Copet et al. 2023, "Simple and controllable music generation", section 2.2.
+    interleave: Canopy Labs 2025, Orpheus TTS, whose models generate the codes of SNAC in this order.
 """
 
 SPECIALS = ("begin", "end", "row", "pad")
@@ -87,6 +89,30 @@ class Vocabulary:
         return max([self.codes_end, *(special + 1 for special in self.specials.values())])
 
 
+def interleaved(levels: Sequence[int]) -> list[int]:
+    """Return the order of the codes of a position in the layout `interleave`: 0, 1, 3, 4, 2, 5, 6 for (1, 2, 4).
+
+    Args:
+        levels: Codes of each codebook per position.
+
+    Raises:
+        UsageError: The codebooks do not divide the time of one another.
+    """
+    if any(finer % coarser for coarser, finer in itertools.pairwise(levels)):
+        rates = ", ".join(map(str, levels))
+        raise UsageError(f"`layout` interleave: is not possible for codebooks with {rates} codes a step; use flat")
+    starts = list(itertools.accumulate(levels, initial=0))
+
+    def within(level: int, position: int) -> Iterator[int]:
+        yield starts[level] + position
+        if level + 1 < len(levels):
+            ratio = levels[level + 1] // levels[level]
+            for finer in range(position * ratio, (position + 1) * ratio):
+                yield from within(level + 1, finer)
+
+    return [index for position in range(levels[0]) for index in within(0, position)]
+
+
 def to_ids(codes: NDArray[np.integer], layout: Layout, vocabulary: Vocabulary) -> NDArray[np.int64]:
     """Return the sequence of token ids of the codes of one item.
 
@@ -135,7 +161,7 @@ def _order(shape: tuple[int, ...], layout: Layout, specials: tuple[str, ...]) ->
     """Return what each place holds: an index of the flattened codes, or a negative number for a special token."""
     num_codebooks, last = shape[0], shape[0] - 1
     order: NDArray[np.int64] = np.arange(math.prod(shape)).reshape(num_codebooks, -1, shape[-1])
-    if layout == "flat":  # codebooks, rows, columns -> rows, columns and codebooks
+    if layout in ("flat", "interleave"):  # codebooks, rows, columns -> rows, columns and codebooks
         order = np.moveaxis(order, 0, -1).reshape(order.shape[1], -1)
     if "row" in specials:
         order = _extend(order, 0, 1, _ROW)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vqtok.errors import UsageError
-from vqtok.tokens.export.layout import SPECIALS, Layout, Vocabulary
+from vqtok.tokens.export.layout import SPECIALS, Layout, Vocabulary, interleaved
 from vqtok.tokens.export.text import DEFAULT_TEXTS, TokenText
 from vqtok.tokens.shape import Modality
 from vqtok.tokens.tokens import Tokens
@@ -42,6 +42,8 @@ class ExportSpec:
     stride: int
     texts: Mapping[str, str] = field(default_factory=dict)
     """The texts of tokens in the format `text`, as for `TokenText`."""
+    levels: tuple[int, ...] = ()
+    """Codes of each codebook per position, in the layout `interleave`; `vocabulary` then has its order."""
     strides: Mapping[str, int] = field(default_factory=dict)
     """The stride of each modality, in an export of both modalities of a fusion model that is read."""
 
@@ -53,6 +55,11 @@ class ExportSpec:
     def steps(self) -> tuple[int, ...]:
         """The shape of one element of a sequence: empty, or a step of all codebooks."""
         return (len(self.vocabulary.codebook_sizes),) if self.layout in ("parallel", "delay") else ()
+
+    @property
+    def order(self) -> list[int]:
+        """The order of codebooks: the place of each of those of `vocabulary` in `Tokens`."""
+        return interleaved(self.levels) if self.levels else list(range(len(self.vocabulary.codebook_sizes)))
 
     def token_text(self) -> TokenText:
         return TokenText(self.texts, self.vocabulary, self.modality)
@@ -72,6 +79,8 @@ class ExportSpec:
             "special_tokens": dict(self.vocabulary.specials),
             "vocabulary_size": self.vocabulary.size,
         }
+        if self.levels:
+            facts["levels"] = list(self.levels)
         if self.to in ARRAYS:
             facts["dtype"] = self.dtype
         if self.to == "text":
@@ -97,6 +106,7 @@ class ExportSpec:
                 model=bytes.fromhex(facts["model"]),
                 stride=facts["stride"],
                 texts=facts.get("texts", {}),
+                levels=tuple(facts.get("levels", ())),
                 strides=facts.get("strides", {}),
             )
         except UsageError as error:
@@ -137,7 +147,11 @@ class ExportOptions:
     def form(self, tokens: Tokens) -> ExportSpec:
         """Return the spec for tokens like these."""
         ids, texts = self._specials()
-        vocabulary = Vocabulary.choose(tokens.codebook_sizes, self.offset, self.shared_vocabulary, ids)
+        levels = tokens.levels if self.layout == "interleave" else ()
+        sizes = tokens.codebook_sizes
+        if levels:
+            sizes = tuple(sizes[index] for index in interleaved(levels))
+        vocabulary = Vocabulary.choose(sizes, self.offset, self.shared_vocabulary, ids)
         if self.template is not None:
             texts["code"] = self.template
         return ExportSpec(
@@ -148,6 +162,7 @@ class ExportOptions:
             model=tokens.model,
             stride=tokens.stride,
             texts=texts if self.to == "text" else {},
+            levels=levels,
         )
 
     def _specials(self) -> tuple[dict[str, int | None], dict[str, str]]:
