@@ -38,7 +38,7 @@ def test_the_card_of_a_model(tmp_path):
     card = (tmp_path / "mine/README.md").read_text()
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert (metadata["license"], metadata["library_name"]) == ("mit", "vqtok")
-    assert "| codebooks | psnr | ssim |" in card
+    assert "| codebooks | bpp | psnr | ssim |" in card
     assert "research-only" in card  # The note on the data.
     assert "Licence: mit. Data: Research only." in card
 
