@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,35 +49,28 @@ def save_model(
     return _write(path, model, config.to_dict(), tensors, training)
 
 
-def save_encoder(path: Path, model: VQModel, config: Config, parent: Path, *, training: Mapping[str, Any]) -> bytes:
-    """Write a model file with the encoder of a model and all else of another file, whose identity it has; return that.
+def save_part(
+    path: Path,
+    model: VQModel,
+    config: Config,
+    parent: Path,
+    part: Literal["encoder", "decoder"],
+    *,
+    training: Mapping[str, Any],
+) -> bytes:
+    """Write a model file with one part of a model and all else of another file, and return its identity.
+
+    With another encoder the identity stays that of the other file. With another decoder it is a new one, and the model
+    decodes the tokens of the other file as well.
 
     Raises:
         ModelError, CorruptFileError: The other file cannot be read.
     """
     card, tensors = read_card(parent), _read_tensors(parent)
     for name, tensor in model.state_dict().items():
-        if name.startswith("encoder."):
+        if name.startswith(f"{part}."):
             tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
-    identity = _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, card.decodes)
-    assert identity.hex() == card.identity
-    return identity
-
-
-def save_decoder(path: Path, model: VQModel, config: Config, parent: Path, *, training: Mapping[str, Any]) -> bytes:
-    """Write a model file with the decoder of a model and all else of another file, whose tokens it decodes as well.
-
-    Returns:
-        Its identity.
-
-    Raises:
-        ModelError, CorruptFileError: The other file cannot be read.
-    """
-    card, tensors = read_card(parent), _read_tensors(parent)
-    for name, tensor in model.state_dict().items():
-        if name.startswith("decoder."):
-            tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
-    decodes = (card.identity, *card.decodes)
+    decodes = card.decodes if part == "encoder" else (card.identity, *card.decodes)
     return _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, decodes)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from vqtok.media.degrade import UNCHANGED, Degrader
 from vqtok.media.kinds import modality_of
 from vqtok.models.card import read_card
 from vqtok.models.entropy_model import of_side
-from vqtok.models.model_file import decoding_state, load_model, save_decoder, save_encoder, save_model
+from vqtok.models.model_file import decoding_state, load_model, save_model, save_part
 from vqtok.models.registry import find_model
 from vqtok.models.vqmodel import VQModel
 from vqtok.quantizers import build_quantizer
@@ -344,8 +344,8 @@ def finish(
         prior |= of_side(arrays, modality) if several else arrays
     summary = {**facts, "evaluation": one_or_all(evaluations)}
     if parent is not None:
-        save = save_decoder if "encoder" in config.train.freeze else save_encoder
-        identity = save(output, model, config, parent, training=summary)
+        part: Literal["encoder", "decoder"] = "decoder" if "encoder" in config.train.freeze else "encoder"
+        identity = save_part(output, model, config, parent, part, training=summary)
         return TrainingResult(output, identity.hex(), summary)
     identity = save_model(output, model, config, entropy_tables=tables, prior=prior, training=summary, dtype=dtype)
     return TrainingResult(output, identity.hex(), summary)
