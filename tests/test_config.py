@@ -129,7 +129,7 @@ def test_bad_settings_name_the_path(setting: str, message: str) -> None:
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(
         UsageError,
-        match="`preset` 'imagge' does not exist; use audio, audio-gan, digits, fusion, ",
+        match="`preset` 'imagge' does not exist; use audio, audio-gan, digits, digits-gan, fusion, ",
     ):
         load_preset("imagge")
 
@@ -164,8 +164,23 @@ def test_adversarial_presets_have_the_model_of_their_base(name: str) -> None:
 
 def test_crops_too_small_for_the_discriminator() -> None:
     assert load_preset("digits", ["data.crop_pixels=16"]).adversarial.weight == 0
-    with pytest.raises(UsageError, match=r"data\.crop_pixels must be at least 24"):
+    with pytest.raises(UsageError, match=r"data\.crop_pixels times adversarial\.crop must be at least 24"):
         load_preset("digits", ["data.crop_pixels=16", "adversarial.weight=1"])
+    assert load_preset("digits", ["data.crop_pixels=16", "adversarial.weight=1", "adversarial.depth=3"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("adversarial.crop=1.5", r"adversarial\.crop must be above 0 and at most 1"),
+        ("adversarial.every=0", r"adversarial\.every must be at least 1"),
+        ("adversarial.windows=32", r"adversarial\.windows must be at least 64"),
+        ("adversarial.windows=[]", "there would be no discriminator"),
+    ],
+)
+def test_discriminators_that_cannot_be_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_preset("audio", ["adversarial.weight=1", "adversarial.periods=[]", setting])
 
 
 def test_weights_that_cannot_be_found_are_refused() -> None:

@@ -22,7 +22,7 @@ PerceptualKind = Literal["efficientnet", "lpips"]
 # fmt: off
 AT_LEAST_ONE = frozenset({
     "strides", "widths", "kernel", "dilations", "channels", "dim", "depth", "groups", "crop_pixels", "steps",
-    "batch_size", "accumulate", "validations", "validation_items", "hidden", "positions", "width",
+    "batch_size", "accumulate", "validations", "validation_items", "hidden", "positions", "width", "periods", "every",
 })
 # fmt: on
 BELOW_ONE = frozenset({"decay", "average_decay", "betas", "validation_fraction", "start", "warm_up"})
@@ -227,17 +227,32 @@ class AdversarialConfig:
     weighting: Literal["fixed", "adaptive", "balanced"] = "fixed"
     """With "adaptive", `weight` is relative to the weight that makes the adversarial gradient at the last layer as
     large as that of the other losses. With "balanced", all weights are shares of the gradient at the
-    reconstruction."""
+    reconstruction, relative to the first reconstruction loss, which keeps its own scale."""
     start: float = 0.2
     """Fraction of the run after which the discriminators' losses are used."""
     warm_up: float = 0.05
     """Fraction of the run before `start` in which the discriminators are already trained."""
     width: int = 64
     """Channels of the discriminators' first layers."""
+    depth: int = 4
+    """For images: convolutions of the discriminator before its last one; all but one of them halve the size. 4 for
+    patches of 70 pixels, 3 for 34, 2 for 16."""
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    """For audio: a discriminator for each of these periods in samples."""
+    windows: tuple[int, ...] = (2048, 1024, 512)
+    """For audio: a discriminator of the spectrum, band by band, for each of these window sizes in samples."""
+    crop: float = 1.0
+    """Fraction of each side of the crops that the discriminators see, at a random place."""
+    every: int = 1
+    """The discriminators learn in every step (1), every second step (2), and so on."""
     learning_rate: float = 1e-4
     """Learning rate of the discriminators; it follows the cosine of the run."""
     betas: tuple[float, float] = (0.5, 0.9)
     clip_norm: float = 10.0
+    allowed_psnr_loss: float = 0.5
+    """For images: how much worse in dB than the best validation a model may be to become the result."""
+    allowed_mel_loss: float = 0.05
+    """For audio: the same as a fraction of the mel distance."""
 
 
 @dataclass(frozen=True)
@@ -291,8 +306,8 @@ class Config:
         one_codebook = (quantizer.kind, quantizer.metric, quantizer.depth, quantizer.groups) == ("vq", "l2", 1, 1)
         if self.loss.code_matching and (not one_codebook or quantizer.projected_dim not in (0, quantizer.dim)):
             yield "loss.code_matching needs one learned codebook (kind vq, metric l2, depth 1, groups 1), or must be 0"
-        if self.adversarial.weight and model.modality == "image" and self.data.crop_pixels < 24:
-            yield "data.crop_pixels must be at least 24 for the discriminator (adversarial.weight above 0)"
+        if self.adversarial.weight:
+            yield from self._adversarial_problems()
         if quantizer.codebook_size < 2:
             yield "model.quantizer.codebook_size must be at least 2"
         if quantizer.kind == "fsq" and not quantizer.levels:
@@ -309,6 +324,22 @@ class Config:
             yield "adversarial.weighting=adaptive needs the decoder's last layer; leave decoder out of train.freeze"
         if quantizer.dim % quantizer.groups:
             yield "model.quantizer.dim must be a multiple of groups"
+
+    def _adversarial_problems(self) -> Iterator[str]:
+        adversarial, modality = self.adversarial, self.model.modality
+        if not 0 < adversarial.crop <= 1:
+            yield f"adversarial.crop must be above 0 and at most 1, not {adversarial.crop}"
+        # What the first convolutions leave has to be large enough for the last two, of size 4.
+        smallest = 3 * 2 ** (adversarial.depth - 1)
+        if modality == "image" and int(self.data.crop_pixels * adversarial.crop) < smallest:
+            yield (
+                f"data.crop_pixels times adversarial.crop must be at least {smallest} for the discriminator; "
+                "lower adversarial.depth for smaller images"
+            )
+        if modality == "audio" and not (adversarial.periods or adversarial.windows):
+            yield "adversarial.periods and adversarial.windows are both empty: there would be no discriminator"
+        if min(adversarial.windows, default=64) < 64:
+            yield "adversarial.windows must be at least 64"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values. Those of fusion models are left out of others, whose identities would change."""

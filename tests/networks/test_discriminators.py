@@ -17,7 +17,7 @@ from vqtok.networks.discriminators import (
 )
 
 KINDS = {
-    "patch": (lambda: PatchDiscriminator(3, 8), (3, 48, 40)),
+    "patch": (lambda: PatchDiscriminator(3, 8, 4), (3, 48, 40)),
     "period": (lambda: PeriodDiscriminator(3, 4), (1, 1000)),
     "band": (lambda: BandDiscriminator(128, 4), (1, 1000)),
 }
@@ -31,13 +31,13 @@ def made(kind: str, batch: int = 2) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize(("size", "patches"), [((96, 96), (10, 10)), ((24, 64), (1, 6)), ((70, 70), (6, 6))])
 def test_images_are_classified_patch_by_patch(size: tuple[int, int], patches: tuple[int, int]) -> None:
-    logits, features = PatchDiscriminator(1, 6)(torch.randn(2, 1, *size))
+    logits, features = PatchDiscriminator(1, 6, 4)(torch.randn(2, 1, *size))
     assert logits.shape == (2, 1, *patches)
     assert [feature.shape[1] for feature in features] == [6, 12, 24, 48]
 
 
 def test_a_patch_is_70_pixels_wide() -> None:
-    discriminator = PatchDiscriminator(1, 4)
+    discriminator = PatchDiscriminator(1, 4, 4)
     x = torch.randn(1, 1, 128, 128, requires_grad=True)
     discriminator(x).logits[0, 0, 7, 6].backward()
     assert x.grad is not None
@@ -115,3 +115,21 @@ def test_a_set_up_gets_the_discriminators_of_its_modality() -> None:
     assert kinds == [PeriodDiscriminator] * 5 + [BandDiscriminator] * 3
     assert [part.period for part in audio[:5]] == [2, 3, 5, 7, 11]
     assert [part.window_size for part in audio[5:]] == [2048, 1024, 512]
+
+
+def test_periods_and_windows_choose_the_discriminators_of_audio() -> None:
+    few = ["adversarial.periods=[]", "adversarial.windows=256", "adversarial.width=4"]
+    (only,) = build_discriminators(load_preset("audio-gan", few))
+    assert isinstance(only, BandDiscriminator)
+    assert only(torch.randn(2, 1, 2000)).logits.shape[0] == 2
+    assert len(build_discriminators(load_preset("audio-gan", ["adversarial.width=4"]))) == 8
+
+
+def test_a_shallower_discriminator_sees_smaller_patches() -> None:
+    for depth, patch in ((4, 70), (3, 34), (2, 16)):
+        discriminator = PatchDiscriminator(1, 4, depth)
+        x = torch.zeros(1, 1, 96, 96, requires_grad=True)
+        logits = discriminator(x).logits
+        logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+        assert x.grad is not None
+        assert int((x.grad[0, 0].abs().sum(0) > 0).sum()) == patch

@@ -33,6 +33,7 @@ from training.conftest import (
 from vqtok.config import load_preset
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
+from vqtok.networks.discriminators import DiscriminatorOutput
 from vqtok.training import loop
 from vqtok.training.adversary import Adversary
 from vqtok.training.data import Batch
@@ -198,8 +199,54 @@ def test_balanced_weights_are_shares() -> None:
         name: torch.autograd.grad(weights[name] * loss, x_hat, retain_graph=True)[0].flatten(1).norm(dim=1).mean()
         for name, loss in losses.items()
     }
-    assert (norms["l2"].item(), norms["adversarial"].item()) == pytest.approx((0.25, 0.75))
+    assert norms["adversarial"].item() == pytest.approx(3 * norms["l2"].item())
+    # The first loss keeps its scale, so that the losses that are not balanced keep their meaning.
+    assert weights["l2"] == 1
     assert weights["commitment"] == adversary.loss_weights["commitment"]
+    report = adversary.step(0.6, 1.0)
+    assert report["adversarial_share"] == pytest.approx(0.75)
+    assert report["gradient.l2"] == pytest.approx(norms["l2"].item())
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "adaptive"])
+def test_the_share_of_the_gradient_is_reported_with_other_weightings(weighting: str) -> None:
+    adversary = adversary_of(f"adversarial.weighting={weighting}", "loss.l2=2", "adversarial.weight=0.1")
+    x, _ = pair()
+    decoder = torch.nn.Conv2d(3, 3, 1)
+    x_hat = decoder(x)
+    losses = {"l2": (x - x_hat).square().mean()} | adversary.losses(x, x_hat, 0.6, 1.0)
+    weights = adversary.weights(losses, x_hat, decoder, 1.0)
+    l2, adversarial = (
+        torch.autograd.grad(weights[name] * loss, x_hat, retain_graph=True)[0].flatten(1).norm(dim=1).mean().item()
+        for name, loss in losses.items()
+    )
+    assert adversary.step(0.6, 1.0)["adversarial_share"] == pytest.approx(adversarial / (adversarial + l2))
+
+
+def test_discriminators_learn_in_every_second_step_from_crops_of_the_crops() -> None:
+    settings = ("adversarial.every=2", "adversarial.crop=0.75", "adversarial.depth=2", "adversarial.feature_matching=1")
+    adversary, (x, x_hat) = adversary_of(*settings), pair()
+    seen = watch_judged(adversary)
+    reports = []
+    for _ in range(4):
+        assert set(adversary.losses(x, x_hat, 0.6, 1.0)) == {"adversarial", "feature_matching"}
+        reports.append(adversary.step(0.6, 1.0))
+    assert ["discriminator" in report for report in reports] == [True, False, True, False]
+    assert {shape[2:] for shape in seen} == {(24, 24)}
+    # Originals with reconstructions, reconstructions; without learning, reconstructions and then originals.
+    assert [shape[0] for shape in seen] == [8, 4, 4, 4] * 2
+
+
+def watch_judged(adversary: Adversary) -> list[torch.Size]:
+    seen: list[torch.Size] = []
+    judge = adversary._judge
+
+    def judged(media: Tensor) -> list[DiscriminatorOutput]:
+        seen.append(media.shape)
+        return judge(media)
+
+    adversary._judge = judged  # type: ignore[method-assign]
+    return seen
 
 
 # In the training loop.
@@ -273,23 +320,25 @@ def test_a_killed_run_goes_on_as_if_undisturbed(
     assert equal_state(second.adversary, whole.adversary)
 
 
-def test_the_result_is_the_latest_once_discriminators_are_heard(
+def test_the_result_has_the_finest_texture_once_discriminators_are_heard(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # At 6 steps (no codebooks yet), 12, 18, 24 and 30; discriminators are used from 15 on.
-    scores = iter([0.5, 0.7, 0.9, math.nan])
+    # At 6 steps (no codebooks yet), 12, 18, 24, 30 and 36; discriminators are used from 18 on.
+    scores, textures = iter([0.5, 0.7, 0.9, 0.8, math.nan]), iter([0.1, 0.6, 0.4, 0.5, 0.0])
     averages: list[torch.nn.Module] = []
 
-    def validate(model: torch.nn.Module, *others: Any) -> Validation:
+    def validate(model: torch.nn.Module, *others: Any, texture: bool) -> Validation:
+        assert texture
         averages.append(copy.deepcopy(model))
-        return Validation(next(scores), [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
+        figures = [0.0, 0.0]
+        return Validation(next(scores), [1, 2], figures, "psnr", figures, [1.0, 1.0], [next(textures)] * 2)
 
     monkeypatch.setattr(loop, "validate", validate)
-    settings = [*PICTURES, "train.validations=5"]
-    trainer = make_trainer(pictures, tmp_path, Budget(steps=5 * CONTINUOUS_STEPS), *settings)
+    settings = [*PICTURES, "train.validations=6"]
+    trainer = make_trainer(pictures, tmp_path, Budget(steps=6 * CONTINUOUS_STEPS), *settings)
     best = trainer.run()
-    assert [equal_state(best, average) for average in averages] == [False, False, True, False]
-    assert trainer.best_score == 0.5
+    assert [equal_state(best, average) for average in averages] == [False, False, True, False, False]
+    assert (trainer.best_score, trainer.best_texture) == (0.5, 0.8)
 
 
 def test_a_batch_that_is_not_finite_spoils_no_discriminator(pictures: Path, tmp_path: Path) -> None:
@@ -334,9 +383,10 @@ def test_a_regression_halves_what_they_ask_for_and_the_model_before_is_kept(
     figures = iter([30.0, 29.9, 29.0, 28.0])
     averages: list[torch.nn.Module] = []
 
-    def validate(model: torch.nn.Module, *others: Any) -> Validation:
+    def validate(model: torch.nn.Module, *others: Any, texture: bool) -> Validation:
+        assert texture
         averages.append(copy.deepcopy(model))
-        return Validation(0.5, [1, 2], [next(figures)] * 2, "psnr", [0.0, 0.0], [1.0, 1.0])
+        return Validation(0.5, [1, 2], [next(figures)] * 2, "psnr", [0.0, 0.0], [1.0, 1.0], [0.5 - len(averages) / 10])
 
     monkeypatch.setattr(loop, "validate", validate)
     settings = [*PICTURES, "train.validations=5"]

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from vqtok.quantizers import FSQ, VQ, Residual
-from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
+from vqtok.training.alarms import (
+    Alarms,
+    RegressionWatch,
+    collapsed_codebooks,
+    describe_collapse,
+    discriminator_problems,
+    mark_for_restart,
+)
 from vqtok.training.monitor import WINDOW_STEPS, CodebookWindow
 from vqtok.training.validation import Validation
 
@@ -98,3 +105,14 @@ def test_a_regression_names_the_figures() -> None:
         watch = RegressionWatch()
         messages = [watch.check(validated(figure, name)) for figure in figures]
         assert messages == ["", "", f"validation got worse: {expected}"]
+
+
+def test_discriminators_that_are_not_heard_or_have_won_are_told() -> None:
+    heard = {"adversarial": 1.0, "adversarial_share": 0.3, "discriminator_accuracy": 0.9}
+    assert discriminator_problems(heard) == {}
+    assert discriminator_problems({"l2": 0.1}) == {}
+    # They may tell all patches before their loss is used.
+    assert discriminator_problems({"discriminator_accuracy": 1.0}) == {}
+    assert list(discriminator_problems(heard | {"adversarial_share": 0.019})) == ["discriminators not heard"]
+    found = discriminator_problems(heard | {"discriminator_accuracy": 0.99})
+    assert found["discriminators have won"].startswith("the discriminators tell 99.0% of the patches")

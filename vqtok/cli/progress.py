@@ -130,6 +130,8 @@ def _quality_and_use(found: Validation, modality: str) -> tuple[str, str]:
         f"{quality:.2f} at {length}" for quality, length in zip(found.quality, found.prefixes, strict=True)
     )
     quality = f"{modality} {'PSNR dB' if found.quality_name == 'psnr' else 'mel distance'} {figures}".lstrip()
+    if found.texture:
+        quality += f"; texture distance {_each(found.texture, '.3f')}"
     return quality, f"{quality}; usage {_each(found.usage, '.0%')}; perplexity {_each(found.perplexity, '.0f')}"
 
 

@@ -117,12 +117,17 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, 
 class Balancer(nn.Module):
     """Computes loss weights that give each loss a fixed share of the gradient at the reconstruction.
 
+    Its state is the running means of the norms of the gradients.
+
     Args:
-        shares: The share of each loss by name; scaled to a sum of 1 over the losses that are active in a step.
+        shares: The share of each loss by name, relative to those of the other losses that are active in a step.
         average: Returns the mean over processes.
 
     Source: Défossez et al. 2022, "High Fidelity Neural Audio Compression", section 3.4; decay 0.999, and norms
         averaged over the items of a batch, as in its code.
+    Unlike: The sum of the gradients is not scaled to a fixed norm; the first loss keeps its own scale. Otherwise the
+        losses of the codebooks, which are not balanced, would weigh more or less according to the number of pixels:
+        with 28 x 28 pixels the commitment loss lost nearly all its effect, and the latents grew without limit.
     """
 
     decay = 0.999
@@ -135,9 +140,14 @@ class Balancer(nn.Module):
             # The running sum of the gradient's norms, and its total weight.
             self.register_buffer(name, torch.zeros(2))
 
-    def forward(self, losses: Mapping[str, Tensor], x_hat: Tensor) -> dict[str, float]:
-        total = sum(self.shares[name] for name in losses)
-        return {name: self.shares[name] / total / self._norm(name, loss, x_hat) for name, loss in losses.items()}
+    def weights(self, norms: Mapping[str, float]) -> dict[str, float]:
+        """Return the weights of the losses with these norms. The weight of the first one is its share."""
+        first = next(iter(norms.values()), 1.0)
+        return {name: self.shares[name] * first / norm for name, norm in norms.items()}
+
+    def norms(self, losses: Mapping[str, Tensor], x_hat: Tensor) -> dict[str, float]:
+        """Return the running means of the norms of the losses' gradients at the reconstruction."""
+        return {name: self._norm(name, loss, x_hat) for name, loss in losses.items() if name in self.shares}
 
     def _norm(self, name: str, loss: Tensor, x_hat: Tensor) -> float:
         (gradient,) = torch.autograd.grad(loss, x_hat, retain_graph=True)

@@ -28,20 +28,29 @@ def common_means(figures: Mapping[str, Sequence[float]]) -> tuple[dict[str, floa
 
 
 class Moments:
-    """The mean and covariance of feature vectors that arrive one at a time."""
+    """The mean and covariance of feature vectors that arrive in parts."""
 
     def __init__(self) -> None:
         self.count = 0
         self._sum: NDArray[np.float64] = np.zeros(0)
         self._products: NDArray[np.float64] = np.zeros((0, 0))
 
-    def add(self, vector: NDArray[np.float32]) -> None:
-        values = vector.astype(np.float64)
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Add a vector, or several in rows."""
+        values = np.atleast_2d(vectors).astype(np.float64)
         if not self.count:
-            self._sum, self._products = np.zeros(len(values)), np.zeros((len(values), len(values)))
-        self.count += 1
-        self._sum += values
-        self._products += np.outer(values, values)
+            dim = values.shape[1]
+            self._sum, self._products = np.zeros(dim), np.zeros((dim, dim))
+        self.count += len(values)
+        self._sum += values.sum(0)
+        self._products += values.T @ values
+
+    def mapped(self, matrix: NDArray[np.float64]) -> Moments:
+        """Return the moments of the vectors times a matrix."""
+        found = Moments()
+        found.count, found._sum = self.count, self._sum @ matrix
+        found._products = matrix.T @ self._products @ matrix
+        return found
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -13,11 +13,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from vqtok.config import Config
 
-PERIODS = (2, 3, 5, 7, 11)
-"""Prime numbers, so that the discriminators see different samples (Kong et al. 2020, "HiFi-GAN", section 2.3)."""
-WINDOWS = (2048, 1024, 512)
 BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Band edges as fractions of half the sample rate. Periods, windows and bands are those of Kumar et al. 2023 (DAC)."""
+"""Band edges as fractions of half the sample rate, those of Kumar et al. 2023 (DAC)."""
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -38,7 +35,12 @@ class Layers(nn.ModuleList):
 
 
 class PatchDiscriminator(nn.Module):
-    """Classifies overlapping patches of 70 x 70 pixels.
+    """Classifies overlapping patches, with a depth of 4 of 70 x 70 pixels.
+
+    Args:
+        channels: Channels of the images.
+        width: Channels of the first layer; each further one has twice as many.
+        depth: Layers before the head; all but the last one halve the size.
 
     Shapes:
         x: `(batch, channels, height, width)`.
@@ -51,12 +53,12 @@ class PatchDiscriminator(nn.Module):
         other images of the batch.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        widths = (channels, width, 2 * width, 4 * width, 8 * width)
-        strides = ((2, 2), (2, 2), (2, 2), (1, 1))
+        widths = (channels, *(width << layer for layer in range(depth)))
+        strides = (*[2] * (depth - 1), 1)
         self.layers = Layers(
-            _leaky_convolution(inputs, outputs, (4, 4), stride, slope=0.2)
+            _leaky_convolution(inputs, outputs, (4, 4), (stride, stride), slope=0.2)
             for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True)
         )
         self.head = _convolution(widths[-1], 1, (4, 4))
@@ -127,14 +129,15 @@ class BandDiscriminator(nn.Module):
 
 
 def build_discriminators(config: Config) -> nn.ModuleList:
-    """Build the discriminators of a config: one for images, eight for audio."""
-    width = config.adversarial.width
+    """Build the discriminators of a config: one for images; for audio one for each period and window size."""
+    adversarial = config.adversarial
+    width = adversarial.width
     parts: Sequence[nn.Module]
     if config.model.modality == "image":
-        parts = [PatchDiscriminator(config.model.channels, width)]
+        parts = [PatchDiscriminator(config.model.channels, width, adversarial.depth)]
     else:
-        parts = [PeriodDiscriminator(period, width) for period in PERIODS]
-        parts += [BandDiscriminator(window_size, width) for window_size in WINDOWS]
+        parts = [PeriodDiscriminator(period, width) for period in adversarial.periods]
+        parts += [BandDiscriminator(window_size, width) for window_size in adversarial.windows]
     return nn.ModuleList(parts)
 
 

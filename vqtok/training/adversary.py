@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.compute.device import autocast
-from vqtok.compute.distributed import average, average_gradients, world_size
+from vqtok.compute.distributed import average, average_gradients
 from vqtok.config import Config
 from vqtok.losses.adversarial import (
     Balancer,
@@ -24,6 +24,8 @@ from vqtok.losses.adversarial import (
 from vqtok.networks.discriminators import DiscriminatorOutput, build_discriminators
 from vqtok.training.optim import cosine
 
+NORM_STEPS = 10
+"""How often the norms of the gradients are measured only to be reported; the balancer needs them in every step."""
 LOWEST_PEAK = 0.01
 """Audio is normalized to a peak of 1, as in DAC. Lower peaks count as this one, so that noise is not amplified."""
 
@@ -36,6 +38,7 @@ class Adversary(nn.Module):
     """
 
     weight_scale: Tensor
+    steps: Tensor
 
     def __init__(self, config: Config, device: torch.device, precision: torch.dtype) -> None:
         super().__init__()
@@ -46,12 +49,16 @@ class Adversary(nn.Module):
         self.lecam = LeCam(len(self.discriminators))
         self.balancer = Balancer(self.loss_weights, average)
         self.register_buffer("weight_scale", torch.ones(()))
+        # Steps since the discriminators began to learn.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
             self.discriminators.parameters(), lr=self.config.learning_rate, betas=self.config.betas, fused=True
         )
         self._report: dict[str, float] = defaultdict(float)
         self._mean_logits: Tensor | float = 0.0
+        self._has_seen = False
+        """Whether the discriminators were used in this step."""
 
     def is_active(self, fraction: float) -> bool:
         return fraction >= self.config.start
@@ -68,12 +75,33 @@ class Adversary(nn.Module):
         config = self.config
         if fraction < config.start - config.warm_up:
             return {}
+        self._has_seen = True
+        if config.crop < 1:
+            x, x_hat = self._crop(x, x_hat)
         if self.is_audio:
             # Both are divided by the peak of the original, so that the discriminators also see an error of the level.
             level = x.abs().amax((1, 2), keepdim=True).clamp(min=LOWEST_PEAK)
             x, x_hat = x / level, x_hat / level
-        # One pass for originals and reconstructions; `detach` keeps its gradient from the model.
-        judged = self._judge(torch.cat([x, x_hat.detach()]))
+        judged = self._learn(x, x_hat.detach(), part) if self._learns else None
+        return self._generator_losses(judged, x, x_hat) if self.is_active(fraction) else {}
+
+    @property
+    def _learns(self) -> bool:
+        """Whether the discriminators learn in this step."""
+        return self.steps.item() % self.config.every == 0
+
+    def _crop(self, *media: Tensor) -> list[Tensor]:
+        """Cut the part that the discriminators see, at the same place of all media."""
+        sides = [round(self.config.crop * side) for side in media[0].shape[2:]]
+        for axis, side in enumerate(sides, start=2):
+            start = int(torch.randint(media[0].shape[axis] - side + 1, ()))
+            media = tuple(x.narrow(axis, start, side) for x in media)
+        return list(media)
+
+    def _learn(self, x: Tensor, x_hat: Tensor, part: float) -> list[DiscriminatorOutput]:
+        """Add the gradients of the discriminators, and return their outputs for originals, then reconstructions."""
+        config = self.config
+        judged = self._judge(torch.cat([x, x_hat]))
         halves = [judgement.logits.float().chunk(2) for judgement in judged]
         real, fake = [half[0] for half in halves], [half[1] for half in halves]
         loss = discriminator_loss(config.kind, real, fake)
@@ -81,19 +109,30 @@ class Adversary(nn.Module):
         self._mean_logits += part * mean_logits(real, fake)
         self._report["discriminator"] += part * loss.item()
         self._report["discriminator_accuracy"] += part * accuracy(config.kind, real, fake).item()
-        return self.generator_losses(judged, x_hat) if self.is_active(fraction) else {}
+        return judged
 
-    def generator_losses(self, judged: list[DiscriminatorOutput], x_hat: Tensor) -> dict[str, Tensor]:
-        """Compute the losses of the model; their gradients do not add to those of the discriminators' weights."""
+    def _generator_losses(
+        self, judged: list[DiscriminatorOutput] | None, x: Tensor, x_hat: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the model; their gradients do not add to those of the discriminators' weights.
+
+        Args:
+            judged: The outputs for the originals, if the discriminators learned from them in this step.
+            x: The originals.
+            x_hat: The reconstructions.
+        """
         self.discriminators.requires_grad_(False)
         found = self._judge(x_hat)
-        self.discriminators.requires_grad_(True)
         losses = {"adversarial": generator_loss(self.config.kind, [judgement.logits.float() for judgement in found])}
         if self.config.feature_matching:
+            if judged is None:
+                with torch.no_grad():
+                    judged = self._judge(x)
             losses["feature_matching"] = feature_matching_loss(
-                [feature[: len(x_hat)] for judgement in judged for feature in judgement.features],
+                [feature[: len(x)] for judgement in judged for feature in judgement.features],
                 [feature for judgement in found for feature in judgement.features],
             )
+        self.discriminators.requires_grad_(True)
         return losses
 
     def _judge(self, media: Tensor) -> list[DiscriminatorOutput]:
@@ -110,9 +149,12 @@ class Adversary(nn.Module):
             part: The size of the part as a fraction of the batch.
         """
         weights = dict(self.loss_weights)
-        if self.config.weighting == "balanced":
-            # The mean of the gradients over all processes divides the gradient of an item by their number.
-            weights |= {name: weight * world_size() for name, weight in self.balancer(losses, x_hat).items()}
+        is_balanced = self.config.weighting == "balanced"
+        norms: dict[str, float] = {}
+        if is_balanced or ("adversarial" in losses and self.steps.item() % NORM_STEPS == 0):
+            norms = self.balancer.norms(losses, x_hat)
+        if is_balanced:
+            weights |= self.balancer.weights(norms)
         elif self.config.weighting == "adaptive" and "adversarial" in losses:
             others = [weights[name] * loss for name, loss in losses.items() if name != "adversarial"]
             last_layer = [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
@@ -121,6 +163,11 @@ class Adversary(nn.Module):
         if "adversarial" in losses:
             weights["adversarial"] *= self.weight_scale.item()
             self._report["adversarial_weight"] += part * weights["adversarial"]
+        pulls = {name: weights[name] * norm for name, norm in norms.items()}
+        for name, norm in norms.items():
+            self._report[f"gradient.{name}"] += part * norm
+        if "adversarial" in pulls:
+            self._report["adversarial_share"] += part * pulls["adversarial"] / max(sum(pulls.values()), 1e-12)
         return weights
 
     def soften(self) -> str:
@@ -130,18 +177,21 @@ class Adversary(nn.Module):
 
     def step(self, fraction: float, learning_rate_scale: float) -> dict[str, float]:
         """Update the discriminators, and return the figures to report, if any."""
-        if not self._report:
-            return {}
-        assert isinstance(self._mean_logits, Tensor)
-        self.lecam.update(average(self._mean_logits))
-        average_gradients(self.discriminators)
-        norm = nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.config.clip_norm)
-        if torch.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_scale * self.config.learning_rate * cosine(fraction)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         report = dict(self._report)
         self._report.clear()
-        self._mean_logits = 0.0
-        return report | {"discriminator_gradient_norm": norm.item()}
+        if not self._has_seen:
+            return report
+        if isinstance(self._mean_logits, Tensor):  # They learned in this step.
+            self.lecam.update(average(self._mean_logits))
+            average_gradients(self.discriminators)
+            norm = nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.config.clip_norm)
+            if torch.isfinite(norm):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate_scale * self.config.learning_rate * cosine(fraction)
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._mean_logits = 0.0
+            report["discriminator_gradient_norm"] = norm.item()
+        self.steps += 1
+        self._has_seen = False
+        return report

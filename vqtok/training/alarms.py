@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ PATIENCE = 2
 """The number of successive validations worse than the best one that cause an alarm."""
 WORSE_PSNR, WORSE_MEL_DISTANCE = 0.5, 0.05
 """How much worse than the best a validation must be: in dB, and as a fraction of the best distance."""
+LEAST_SHARE, WON = 0.02, 0.98
+"""The share of the gradient below which discriminators are not heard, and the accuracy from which they have won."""
 
 
 @dataclass
@@ -91,18 +94,44 @@ def mark_for_restart(quantizer: Quantizer, found: list[int]) -> str:
     return "restarted by k-means"
 
 
+def discriminator_problems(figures: Mapping[str, float]) -> dict[str, str]:
+    """Return what is wrong with the discriminators by the kind of the alarm, given the mean figures of some steps."""
+    problems = {}
+    share, accuracy = figures.get("adversarial_share", 1.0), figures.get("discriminator_accuracy", 0.0)
+    if share < LEAST_SHARE:
+        problems["discriminators not heard"] = (
+            f"the adversarial loss has {share:.1%} of the gradient, so that it hardly has an effect; "
+            "raise adversarial.weight, or set adversarial.weighting=balanced"
+        )
+    if "adversarial" in figures and accuracy >= WON:
+        problems["discriminators have won"] = (
+            f"the discriminators tell {accuracy:.1%} of the patches, so that the model learns little from them; "
+            "lower adversarial.learning_rate, raise adversarial.every or adversarial.lecam"
+        )
+    return problems
+
+
 class RegressionWatch:
     """Detects validations that are worse than the best one, and not just by chance.
 
     Args:
         best, streak: The `state` of an earlier watch, to continue from.
+        psnr, mel_distance: How much worse a validation must be, in dB and as a fraction of the best distance.
     """
 
     is_worse = False
     """Whether the last validation was worse than the best one."""
 
-    def __init__(self, best: float = math.inf, streak: int = 0) -> None:
+    def __init__(
+        self,
+        best: float = math.inf,
+        streak: int = 0,
+        *,
+        psnr: float = WORSE_PSNR,
+        mel_distance: float = WORSE_MEL_DISTANCE,
+    ) -> None:
         self.best, self.streak = best, streak
+        self.psnr, self.mel_distance = psnr, mel_distance
 
     @property
     def state(self) -> dict[str, Any]:
@@ -116,7 +145,7 @@ class RegressionWatch:
             return "validation is not finite"
         is_psnr = validation.quality_name == "psnr"
         loss = -figure if is_psnr else figure
-        self.is_worse = loss - self.best > (WORSE_PSNR if is_psnr else WORSE_MEL_DISTANCE * self.best)
+        self.is_worse = loss - self.best > (self.psnr if is_psnr else self.mel_distance * self.best)
         best, self.best = self.best, min(self.best, loss)
         self.streak = self.streak + 1 if self.is_worse else 0
         if self.streak < PATIENCE:

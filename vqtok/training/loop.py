@@ -32,7 +32,14 @@ from vqtok.models.vqmodel import VQModel
 from vqtok.networks import Decoder, Encoder, scale_latents, scale_to_data
 from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
-from vqtok.training.alarms import Alarms, RegressionWatch, collapsed_codebooks, describe_collapse, mark_for_restart
+from vqtok.training.alarms import (
+    Alarms,
+    RegressionWatch,
+    collapsed_codebooks,
+    describe_collapse,
+    discriminator_problems,
+    mark_for_restart,
+)
 from vqtok.training.clock import KMEANS_SHARE, VALIDATION_SHARE, Clock
 from vqtok.training.data import Batch, Loader
 from vqtok.training.initialise import make_model, start_codebooks
@@ -99,6 +106,8 @@ class Trainer:
     rate: float = 0.0
     """Seconds per sample (one number of the media's data) of a validation; measured in a run with a time budget."""
     best_score: float = float("inf")
+    best_texture: float = float("inf")
+    """The smallest texture distance of a validation since discriminators are used."""
     bad_steps: int = 0
     learning_rate_scale: float = 1.0
     _started: bool = False
@@ -119,11 +128,18 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.train)
         self.window = CodebookWindow(self.model.codebook_sizes)
         self.alarms = Alarms(self.folder)
-        self.regression = {modality: RegressionWatch() for modality, _ in sides}
+        self.regression = {modality: self._watch({}) for modality, _ in sides}
         self.precision = precision = autocast_dtype(self.config.train.precision, self.device)
         gan = self.config.adversarial.weight > 0
         self.adversary = Adversary(self.config, self.device, precision) if gan else None
         self.objective = Objective(self.config, self.reconstruction, self.adversary, precision)
+
+    def _watch(self, state: Mapping[str, Any]) -> RegressionWatch:
+        """Return a watch over validations that goes on from a state, and allows what the discriminators may cost."""
+        adversarial = self.config.adversarial
+        if not adversarial.weight:
+            return RegressionWatch(**state)
+        return RegressionWatch(**state, psnr=adversarial.allowed_psnr_loss, mel_distance=adversarial.allowed_mel_loss)
 
     @property
     def parent(self) -> str | None:
@@ -166,12 +182,13 @@ class Trainer:
         self._validation_items = facts.get("validation_items")
         self.budget = replace(self.budget, begin=facts.get("begin", 0.0))
         self.best_score, self.bad_steps = facts["best_score"], facts["bad_steps"]
+        self.best_texture = facts.get("best_texture", math.inf)
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.alarms = Alarms(self.folder, facts["alarms"])
         watched = (
             facts["regression"] if len(self.regression) > 1 else dict.fromkeys(self.regression, facts["regression"])
         )
-        self.regression = {modality: RegressionWatch(**state) for modality, state in watched.items()}
+        self.regression = {modality: self._watch(state) for modality, state in watched.items()}
         cut_metrics(self.folder, self.step)
         self._started = True
 
@@ -190,6 +207,7 @@ class Trainer:
             "validation_items": self._validation_items,
             "begin": self.budget.begin,
             "best_score": self.best_score,
+            "best_texture": self.best_texture,
             "bad_steps": self.bad_steps,
             "learning_rate_scale": self.learning_rate_scale,
             "alarms": self.alarms.kinds,
@@ -453,6 +471,7 @@ class Trainer:
                 folder,
                 self.step,
                 self.loader.degraders[modality],
+                texture=self.adversary is not None,
             )
             for modality, crops in held_out.items()
         }
@@ -463,12 +482,16 @@ class Trainer:
         is_worse = any(watch.is_worse for watch in self.regression.values())
         adversary = self.adversary if self.adversary and self.adversary.is_active(fraction) else None
         score = sum(found.score for found in validation.values())
-        # The score does not measure what the discriminators improve. While their losses are used, the latest model is
-        # therefore the best one, unless it is clearly worse.
-        is_latest = adversary is not None and math.isfinite(score) and not is_worse
-        if score < self.best_score or is_latest:
-            self.best_score = min(score, self.best_score)
+        # The score does not measure what the discriminators improve. While their losses are used, the best model is
+        # therefore the one with the best texture among those that are not clearly worse otherwise.
+        texture = sum(sum(found.texture) for found in validation.values())
+        is_finer = adversary is not None and math.isfinite(score) and not is_worse and texture < self.best_texture
+        if is_finer:
+            self.best_texture = texture
+        if is_finer or (score < self.best_score and math.isinf(self.best_texture)):
             self.best.load_state_dict(self.average.state_dict())
+        if score < self.best_score:
+            self.best_score = score
         if worse:
             done = [adversary.soften()] if adversary else []
             self.alarms.add("regression", self.step, "; ".join([worse, *done, "the best model is kept"]))
@@ -495,7 +518,10 @@ class Trainer:
 
     def _report(self, fraction: float, items_per_second: float, waiting: float, validation: Validations | None) -> None:
         found = {"codebooks": self.window.summary(), "validation": validation or {}}
-        progress = self._progress(fraction, items_per_second, waiting, self._means.take(), **found)
+        means = self._means.take()
+        for kind, problem in discriminator_problems(means).items():
+            self.alarms.add(kind, self.step, problem)
+        progress = self._progress(fraction, items_per_second, waiting, means, **found)
         row = progress.to_dict()
         append_metrics(self.folder, row)
         if self.tensorboard:

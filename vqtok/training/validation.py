@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,6 +20,7 @@ from vqtok.media.image import write_image
 from vqtok.media.media import Media
 from vqtok.metrics.means import common_means
 from vqtok.metrics.measure import measure, measures
+from vqtok.metrics.texture import TextureDistance
 from vqtok.metrics.view import View
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
@@ -50,9 +51,12 @@ class Validation:
     quality_name: str
     usage: list[float]
     perplexity: list[float]
+    texture: list[float] = field(default_factory=list)
+    """The texture distance for each prefix length, if it was asked for: what discriminators improve."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        return values if self.texture else {name: value for name, value in values.items() if name != "texture"}
 
 
 Validations: TypeAlias = Mapping[Modality, Validation]
@@ -91,8 +95,12 @@ def validate(
     folder: Path,
     step: int,
     degrader: Degrader,
+    *,
+    texture: bool = False,
 ) -> Validation:
     """Encode and decode the held-out crops in float32, and write some of the reconstructions to `folder`.
+
+    With `texture` the texture distance is measured, too.
 
     The files show reconstructions from the shortest prefix and from all codebooks. What is encoded is degraded, always
     in the same way, if the configuration says so.
@@ -106,6 +114,7 @@ def validate(
     functions = measures([quality_name])
     qualities: dict[str, list[float]] = {str(length): [] for length in lengths}
     counts = [np.zeros(size, np.int64) for size in model.codebook_sizes]
+    textures = [TextureDistance(config.model.sample_rate) for _ in lengths] if texture else []
     ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
     for number, (_, crop) in enumerate(held_out):
@@ -123,6 +132,8 @@ def validate(
             decoded = np.nan_to_num(x_hat[0].float().cpu().numpy())
             figures = measure(functions, original, View(Media(modality, decoded, sample_rate)))
             qualities[str(length)].append(figures[quality_name])
+            if textures:
+                textures[index].add(crop, decoded)
             if length in ends:
                 results.append(decoded)
         if len(shown) < GRID_ITEMS:
@@ -136,6 +147,7 @@ def validate(
         quality_name=quality_name,
         usage=[usage(count) for count in counts],
         perplexity=[perplexity(count) for count in counts],
+        texture=[distance.distance() for distance in textures],
     )
 
 
