@@ -12,6 +12,8 @@ from conftest import files_in
 import vqtok
 from tokens.test_export import equal, image, read_megatron, sound
 from vqtok.errors import MediaError, OutputError, UsageError
+from vqtok.jobs.mixture import find_rows, write_extended_tokenizer
+from vqtok.jobs.mixture_files import MixtureOptions
 from vqtok.tokens.export.layout import to_ids
 from vqtok.tokens.export.mixture import choose_mixture
 from vqtok.tokens.export.row_templates import RowTemplate, Splits, choose_template
@@ -279,6 +281,55 @@ def test_the_extended_tokenizer_gives_the_ids_of_the_export(run, pairs, tmp_path
     assert run("export", *pairs, "--extend-tokenizer", text_tokenizer, "-o", new).exit_code == 1
 
 
+def test_rows_as_text_are_read_by_the_extended_tokenizer_and_decoded(run, pairs, tmp_path, text_tokenizer):
+    transformers = pytest.importorskip("transformers")
+    from vqtok.jobs.decode_ids import read_ids
+
+    options = {"tokenizer": str(text_tokenizer), "end_token": "auto", "row": ["{caption} {image}{audio}"]}
+    vqtok.export(pairs, tmp_path / "x.jsonl", "jsonl", **options)
+    vqtok.export(pairs, tmp_path / "x.txt", "text", **options)
+    vqtok.export(pairs, tmp_path / "folder/", "text", split="train=0.5,test=0.5")
+    assert files_in(tmp_path / "folder") == [".vqtok.json", "test.txt", "train.txt"]
+    lines, rows = (tmp_path / "x.txt").read_text().splitlines(), rows_of(tmp_path / "x.jsonl")
+    assert lines[0].startswith("digit 1 <|image|><|image_")
+    assert lines[0].endswith("<|/audio|></s>")
+    new = tmp_path / "new"
+    assert run("export", *pairs, "--extend-tokenizer", text_tokenizer, "-o", new, "--end-token", "auto").exit_code == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(new)
+    assert [tokenizer(line)["input_ids"] for line in lines] == [row["input_ids"] for row in rows]
+    # What a tokenizer prints of generated ids is read like these; the text among them is passed over.
+    (tmp_path / "g.txt").write_text("\n".join(tokenizer.decode(row["input_ids"]) for row in rows))
+    objects = [{"key": row["key"], "text": line} for row, line in zip(rows, lines, strict=True)]
+    (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    facts = json.loads((tmp_path / ".x.jsonl.json").read_text())
+    for path in (tmp_path / "g.txt", tmp_path / "g.jsonl"):
+        lists = read_ids(path, facts)
+        assert not any(found.error for found in lists)
+        for found, row in zip(lists, rows, strict=True):
+            picture, spoken = vqtok.tokens_from_ids(
+                found.ids, tmp_path / ".x.jsonl.json", sample_rate=16_000, grid=(2, 3)
+            )
+            assert picture.notes == spoken.notes == []
+            expected = pair(int(row["key"]))
+            assert np.array_equal(picture.tokens.codes, expected[0].codes)
+            assert np.array_equal(spoken.tokens.codes, expected[1].codes)
+    (tmp_path / "g.txt").write_text("only words\n")
+    (found,) = read_ids(tmp_path / "g.txt", facts)
+    assert found.error == "'only' is neither an id nor a token of the export"
+
+
+def test_lists_are_lists_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    columns = {"tags": ["a", "b"], "box": [[1, 2], [3, 4]], "about": {"x": 1}, "mixed": [1, "a"]}
+    (tmp_path / "1.vqt").write_bytes(dump(image(3, 2, metadata=columns)))
+    (tmp_path / "2.vqt").write_bytes(dump(image(3, 2, metadata={"tags": []})))
+    vqtok.export([tmp_path / "1.vqt", tmp_path / "2.vqt"], tmp_path / "x.parquet", "parquet", special_tokens=["image"])
+    first, second = pyarrow.read_table(tmp_path / "x.parquet").to_pylist()
+    assert (first["tags"], first["box"], second["tags"], second["box"]) == (["a", "b"], [[1, 2], [3, 4]], [], None)
+    assert (first["about"], first["mixed"]) == ('{"x": 1}', '[1, "a"]')
+    assert vqtok.read_export(tmp_path / "x.parquet")["1"].metadata["box"] == [[1, 2], [3, 4]]
+
+
 @pytest.mark.slow
 def test_the_trainer_of_transformers_trains_a_small_gpt_on_mixed_rows(pairs, tmp_path, text_tokenizer):
     """An embedding of the old vocabulary grows by the rows that the extended tokenizer asks for."""
@@ -291,9 +342,8 @@ def test_the_trainer_of_transformers_trains_a_small_gpt_on_mixed_rows(pairs, tmp
     rows = ["{caption}{image}{audio}", "{image}{audio}"]
     options = {"tokenizer": str(text_tokenizer), "end_token": "auto"}
     vqtok.export(pairs, f"{tmp_path}/data/", "parquet", row=rows, pack=24, **options)
-    sources = vqtok.jobs.mixture.find_rows(pairs)
-    facts = vqtok.jobs.mixture.write_extended_tokenizer(
-        sources, str(tmp_path / "new"), vqtok.jobs.mixture.MixtureOptions("parquet", **options), None
+    facts = write_extended_tokenizer(
+        find_rows(pairs), str(tmp_path / "new"), MixtureOptions("parquet", **options), None
     )
     data = datasets.load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
     data = data.select_columns(["input_ids", "position_ids"]).map(lambda row: {"labels": row["input_ids"]})
