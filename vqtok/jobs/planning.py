@@ -35,6 +35,9 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
 ITEMS_PER_SHARD = 1000
 """Items in each shard on a cluster, unless the number of tasks is given."""
 
+COUNTED_TARS = 4
+"""Reading the headers of one tar can take a second, which is not worth the total of progress for many tars."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -219,7 +222,8 @@ def _plan_rows(
     if output is not None and (output == "-" or output.endswith((".vqt", ".vqts"))):
         raise UsageError(f"-o {output}: a data set needs a folder; for a shard give --shard OUT.vqts")
     path = as_path(target)
-    counts = [source.count(choice) for source in sources]
+    tars = len(sources) <= COUNTED_TARS and all(str(source.path).lower().endswith(".tar") for source in sources)
+    counts = [source.count(choice, tars=tars) for source in sources]
     num_rows = sum(filter(None, counts)) if None not in counts and share.count == 1 else None
     table = None
     if output is not None and output.lower().endswith(TABLES):

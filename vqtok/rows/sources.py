@@ -15,7 +15,7 @@ from vqtok.rows.archive import zip_count, zip_rows
 from vqtok.rows.patterns import expand, is_pattern
 from vqtok.rows.row import ColumnChoice, Row
 from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, parquet_rows
-from vqtok.rows.tar import tar_rows
+from vqtok.rows.tar import tar_count, tar_rows
 
 HUB_PREFIX = "hf-dataset:"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -48,8 +48,11 @@ class Source:
         else:
             yield from tar_rows(self.path, choice.media)
 
-    def count(self, choice: ColumnChoice) -> int | None:
+    def count(self, choice: ColumnChoice, *, tars: bool = True) -> int | None:
         """Return the number of its rows if that is known without reading it, after a check of what can be checked.
+
+        Args:
+            tars: Count those of tars, too, for which the headers of all members are read.
 
         Raises:
             UsageError: As `rows` does.
@@ -57,11 +60,13 @@ class Source:
         name = str(self.path).lower()
         if self.split is not None:
             return HubDataset(_hub_name(self.path), choice.media, choice.key).count(self.split)
-        if isinstance(self.path, RemotePath) or not name.endswith((".parquet", ".zip")):
+        if isinstance(self.path, RemotePath):
             return None
         if name.endswith(".parquet"):
             return check_parquet(self.path, choice.media, choice.key)
-        return zip_count(self.path, choice.media)
+        if name.endswith(".zip"):
+            return zip_count(self.path, choice.media)
+        return tar_count(self.path, choice.media) if tars else None
 
 
 def find_sources(inputs: Sequence[Path], choice: ColumnChoice) -> list[Source]:
