@@ -77,6 +77,11 @@ class Work:
         return [(path, items) for path, items in self.shards if isinstance(items, WorkList)]
 
     @property
+    def shards_on_cluster(self) -> Sequence[tuple[Path, WorkList[tuple[str, Path]] | RowJobs]]:
+        """The shards of work without parts of files, which a cluster does not encode."""
+        return [(path, items) for path, items in self.shards if not isinstance(items, PartJobs)]
+
+    @property
     def is_of_rows(self) -> bool:
         """Whether the items are not the files themselves, but rows or parts of files."""
         return not isinstance(self.jobs, WorkList) or any(not isinstance(items, WorkList) for _, items in self.shards)
@@ -153,9 +158,12 @@ def _plan(
     if filelist is not None:
         listed = _read_list(filelist, _folder_of_list(inputs), choice.media, table)
     elif sources := find_sources(inputs, choice):
+        share = share_of(num_tasks, task_index, {} if on_cluster else os.environ)
         if on_cluster:
-            raise UsageError("--engine ray encodes files and folders, not data sets; use --num-tasks for these")
-        share = share_of(num_tasks, task_index, os.environ)
+            if shard is None or not (shard.endswith("/") or as_path(shard).is_dir()):
+                raise UsageError("--engine ray writes shards; give --shard DIR/")
+            if share.count == 1:
+                share = Share(len(sources), None if len(sources) > 1 else 0)
         return _plan_rows(sources, output, shard, share, choice, rows_per_file)
     elif not inputs:
         raise UsageError("Missing argument 'IN': files, folders, or --filelist")

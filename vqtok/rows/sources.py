@@ -32,6 +32,12 @@ class Source:
     """What the keys of its rows begin with: empty, or a name and a slash if there are several sources."""
     split: str | None = None
 
+    @property
+    def absolute(self) -> Path:
+        """Its path as processes in other folders know it; a name of the Hub stays as it is."""
+        is_name = str(self.path).startswith(HUB_PREFIX)
+        return self.path if is_name or isinstance(self.path, RemotePath) else Path(absolute(self.path))
+
     def rows(self, choice: ColumnChoice) -> Iterator[Row]:
         """Yield its rows, in a fixed order. Faults of single rows and of the file are faults of rows.
 
