@@ -13,11 +13,11 @@ import vqtok
 from tokens.test_export import equal, image, read_megatron, sound
 from vqtok.errors import MediaError, OutputError, UsageError
 from vqtok.jobs.mixture import find_rows, write_extended_tokenizer
-from vqtok.jobs.mixture_files import MixtureOptions
+from vqtok.jobs.mixture_files import MixtureOptions, origin
 from vqtok.tokens.export.layout import to_ids
 from vqtok.tokens.export.mixture import choose_mixture
 from vqtok.tokens.export.row_templates import RowTemplate, Splits, choose_template
-from vqtok.tokens.export.sequences import Packer
+from vqtok.tokens.export.sequences import Packer, Sequence
 from vqtok.tokens.vqt.file import dump
 
 SPEECH = b"speechmo"
@@ -112,6 +112,22 @@ def test_splits_stay_when_rows_are_added():
     for wrong in ("train=0.9", "train", "train=1.5,a=-0.5", "=1", "a b=1"):
         with pytest.raises(UsageError, match="`split`"):
             Splits.parse(wrong)
+
+
+def test_parts_of_a_file_stay_in_one_split(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for number in range(20):
+        for label, facts in (("", None), ("-flipped", {"flipped": True}), ("-00003", {"segment": 3})):
+            metadata = {"transforms": facts} if facts else {}
+            (folder / f"{number}{label}.vqt").write_bytes(dump(image(3, 2, metadata=metadata)))
+    vqtok.export([folder], tmp_path / "out", "jsonl", split="train=0.5,test=0.5")
+    for name in ("train", "test"):
+        keys = [row["key"] for row in rows_of(tmp_path / f"out/{name}.jsonl")]
+        assert keys
+        assert {key.partition("-")[0] + label for key in keys for label in ("", "-flipped", "-00003")} == {*keys}
+    assert origin(Sequence("1-flipped", np.arange(2), columns={"transforms": '{"flipped": true}'})) == "1"
+    assert origin(Sequence("1-flipped", np.arange(2), columns={"transforms": "by hand"})) == "1-flipped"
 
 
 def test_splits_parts_and_shuffling(pairs, tmp_path):

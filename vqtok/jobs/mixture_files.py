@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from vqtok.errors import MediaError, UsageError
 from vqtok.files.atomic import atomic_write, make_folder, refuse_existing
 from vqtok.files.paths import local_path
+from vqtok.media.transforms import METADATA_KEY
 from vqtok.tokens.export.mixture import DEFAULT_KINDS, Mixture
 from vqtok.tokens.export.row_templates import RowTemplate, Splits
 from vqtok.tokens.export.sequences import SUFFIXES, Packer, SequenceFormat, Write, write_sequences
@@ -65,6 +66,18 @@ class MixtureOptions:
         return None if self.split is None else Splits.parse(self.split)
 
 
+def origin(row: Ids) -> str:
+    """Return the key of the file that a row is a part of, so that flipped images and segments stay in its split."""
+    facts = row.columns.get(METADATA_KEY)
+    with suppress(ValueError):
+        facts = json.loads(facts) if isinstance(facts, str) else facts  # As Parquet stores it.
+    if not isinstance(facts, Mapping):
+        return row.key
+    key = row.key.removesuffix("-flipped") if facts.get("flipped") else row.key
+    segment = facts.get("segment")
+    return key.removesuffix(f"-{segment:05}") if isinstance(segment, int) else key
+
+
 class MixtureFiles:
     """The files of an export: one, or those of splits and parts in a folder. They get their names when complete."""
 
@@ -101,10 +114,10 @@ class MixtureFiles:
             stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
 
     def add(self, sequence: Ids) -> None:
-        split = self._splits.of(sequence.key) if self._splits else "train"
+        split = self._splits.of(origin(sequence)) if self._splits else "train"
         counts = self._counts.setdefault(split, Counter())
         counts["num_items"] += 1
-        counts["num_ids"] += sequence.ids.size
+        counts["num_ids"] += int((sequence.ids >= 0).sum())  # Others are characters.
         if self._options.pack is None:
             self._write(split, sequence)
             return
