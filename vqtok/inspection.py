@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ EXPORT_ENTRIES: dict[str, type] = {
 """Entries of the JSON file of every export of one model, and their types."""
 MIXTURE_ENTRIES = ("to", "layout", "offset", "special_tokens", "vocabulary_size", "num_items", "num_ids")
 """Those of exports of rows."""
+ROW_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".parquet", ".zip")
+"""Names of data sets of media."""
+ROWS_SHOWN = 3
 
 
 def inspect(path: str | Path, model: str | None = None) -> Facts:
@@ -54,8 +58,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         model: The model that would encode media; by default the bundled model of their modality.
 
     Returns:
-        A JSON-like dict with `file` and `kind` ("tokens", "shard", "table", "export", "model", "generator", "image"
-        or "audio").
+        A JSON-like dict with `file` and `kind` ("tokens", "shard", "table", "rows", "export", "model", "generator",
+        "image" or "audio").
 
     Raises:
         VqtokError: The file cannot be read, is damaged, or is none of these.
@@ -67,6 +71,8 @@ def inspect(path: str | Path, model: str | None = None) -> Facts:
         return table_facts(path)
     if is_export(path) or _data_of(path):
         return export_facts(path)
+    if path.is_file() and path.name.lower().endswith(ROW_SUFFIXES):
+        return rows_facts(path)
     kind = kind_of(path)
     if kind == "tokens":
         return token_facts(path, read_header(path))
@@ -207,6 +213,26 @@ def table_facts(path: Path) -> Facts:
             }
             for layout in table.layouts()
         ],
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def rows_facts(path: Path) -> Facts:
+    """Describe a data set of media: a tar, a Parquet table or a zip archive."""
+    from vqtok.rows.row import ColumnChoice
+    from vqtok.rows.sources import Source
+
+    choice, source = ColumnChoice(), Source(path)
+    count, first = source.count(choice), list(islice(source.rows(choice), ROWS_SHOWN))
+    fault = next((row.fault for row in first if not row.key), "" if count is not None else "cut off or damaged")
+    if fault:
+        raise CorruptFileError(f"{path}: {fault}")
+    return {
+        "file": str(path),
+        "kind": "rows",
+        "num_rows": count,
+        "columns": list(dict.fromkeys(name for row in first for name in row.columns)),
+        "first_keys": [row.key for row in first],
         "file_bytes": path.stat().st_size,
     }
 

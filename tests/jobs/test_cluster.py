@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import PYTHON, picture
 from PIL import Image
+from rows.conftest import write_tar
 
 import vqtok
 from vqtok.codec.files import Codecs
@@ -72,6 +73,24 @@ def test_a_node_dies(cluster, album, expected, image_model, tmp_path):
     assert [outcome.error for outcome in done] == [None] * 40
     assert shards_in(tmp_path / "out") == expected
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".vqts"}
+
+
+def test_rows_of_tars(cluster, run, album, image_model, tmp_path):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for part in range(2):
+        members = [(path.name, path.read_bytes()) for path in sorted((album / str(part)).iterdir())]
+        write_tar(tars / f"{part}.tar", [*members, ("caption.txt", b"no media")])
+    options = ["--model", image_model, "--columns", "caption"]
+    result = run("encode", tars, "--engine", "ray", "--shard", f"{tmp_path}/out/", *options)
+    assert result.exit_code == 1
+    assert result.stderr.count("has neither an image nor audio, only .txt") == 2
+    run("encode", tars, "--shard", f"{tmp_path}/here/", "--num-tasks", 2, *options)
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "here")
+    assert len(shards_in(tmp_path / "out")) == 2
+    for wrong in (["-o", tmp_path / "x.parquet"], ["--shard", tmp_path / "x.vqts"]):
+        result = run("encode", tars, "--engine", "ray", *wrong)
+        assert (result.exit_code, "give --shard DIR/" in result.stderr) == (2, True)
 
 
 def test_command_line(cluster, run, album, expected, image_model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 
@@ -14,7 +15,10 @@ import vqtok
 from rows.conftest import captioned, png, wav, write_tar
 from vqtok.errors import MediaError
 from vqtok.files.paths import as_path
+from vqtok.jobs.planning import plan_encoding
 from vqtok.rows.patterns import expand
+from vqtok.rows.row import ColumnChoice
+from vqtok.rows.sources import Source
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -192,6 +196,32 @@ def test_archives(run, archive, tmp_path):
     archive.write_bytes(damaged[: len(damaged) // 2])
     assert run("encode", archive, "-o", tmp_path / "c").exit_code == 1
     assert "not a zip archive" in failures(tmp_path / "c")[0]["error"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_inspect_tells_what_is_in_a_tar(run, tmp_path, suffix):
+    path = tmp_path / f"x.tar{suffix}"
+    members = [*captioned(range(3)), ("7.png", png()), ("7.wav", wav()), ("8.txt", b"no media"), ("9.png", png())]
+    data = write_tar(tmp_path / "plain", members).read_bytes()
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    (facts,) = json_lines(run("inspect", path, "--json"))
+    assert (facts["kind"], facts["num_rows"]) == ("rows", 7)
+    assert facts["num_rows"] == len(list(Source(path).rows(ColumnChoice())))
+    assert facts["first_keys"] == ["000.png", "001.png", "002.png"]
+    assert facts["columns"] == ["caption", "score", "tags"]
+    assert "000.png, 001.png, 002.png, ..." in run("inspect", path).stdout
+    assert plan_encoding([path], str(tmp_path / "out")).total == (None if suffix else 7)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = run("inspect", path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1)
+    assert plan_encoding([path], str(tmp_path / "out")).total is None
+
+
+def test_inspect_tells_what_is_in_archives_and_tables(run, archive, tmp_path):
+    pq.write_table(table([{"bytes": png(1), "path": None}] * 5, caption=list("abcde")), tmp_path / "t.parquet")
+    (zipped,), (rows,) = (json_lines(run("inspect", path, "--json")) for path in (archive, tmp_path / "t.parquet"))
+    assert (zipped["num_rows"], zipped["first_keys"][0], zipped["columns"]) == (4, "cat/1.png", ["caption"])
+    assert (rows["num_rows"], rows["first_keys"][0], rows["columns"]) == (5, "000000000", ["caption"])
 
 
 def table(rows, **columns):

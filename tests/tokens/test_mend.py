@@ -159,7 +159,7 @@ def test_decode_ids(run, photo, sound, tmp_path):
     ids.write_text("\n".join(lines))
     result = run("decode", "--ids", ids, "--like", like, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert "'x' is not an id" in result.stderr
+    assert "'x' is neither an id nor a token" in result.stderr
     assert "000003: " in result.stderr
     assert "missing and filled in" in result.stderr
     assert (tmp_path / "out/000000.png").read_bytes() == (tmp_path / "whole/photo.png").read_bytes()

@@ -11,11 +11,13 @@ from conftest import files_in
 
 import vqtok
 from tokens.test_export import equal, image, read_megatron, sound
-from vqtok.errors import CorruptFileError, MediaError, OutputError, UsageError
+from vqtok.errors import MediaError, OutputError, UsageError
+from vqtok.jobs.mixture import find_rows, write_extended_tokenizer
+from vqtok.jobs.mixture_files import MixtureOptions, origin
 from vqtok.tokens.export.layout import to_ids
 from vqtok.tokens.export.mixture import choose_mixture
 from vqtok.tokens.export.row_templates import RowTemplate, Splits, choose_template
-from vqtok.tokens.export.sequences import Packer
+from vqtok.tokens.export.sequences import Packer, Sequence
 from vqtok.tokens.vqt.file import dump
 
 SPEECH = b"speechmo"
@@ -112,6 +114,22 @@ def test_splits_stay_when_rows_are_added():
             Splits.parse(wrong)
 
 
+def test_parts_of_a_file_stay_in_one_split(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for number in range(20):
+        for label, facts in (("", None), ("-flipped", {"flipped": True}), ("-00003", {"segment": 3})):
+            metadata = {"transforms": facts} if facts else {}
+            (folder / f"{number}{label}.vqt").write_bytes(dump(image(3, 2, metadata=metadata)))
+    vqtok.export([folder], tmp_path / "out", "jsonl", split="train=0.5,test=0.5")
+    for name in ("train", "test"):
+        keys = [row["key"] for row in rows_of(tmp_path / f"out/{name}.jsonl")]
+        assert keys
+        assert {key.partition("-")[0] + label for key in keys for label in ("", "-flipped", "-00003")} == {*keys}
+    assert origin(Sequence("1-flipped", np.arange(2), columns={"transforms": '{"flipped": true}'})) == "1"
+    assert origin(Sequence("1-flipped", np.arange(2), columns={"transforms": "by hand"})) == "1-flipped"
+
+
 def test_splits_parts_and_shuffling(pairs, tmp_path):
     out = tmp_path / "out"
     facts = vqtok.export(pairs, out, "jsonl", split="train=0.5,validation=0.5", rows_per_file=2, shuffle=1)
@@ -168,7 +186,7 @@ def test_packed_sequences_keep_the_boundaries_of_documents(pairs, tmp_path):
         assert [row["position_ids"][start] for start in starts] == [0] * len(starts)
     with pytest.raises(MediaError, match="do not fill a sequence"):
         vqtok.export(pairs, tmp_path / "none.jsonl", "jsonl", pack=10_000)
-    with pytest.raises(CorruptFileError, match="decode --ids") if False else pytest.raises(MediaError, match="--ids"):
+    with pytest.raises(MediaError, match="--ids"):
         vqtok.models.token_reader.open_items(tmp_path / "packed.jsonl")
     assert [s.ids.tolist() for s in Packer(2).add(np.arange(5))] == [[0, 1], [2, 3]]
 
@@ -279,30 +297,102 @@ def test_the_extended_tokenizer_gives_the_ids_of_the_export(run, pairs, tmp_path
     assert run("export", *pairs, "--extend-tokenizer", text_tokenizer, "-o", new).exit_code == 1
 
 
-@pytest.mark.slow
-def test_a_small_gpt_learns_from_mixed_rows(pairs, tmp_path):
+def test_rows_as_text_are_read_by_the_extended_tokenizer_and_decoded(run, pairs, tmp_path, text_tokenizer):
     transformers = pytest.importorskip("transformers")
+    from vqtok.jobs.decode_ids import read_ids
+
+    options = {"tokenizer": str(text_tokenizer), "end_token": "auto", "row": ["{caption} {image}{audio}"]}
+    vqtok.export(pairs, tmp_path / "x.jsonl", "jsonl", **options)
+    vqtok.export(pairs, tmp_path / "x.txt", "text", **options)
+    vqtok.export(pairs, tmp_path / "folder/", "text", split="train=0.5,test=0.5")
+    assert files_in(tmp_path / "folder") == [".vqtok.json", "test.txt", "train.txt"]
+    lines, rows = (tmp_path / "x.txt").read_text().splitlines(), rows_of(tmp_path / "x.jsonl")
+    assert lines[0].startswith("digit 1 <|image|><|image_")
+    assert lines[0].endswith("<|/audio|></s>")
+    new = tmp_path / "new"
+    assert run("export", *pairs, "--extend-tokenizer", text_tokenizer, "-o", new, "--end-token", "auto").exit_code == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(new)
+    assert [tokenizer(line)["input_ids"] for line in lines] == [row["input_ids"] for row in rows]
+    # What a tokenizer prints of generated ids is read like these; the text among them is passed over.
+    (tmp_path / "g.txt").write_text("\n".join(tokenizer.decode(row["input_ids"]) for row in rows))
+    objects = [{"key": row["key"], "text": line} for row, line in zip(rows, lines, strict=True)]
+    (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    facts = json.loads((tmp_path / ".x.jsonl.json").read_text())
+    for path in (tmp_path / "g.txt", tmp_path / "g.jsonl"):
+        lists = read_ids(path, facts)
+        assert not any(found.error for found in lists)
+        for found, row in zip(lists, rows, strict=True):
+            picture, spoken = vqtok.tokens_from_ids(
+                found.ids, tmp_path / ".x.jsonl.json", sample_rate=16_000, grid=(2, 3)
+            )
+            assert picture.notes == spoken.notes == []
+            expected = pair(int(row["key"]))
+            assert np.array_equal(picture.tokens.codes, expected[0].codes)
+            assert np.array_equal(spoken.tokens.codes, expected[1].codes)
+    (tmp_path / "g.txt").write_text("only words\n")
+    (found,) = read_ids(tmp_path / "g.txt", facts)
+    assert found.error == "'only' is neither an id nor a token of the export"
+
+
+def test_lists_are_lists_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    columns = {"tags": ["a", "b"], "box": [[1, 2], [3, 4]], "about": {"x": 1}, "mixed": [1, "a"]}
+    (tmp_path / "1.vqt").write_bytes(dump(image(3, 2, metadata=columns)))
+    (tmp_path / "2.vqt").write_bytes(dump(image(3, 2, metadata={"tags": []})))
+    vqtok.export([tmp_path / "1.vqt", tmp_path / "2.vqt"], tmp_path / "x.parquet", "parquet", special_tokens=["image"])
+    first, second = pyarrow.read_table(tmp_path / "x.parquet").to_pylist()
+    assert (first["tags"], first["box"], second["tags"], second["box"]) == (["a", "b"], [[1, 2], [3, 4]], [], None)
+    assert (first["about"], first["mixed"]) == ('{"x": 1}', '[1, "a"]')
+    assert vqtok.read_export(tmp_path / "x.parquet")["1"].metadata["box"] == [[1, 2], [3, 4]]
+
+
+@pytest.mark.slow
+def test_the_trainer_of_transformers_trains_a_small_gpt_on_mixed_rows(pairs, tmp_path, text_tokenizer):
+    """An embedding of the old vocabulary grows by the rows that the extended tokenizer asks for."""
+    transformers, datasets = pytest.importorskip("transformers"), pytest.importorskip("datasets")
+    for name in ("accelerate", "pyarrow"):
+        pytest.importorskip(name)
     import torch
 
-    pytest.importorskip("pyarrow")
-    facts = vqtok.export(pairs, tmp_path / "x.parquet", "parquet", pack=24, tokenizer="bytes")
-    import pyarrow.parquet
-
-    rows = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
-    config = transformers.GPT2Config(
-        vocab_size=facts["vocabulary_size"], n_positions=24, n_embd=32, n_layer=1, n_head=2
+    datasets.disable_progress_bars()
+    rows = ["{caption}{image}{audio}", "{image}{audio}"]
+    options = {"tokenizer": str(text_tokenizer), "end_token": "auto"}
+    vqtok.export(pairs, f"{tmp_path}/data/", "parquet", row=rows, pack=24, **options)
+    facts = write_extended_tokenizer(
+        find_rows(pairs), str(tmp_path / "new"), MixtureOptions("parquet", **options), None
     )
+    data = datasets.load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
+    data = data.select_columns(["input_ids", "position_ids"]).map(lambda row: {"labels": row["input_ids"]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        config = transformers.GPT2Config(
+            vocab_size=facts["text_size"],
+            n_positions=24,
+            n_embd=32,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
         model = transformers.GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    ids = torch.tensor([row["input_ids"] for row in rows])
-    places = torch.tensor([row["position_ids"] for row in rows])
-    losses = []
-    for _ in range(20):
-        loss = model(ids, position_ids=places, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        model.resize_token_embeddings(facts["embedding_rows"])
+        trainer = transformers.Trainer(
+            model,
+            transformers.TrainingArguments(
+                str(tmp_path / "run"),
+                max_steps=20,
+                per_device_train_batch_size=8,
+                learning_rate=1e-2,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=data,
+        )
+        trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 20
     assert losses[-1] < 0.8 * losses[0]
+    assert model.get_input_embeddings().weight.shape[0] == facts["vocabulary_size"]

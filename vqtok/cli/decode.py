@@ -67,7 +67,10 @@ def decode(
     ids: Annotated[
         Path | None,
         IdsOption(
-            "--ids", metavar="FILE", parser=any_path, help="Decode lists of ids: text, JSONL or npy; - is stdin."
+            "--ids",
+            metavar="FILE",
+            parser=any_path,
+            help="Decode ids or words of tokens: text, JSONL or npy; - is stdin.",
         ),
     ] = None,
     like: Annotated[
@@ -123,7 +126,8 @@ def decode(
         from vqtok.jobs.decode_ids import decode_ids, parse_grid, read_ids
         from vqtok.tokens.export.mend import facts_of
 
-        facts, lists = facts_of(like), read_ids(ids)
+        facts = facts_of(like)
+        lists = read_ids(ids, facts)
         progress = ItemProgress(len(lists), quiet)
         print_outcomes(
             decode_ids(

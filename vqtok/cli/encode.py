@@ -230,7 +230,7 @@ def encode(
         from vqtok.jobs.ray_cluster import encode_on_ray
 
         outcomes = encode_on_ray(
-            work.shards_of_files,
+            work.shards_on_cluster,
             model,
             address=ray_address,
             device=device,

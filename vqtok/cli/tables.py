@@ -24,7 +24,7 @@ HISTOGRAM_COLUMNS = 20, 64
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print the result of `inspect` as a table."""
     shown = {"tokens": _show_tokens, "shard": _show_shard, "export": _show_export, "model": _show_model}
-    shown["table"] = _show_table
+    shown |= {"table": _show_table, "rows": _show_rows}
     shown["generator"] = _show_generator
     shown.get(facts["kind"], _show_media)(facts)
 
@@ -83,6 +83,17 @@ def _show_table(facts: Mapping[str, Any]) -> None:
         for model in facts["models"]
     ]
     rows += [("items", f"{facts['num_items']}"), ("file", f"{facts['file_bytes']} bytes")]
+    _facts_table(facts["file"], rows)
+
+
+def _show_rows(facts: Mapping[str, Any]) -> None:
+    more = ", ..." if facts["num_rows"] > len(facts["first_keys"]) else ""
+    rows = [
+        ("rows", f"{facts['num_rows']:,}"),
+        ("keys", ", ".join(facts["first_keys"]) + more),
+        ("columns", ", ".join(facts["columns"]) or "none"),
+        ("file", f"{facts['file_bytes']} bytes"),
+    ]
     _facts_table(facts["file"], rows)
 
 

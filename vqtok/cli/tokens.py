@@ -209,7 +209,8 @@ def _extend_tokenizer(
 ) -> None:
     """Write a tokenizer with the tokens of an export."""
     from vqtok.cli.console import print_json, say
-    from vqtok.jobs.mixture import MixtureOptions, find_rows, parse_codebooks, write_extended_tokenizer
+    from vqtok.jobs.mixture import find_rows, parse_codebooks, write_extended_tokenizer
+    from vqtok.jobs.mixture_files import MixtureOptions
 
     if output is None:
         raise UsageError("--extend-tokenizer: give -o DIR for the new tokenizer")

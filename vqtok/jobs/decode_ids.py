@@ -23,12 +23,15 @@ from vqtok.inspection import grid_facts
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome, done, failed, skipped
 from vqtok.jobs.runner import OnFinished, ignore, is_settled, open_output, run_jobs
 from vqtok.models.registry import bundled_models, find_identity
+from vqtok.tokens.export.id_words import IdsIn, ids_in_text
 from vqtok.tokens.export.mend import Mended, tokens_from_ids
 
 logger = logging.getLogger(__name__)
 
 IDS_COLUMNS = ("input_ids", "ids", "tokens", "token_ids")
 """Names under which JSON lines hold the ids, the likeliest first."""
+TEXT_COLUMNS = ("text", "generated_text")
+"""Names under which they hold text with words such as `<|image_17|>`."""
 
 
 class IdList(NamedTuple):
@@ -39,8 +42,13 @@ class IdList(NamedTuple):
     error: str = ""
 
 
-def read_ids(path: Path) -> list[IdList]:
+def read_ids(path: Path, facts: Mapping[str, Any]) -> list[IdList]:
     """Read lists of ids: `.npy` (one sequence, or one a row), JSON lines, or text with one list a line; - is stdin.
+
+    Ids may be words such as `<|image_17|>`, as a tokenizer with the added tokens decodes them.
+
+    Args:
+        facts: Those of the export that the ids are like.
 
     Raises:
         MediaError: The file cannot be read or has no ids.
@@ -51,7 +59,8 @@ def read_ids(path: Path) -> list[IdList]:
             found = list(_arrays(data))
         else:
             lines = data.decode("utf-8-sig", "replace").splitlines()
-            found = [_parsed(line, number) for number, line in enumerate(lines) if line.strip()]
+            ids_in = ids_in_text(facts)
+            found = [_parsed(line, number, ids_in) for number, line in enumerate(lines) if line.strip()]
         if not found:
             raise MediaError("has no ids")
         return found
@@ -68,24 +77,30 @@ def _arrays(data: bytes) -> Iterator[IdList]:
         yield IdList(f"{number:06}", row.tolist())
 
 
-def _parsed(line: str, number: int) -> IdList:
-    """Return the ids of a line: a JSON object or list, or numbers with anything between them."""
+def _parsed(line: str, number: int, ids_in: IdsIn) -> IdList:
+    """Return the ids of a line: a JSON object or list, numbers with anything between them, or words of tokens."""
     key = f"{number:06}"
     if not line.lstrip().startswith(("{", "[")):
         words = re.split(r"[\s,;]+", line.strip())
         wrong = next((word for word in words if not re.fullmatch(r"-?\d+", word)), None)
-        return IdList(key, [], f"{wrong[:40]!r} is not an id") if wrong else IdList(key, list(map(int, words)))
+        if wrong is None:
+            return IdList(key, list(map(int, words)))
+        ids = ids_in(line)
+        return IdList(key, ids, "" if ids else f"{wrong[:40]!r} is neither an id nor a token of the export")
     try:
         value: Any = json.loads(line)
         if isinstance(value, Mapping):
             key = str(value.get("key") or key)
-            value = next(value[name] for name in IDS_COLUMNS if name in value)
-        ids = np.array(value)
-        if ids.dtype.kind not in "iu":
+            value = next(value[name] for name in (*IDS_COLUMNS, *TEXT_COLUMNS) if name in value)
+        if isinstance(value, str):
+            ids = ids_in(value)
+            return IdList(key, ids, "" if ids else "its text has no tokens of the export")
+        array = np.array(value)
+        if array.dtype.kind not in "iu":
             raise ValueError
-        return IdList(key, ids.ravel().tolist())
+        return IdList(key, array.ravel().tolist())
     except (ValueError, StopIteration, RecursionError, OverflowError):
-        return IdList(key, [], "is not a JSON list of ids, nor an object with input_ids")
+        return IdList(key, [], "is not a JSON list of ids, nor an object with input_ids or text")
 
 
 def decode_ids(

@@ -10,7 +10,6 @@ from typing import Any, cast
 from vqtok.errors import UsageError
 from vqtok.files.paths import STDIO, local_path, spooled
 from vqtok.jobs.mixture import (
-    MixtureOptions,
     RowSource,
     export_mixture,
     find_rows,
@@ -18,6 +17,7 @@ from vqtok.jobs.mixture import (
     parse_codebooks,
     several_models,
 )
+from vqtok.jobs.mixture_files import MixtureOptions
 from vqtok.jobs.token_sources import OnError, find_items, iterate_tokens
 from vqtok.models.token_reader import Models
 from vqtok.tokens.export.export import write_export
@@ -46,7 +46,7 @@ def export(
         model: The model that made them, or a tuple of several; by default a bundled one. Bit-packed files need none.
         num_codebooks: Export only the first codebooks; `"image=4,audio=2"` for several models.
         options: Those of `vqtok.tokens.export.options.ExportOptions`, such as `layout="delay"`, or those of
-            `vqtok.jobs.mixture.MixtureOptions`, such as `row=["{caption}{image}"]`.
+            `vqtok.jobs.mixture_files.MixtureOptions`, such as `row=["{caption}{image}"]`.
 
     Returns:
         What was written, as `vqtok export --json` prints it.

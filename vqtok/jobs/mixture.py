@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ import numpy as np
 from vqtok.errors import CorruptFileError, MediaError, UsageError, VqtokError
 from vqtok.files.atomic import atomic_write, make_folder, refuse_existing
 from vqtok.files.paths import error_context, local_path
+from vqtok.jobs.mixture_files import MixtureFiles, MixtureOptions
 from vqtok.jobs.token_sources import OnError, TokenSource, check_key, name_of
 from vqtok.media.kinds import is_shard, stem
 from vqtok.models.token_reader import Models, TokenReader
-from vqtok.tokens.export.mixture import DEFAULT_KINDS, Mixture, MixtureLayout, choose_mixture
-from vqtok.tokens.export.row_templates import RowTemplate, Splits, choose_template
-from vqtok.tokens.export.sequences import SUFFIXES, Packer, SequenceFormat, Write, write_sequences
+from vqtok.tokens.export.mixture import DOCUMENT, Mixture, MixtureLayout, choose_mixture
+from vqtok.tokens.export.row_templates import RowTemplate, choose_template
 from vqtok.tokens.export.sequences import Sequence as Ids
-from vqtok.tokens.export.sidecar import FOLDER_FILE, FORMAT, MIXTURE_VERSION, remove_other_sidecar, sidecar_name
-from vqtok.tokens.export.text_ids import TextIds, extend_tokenizer, text_ids
+from vqtok.tokens.export.sidecar import FOLDER_FILE, FORMAT, MIXTURE_VERSION
+from vqtok.tokens.export.text_ids import Characters, TextIds, extend_tokenizer, text_ids
 from vqtok.tokens.find import token_files
 from vqtok.tokens.shape import MODALITIES, Layout, Modality
 from vqtok.tokens.shard.format import parse_shard_header
@@ -36,51 +35,6 @@ from vqtok.tokens.vqt.header import read_header
 Codebooks = Mapping[str, int]
 """The number of codebooks to export by modality; `all` stands for both."""
 NUM_ROWS = "rows"
-
-
-@dataclass(frozen=True)
-class MixtureOptions:
-    """How rows are exported.
-
-    Raises:
-        UsageError: The options contradict each other.
-    """
-
-    to: str
-    layout: str = "flat"
-    offset: int | None = None
-    """The id of the first code; by default the size of the text vocabulary."""
-    tokenizer: str | None = None
-    """A tokenizer of Hugging Face for captions, or `bytes`."""
-    row: Sequence[str] = ()
-    """Templates such as `{caption}{image}`, each with a weight after `=` if there are several."""
-    split: str | None = None
-    shuffle: int | None = None
-    """A seed."""
-    pack: int | None = None
-    rows_per_file: int | None = None
-    special_tokens: Sequence[str] = DEFAULT_KINDS
-    begin_token: int | str | None = None
-    end_token: int | str | None = None
-
-    def __post_init__(self) -> None:
-        if self.to not in SUFFIXES:
-            raise UsageError(f"`to` {self.to}: rows in one vocabulary are written as {', '.join(SUFFIXES)}")
-        if self.layout not in ("flat", "coarse-first"):
-            raise UsageError(f"`layout` {self.layout}: rows in one vocabulary are flat or coarse-first")
-        if self.pack is not None and self.to not in ("parquet", "jsonl"):
-            raise UsageError(f"`pack` is for parquet and jsonl; trainers pack what is written as {self.to} themselves")
-        if self.rows_per_file is not None and self.rows_per_file < 1:
-            raise UsageError(f"`rows_per_file` {self.rows_per_file}: must be at least 1")
-        _ = self.templates, self.splits
-
-    @property
-    def templates(self) -> list[RowTemplate]:
-        return [RowTemplate.parse(text) for text in self.row]
-
-    @property
-    def splits(self) -> Splits | None:
-        return None if self.split is None else Splits.parse(self.split)
 
 
 @dataclass(frozen=True)
@@ -204,6 +158,8 @@ def export_mixture(
         VqtokError: The options contradict each other or the tokens, the output exists, or there is nothing to export.
     """
     mixture, text = plan_mixture(rows, options, codebooks)
+    if options.to == "text":
+        text = Characters()
     templates = options.templates
     named = {field for template in templates for field in template.fields}
     if text is None and (named - set(MODALITIES) or any(part for t in templates for part, _ in t.parts)):
@@ -215,7 +171,7 @@ def export_mixture(
         rows = random.Random(options.shuffle).sample(rows, len(rows))
     facts: dict[str, Any] = {"format": FORMAT, "version": MIXTURE_VERSION, "to": options.to, **mixture.facts()}
     facts |= {"rows": list(options.row), "dtype": mixture.dtype} | ({"pack": options.pack} if options.pack else {})
-    outputs = _Outputs(output, options, mixture, facts, overwrite)
+    outputs = MixtureFiles(output, options, mixture, facts, overwrite)
     skipped: Counter[str] = Counter()
     grids: dict[Modality, set[tuple[int, ...]]] = {}
     reader = TokenReader(model)
@@ -265,6 +221,9 @@ def plan_mixture(
         end=options.end_token,
         text_end=text.end if text else None,
     )
+    of_text = [name for name in DOCUMENT if mixture.specials.get(name, mixture.text_size) < mixture.text_size]
+    if text and of_text:
+        mixture = replace(mixture, texts={name: text.word(mixture.specials[name]) for name in of_text})
     return mixture, text
 
 
@@ -388,125 +347,3 @@ def _sequence(
             special("/text")
     special("end")
     return Ids(key, np.concatenate(parts), segments, columns)
-
-
-class _Outputs:
-    """The files of an export: one, or those of splits and parts in a folder. They get their names when complete."""
-
-    def __init__(
-        self, output: str, options: MixtureOptions, mixture: Mixture, facts: dict[str, Any], overwrite: bool
-    ) -> None:
-        self._options, self._mixture, self._facts, self._overwrite = options, mixture, facts, overwrite
-        self._path = local_path(output)
-        self._to: SequenceFormat = options.to  # type: ignore[assignment]
-        self._splits = options.splits
-        is_folder = bool(self._splits or options.rows_per_file or output.endswith("/") or self._path.is_dir())
-        self._folder = self._path if is_folder else None
-        if is_folder and self._path.exists() and not self._path.is_dir():
-            raise UsageError(f"`output` {output}: is a file; splits and parts need a folder")
-        self._sidecar = (
-            self._path / FOLDER_FILE if is_folder else sidecar_name(_data_file(self._path, self._to), self._to)
-        )
-        self._opened: dict[str, tuple[ExitStack, Write, Path]] = {}
-        self._in_file: Counter[str] = Counter()
-        self._parts: Counter[str] = Counter()
-        self._packers: dict[str, Packer] = {}
-        self._counts: dict[str, Counter[str]] = {}
-        self._files: list[Path] = []
-        if not overwrite:
-            refuse_existing(self._sidecar)
-            for split in self._splits.fractions if self._splits else ["train"]:
-                refuse_existing(self._file(split))
-
-    def __enter__(self) -> _Outputs:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        for stack, _, _ in self._opened.values():
-            stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
-
-    def add(self, sequence: Ids) -> None:
-        split = self._splits.of(sequence.key) if self._splits else "train"
-        counts = self._counts.setdefault(split, Counter())
-        counts["num_items"] += 1
-        counts["num_ids"] += sequence.ids.size
-        if self._options.pack is None:
-            self._write(split, sequence)
-            return
-        packer = self._packers.setdefault(split, Packer(self._options.pack))
-        for packed in packer.add(sequence.ids):
-            self._write(split, packed)
-
-    def finish(self) -> None:
-        """Complete the files.
-
-        Raises:
-            MediaError: Nothing was added.
-        """
-        if not self._counts:
-            raise MediaError(f"{self._path}: not written, because there is nothing to export")
-        for split, packer in self._packers.items():
-            self._counts[split]["num_sequences"] = packer.count
-            self._counts[split]["ids_left_over"] = packer.left
-        totals = sum(self._counts.values(), Counter[str]())
-        self._facts |= dict(totals)
-        if self._splits:
-            self._facts["splits"] = {name: dict(found) for name, found in self._counts.items()}
-        for split in [*self._opened]:
-            self._close(split)
-        if not self._files:
-            raise MediaError(f"{self._path}: not written: {totals['num_ids']} ids do not fill a sequence")
-        for stale in self._stale():
-            stale.unlink()
-        if self._folder is None:
-            remove_other_sidecar(self._files[0], self._to)
-        make_folder(self._sidecar.parent)
-        atomic_write(self._sidecar, json.dumps(self._facts, indent=2).encode() + b"\n")
-
-    def facts(self) -> dict[str, Any]:
-        """Return what was written."""
-        names = [str(path) for path in [*self._files, self._sidecar]]
-        return self._facts | {"files": names, "file_bytes": sum(path.stat().st_size for path in self._files)}
-
-    def _write(self, split: str, sequence: Ids) -> None:
-        if split not in self._opened:
-            path = self._file(split)
-            make_folder(path.parent)
-            stack = ExitStack()
-            self._opened[split] = (
-                stack,
-                stack.enter_context(write_sequences(path, self._to, self._mixture, self._facts)),
-                path,
-            )
-        self._opened[split][1](sequence)
-        self._in_file[split] += 1
-        if self._in_file[split] == self._options.rows_per_file:
-            self._close(split)
-
-    def _close(self, split: str) -> None:
-        stack, _, path = self._opened.pop(split)
-        stack.close()
-        self._files.append(path)
-        self._parts[split] += 1
-        self._in_file[split] = 0
-
-    def _file(self, split: str) -> Path:
-        if self._folder is None:
-            return _data_file(self._path, self._to)
-        # nanoGPT's own name.
-        name = "val" if split == "validation" and self._to == "bin" else split
-        part = f"-{self._parts[split]:05}" if self._options.rows_per_file else ""
-        return self._folder / f"{name}{part}{SUFFIXES[self._to]}"
-
-    def _stale(self) -> Iterator[Path]:
-        """Yield the parts of an earlier export that this one has not replaced."""
-        if self._folder is None or not self._options.rows_per_file:
-            return
-        for split in self._parts:
-            for path in self._folder.glob(f"{split}-[0-9]*{SUFFIXES[self._to]}"):
-                if path not in self._files:
-                    yield path
-
-
-def _data_file(path: Path, to: str) -> Path:
-    return path.with_name(path.name + ".bin") if to == "megatron" and path.suffix != ".bin" else path

@@ -35,6 +35,9 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
 ITEMS_PER_SHARD = 1000
 """Items in each shard on a cluster, unless the number of tasks is given."""
 
+COUNTED_TARS = 4
+"""Reading the headers of one tar can take a second, which is not worth the total of progress for many tars."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -72,6 +75,11 @@ class Work:
     def shards_of_files(self) -> Sequence[tuple[Path, WorkList[tuple[str, Path]]]]:
         """The shards of work that is not of rows."""
         return [(path, items) for path, items in self.shards if isinstance(items, WorkList)]
+
+    @property
+    def shards_on_cluster(self) -> Sequence[tuple[Path, WorkList[tuple[str, Path]] | RowJobs]]:
+        """The shards of work without parts of files, which a cluster does not encode."""
+        return [(path, items) for path, items in self.shards if not isinstance(items, PartJobs)]
 
     @property
     def is_of_rows(self) -> bool:
@@ -150,9 +158,12 @@ def _plan(
     if filelist is not None:
         listed = _read_list(filelist, _folder_of_list(inputs), choice.media, table)
     elif sources := find_sources(inputs, choice):
+        share = share_of(num_tasks, task_index, {} if on_cluster else os.environ)
         if on_cluster:
-            raise UsageError("--engine ray encodes files and folders, not data sets; use --num-tasks for these")
-        share = share_of(num_tasks, task_index, os.environ)
+            if shard is None or not (shard.endswith("/") or as_path(shard).is_dir()):
+                raise UsageError("--engine ray writes shards; give --shard DIR/")
+            if share.count == 1:
+                share = Share(len(sources), None if len(sources) > 1 else 0)
         return _plan_rows(sources, output, shard, share, choice, rows_per_file)
     elif not inputs:
         raise UsageError("Missing argument 'IN': files, folders, or --filelist")
@@ -219,7 +230,8 @@ def _plan_rows(
     if output is not None and (output == "-" or output.endswith((".vqt", ".vqts"))):
         raise UsageError(f"-o {output}: a data set needs a folder; for a shard give --shard OUT.vqts")
     path = as_path(target)
-    counts = [source.count(choice) for source in sources]
+    tars = len(sources) <= COUNTED_TARS and all(str(source.path).lower().endswith(".tar") for source in sources)
+    counts = [source.count(choice, tars=tars) for source in sources]
     num_rows = sum(filter(None, counts)) if None not in counts and share.count == 1 else None
     table = None
     if output is not None and output.lower().endswith(TABLES):

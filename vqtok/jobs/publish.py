@@ -196,7 +196,7 @@ def _data(path: Path, name: str, license: str | None, data_license: str | None) 
         what, count, made_by = _described(file)
         rows.append((f"`{relative}`", what, f"{count:,}", f"{file.stat().st_size:,}"))
         models |= dict.fromkeys(made_by)
-        if file.suffix in (".parquet", ".jsonl"):
+        if file.suffix in (".parquet", ".jsonl", ".txt"):
             found = _SPLIT.fullmatch(file.stem)
             split = found[1] if found and found[1].isidentifier() and path.is_dir() else "train"
             splits.setdefault(split, []).append(relative)
@@ -270,7 +270,7 @@ def _count(file: Path, facts: Mapping[str, Any]) -> int:
     """Return the number of rows of a file, which may be one of several of an export."""
     if json_file(file).name != FOLDER_FILE:
         return int(facts["num_items"])
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".txt"):
         with file.open("rb") as lines:
             return sum(1 for line in lines if line.strip())
     if file.suffix == ".parquet":

@@ -18,11 +18,12 @@ from vqtok.errors import DiskError, ModelError, UsageError, VqtokError
 from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import absolute, as_path
 from vqtok.jobs.job import REFUSED, Existing, Job, Outcome
+from vqtok.jobs.rows import RowJobs
 from vqtok.jobs.shards import encode_shard
 from vqtok.media.image import set_max_pixels
 from vqtok.models.registry import bundled_models
 
-Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]]]]
+Shards = Sequence[tuple[Path, Sequence[tuple[str, Path]] | RowJobs]]
 
 
 def encode_on_ray(
@@ -36,7 +37,7 @@ def encode_on_ray(
     existing: Existing = REFUSED,
     **how: Any,
 ) -> Generator[Outcome, None, None]:
-    """Encode to shards, each with its items; yield outcomes shard by shard, in any order.
+    """Encode to shards, each with its items or rows; yield outcomes shard by shard, in any order.
 
     All nodes must see inputs, outputs and the model under the same names. If an actor or its node dies, another one
     continues its shard.
@@ -104,16 +105,23 @@ class _ShardEncoder:
     def _encode(self, work: bytes) -> list[Outcome]:
         name, items = pickle.loads(work)
         shard = as_path(name)
+        if not isinstance(items, RowJobs):
+            items = [(key, as_path(source)) for key, source in items]
         try:
-            return list(encode_shard([(key, as_path(source)) for key, source in items], shard, self.codecs, **self.how))
+            outcomes = encode_shard(items, shard, self.codecs, **self.how)
+            # Without the media of rows, which would travel back.
+            return [replace(outcome, job=replace(outcome.job, row=None)) for outcome in outcomes]
         except VqtokError as error:
             facts = {"file": name, "error": str(error), "exit_code": error.exit_code}
             return [Outcome(Job(shard, shard), facts, error)]
 
 
-def _pack(shard: tuple[Path, Sequence[tuple[str, Path]]]) -> bytes:
+def _pack(shard: tuple[Path, Sequence[tuple[str, Path]] | RowJobs]) -> bytes:
     """Return a shard's name and items as bytes, since Ray does not accept names that are not UTF-8."""
     path, items = shard
+    if isinstance(items, RowJobs):
+        sources = [replace(source, path=source.absolute) for source in items.sources]
+        return pickle.dumps((absolute(path), replace(items, sources=sources)))
     return pickle.dumps((absolute(path), [(key, absolute(source)) for key, source in items]))
 
 

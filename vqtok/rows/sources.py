@@ -15,7 +15,7 @@ from vqtok.rows.archive import zip_count, zip_rows
 from vqtok.rows.patterns import expand, is_pattern
 from vqtok.rows.row import ColumnChoice, Row
 from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, parquet_rows
-from vqtok.rows.tar import tar_rows
+from vqtok.rows.tar import tar_count, tar_rows
 
 HUB_PREFIX = "hf-dataset:"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -31,6 +31,12 @@ class Source:
     prefix: str = ""
     """What the keys of its rows begin with: empty, or a name and a slash if there are several sources."""
     split: str | None = None
+
+    @property
+    def absolute(self) -> Path:
+        """Its path as processes in other folders know it; a name of the Hub stays as it is."""
+        is_name = str(self.path).startswith(HUB_PREFIX)
+        return self.path if is_name or isinstance(self.path, RemotePath) else Path(absolute(self.path))
 
     def rows(self, choice: ColumnChoice) -> Iterator[Row]:
         """Yield its rows, in a fixed order. Faults of single rows and of the file are faults of rows.
@@ -48,8 +54,11 @@ class Source:
         else:
             yield from tar_rows(self.path, choice.media)
 
-    def count(self, choice: ColumnChoice) -> int | None:
+    def count(self, choice: ColumnChoice, *, tars: bool = True) -> int | None:
         """Return the number of its rows if that is known without reading it, after a check of what can be checked.
+
+        Args:
+            tars: Count those of tars, too, for which the headers of all members are read.
 
         Raises:
             UsageError: As `rows` does.
@@ -57,11 +66,13 @@ class Source:
         name = str(self.path).lower()
         if self.split is not None:
             return HubDataset(_hub_name(self.path), choice.media, choice.key).count(self.split)
-        if isinstance(self.path, RemotePath) or not name.endswith((".parquet", ".zip")):
+        if isinstance(self.path, RemotePath):
             return None
         if name.endswith(".parquet"):
             return check_parquet(self.path, choice.media, choice.key)
-        return zip_count(self.path, choice.media)
+        if name.endswith(".zip"):
+            return zip_count(self.path, choice.media)
+        return tar_count(self.path, choice.media) if tars else None
 
 
 def find_sources(inputs: Sequence[Path], choice: ColumnChoice) -> list[Source]:

@@ -6,7 +6,9 @@ Source: https://github.com/webdataset/webdataset, "The WebDataset format".
 from __future__ import annotations
 
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +35,7 @@ def tar_rows(path: Path, media: str | None) -> Iterator[Row]:
         with _opened(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
-                if not member.isfile() or Path(name).name.startswith((".", "__")):
+                if not _has_content(member, name):
                     continue
                 own, suffix = split_name(name)
                 if own != key:
@@ -54,6 +56,37 @@ def tar_rows(path: Path, media: str | None) -> Iterator[Row]:
         yield Row("", fault=f"cut off or damaged {after}: it has no end mark")
 
 
+def tar_count(path: Path, media: str | None) -> int | None:
+    """Return the number of rows of a tar from the headers of its members; None if it is damaged."""
+    count = inside = 0
+    key = None
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if not _has_content(member, name):
+                    continue
+                own, suffix = split_name(name)
+                if own != key:
+                    count, key, inside = count + (key is not None and not inside), own, 0
+                if _is_media(name, suffix, media):
+                    count, inside = count + 1, inside + 1
+            is_whole = bool(getattr(tar, "saw_end", False))
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return None
+    return count + (key is not None and not inside) if is_whole else None
+
+
+def _has_content(member: tarfile.TarInfo, name: str) -> bool:
+    return member.isfile() and not Path(name).name.startswith((".", "__"))
+
+
+def _is_media(name: str, suffix: str, media: str | None) -> bool:
+    if media is None:
+        return modality_of(Path(name)) is not None
+    return media.lower() in (suffix, suffix.rpartition(".")[2])
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Return the key and the suffix of a member: the suffix begins at the first dot of the name of the file."""
     folder, slash, base = name.rpartition("/")
@@ -65,10 +98,7 @@ def _rows(key: str, group: list[tuple[str, str, bytes]], media: str | None) -> I
     """Yield a row for each image and audio of a key."""
     if not group:
         return
-    is_media = [
-        modality_of(Path(name)) is not None if media is None else media.lower() in (suffix, suffix.rpartition(".")[2])
-        for name, suffix, _ in group
-    ]
+    is_media = [_is_media(name, suffix, media) for name, suffix, _ in group]
     columns: dict[str, Any] = {}
     for (_, suffix, data), own in zip(group, is_media, strict=True):
         # Other media of the row are neither its media nor its columns, if one suffix was asked for.

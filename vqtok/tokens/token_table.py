@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import CorruptFileError, MediaError
 from vqtok.files.atomic import atomic_open
 from vqtok.tokens.shape import Layout, Modality
+from vqtok.tokens.stored import StoredTokens
 from vqtok.tokens.tokens import Tokens
 
 FOOTER_KEY = b"vqtok_tokens"
@@ -159,7 +159,7 @@ def _parquet(path: Path) -> Iterator[Add]:
                 writer.close()
 
 
-class TokenTable(Mapping[str, Tokens]):
+class TokenTable(StoredTokens):
     """The tokens in a file that `write_token_table` has written, each read on access.
 
     Raises:
@@ -167,19 +167,21 @@ class TokenTable(Mapping[str, Tokens]):
         MediaError: It cannot be read.
     """
 
+    _remedy = "encode again"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._damaged():
             self._items: _Items = _ParquetItems(path) if path.suffix.lower() == ".parquet" else _TarItems(path)
-            self._modality: dict[str, Modality] = {facts["key"]: facts["modality"] for facts in self._items.facts}
+            self._places: dict[str, Modality] = {facts["key"]: facts["modality"] for facts in self._items.facts}
 
     @property
     def modality(self) -> Modality:
-        return next(iter(self._modality.values()), "image")
+        return next(iter(self._places.values()), "image")
 
     def modality_of(self, key: str) -> Modality:
         """Return the modality of an item."""
-        return self._modality[key]
+        return self._places[key]
 
     def layouts(self) -> list[Layout]:
         """Return what the tokens of each model and modality have in common, in the order of the file.
@@ -198,7 +200,7 @@ class TokenTable(Mapping[str, Tokens]):
             ]
 
     def __getitem__(self, key: str) -> Tokens:
-        if key not in self._modality:
+        if key not in self._places:
             raise KeyError(key)
         with self._damaged(f"{key}: "):
             codes, facts = self._items.read(key)
@@ -212,22 +214,6 @@ class TokenTable(Mapping[str, Tokens]):
                 model=bytes.fromhex(facts["model"]),
                 metadata={name: value for name, value in facts.items() if name not in known and value is not None},
             )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modality)
-
-    def __len__(self) -> int:
-        return len(self._modality)
-
-    @contextmanager
-    def _damaged(self, where: str = "") -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, LookupError, TypeError, AttributeError, EOFError, tarfile.TarError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise CorruptFileError(f"{self.path}: {where}{what}; encode again") from error
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be read: {error.strerror or error}") from error
 
 
 class _Items:

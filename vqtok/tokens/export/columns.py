@@ -7,12 +7,15 @@ from typing import Any
 
 
 def kind_of(pa: Any, values: list[Any]) -> Any:
-    """Return the type of a column: that of its values, or text, as JSON, if they are lists or of several types."""
+    """Return the type of a column: that of its values, or text, as JSON, if they are objects or of several types."""
     try:
         kind = pa.array([value for value in values if value is not None]).type
     except (pa.ArrowException, ValueError, TypeError):
         return pa.string()
-    return pa.string() if pa.types.is_null(kind) or pa.types.is_nested(kind) else kind
+    item = kind
+    while pa.types.is_list(item):
+        item = item.value_type
+    return pa.string() if pa.types.is_null(item) or pa.types.is_nested(item) else kind
 
 
 def column_of(pa: Any, values: list[Any], kind: Any) -> Any:

@@ -8,7 +8,6 @@ them, the items.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtok.errors import CorruptFileError, MediaError, UsageError, WrongModelError
+from vqtok.errors import MediaError, UsageError, WrongModelError
 from vqtok.files.atomic import atomic_open, make_folder, refuse_existing
 from vqtok.files.paths import STDIO
 from vqtok.tokens.export.formats import Add, ExportRow, open_rows, open_writer
@@ -33,6 +32,7 @@ from vqtok.tokens.export.sidecar import (
     sidecar_name,
 )
 from vqtok.tokens.shape import Modality, size_dims
+from vqtok.tokens.stored import StoredTokens
 from vqtok.tokens.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def write_export(
     return facts if path == STDIO else facts | {"file_bytes": sum(file.stat().st_size for file in files[:-1])}
 
 
-class Export(Mapping[str, Tokens]):
+class Export(StoredTokens):
     """The tokens of an export by key, each read on access.
 
     Args:
@@ -158,32 +158,6 @@ class Export(Mapping[str, Tokens]):
                 model=self.form.model,
                 metadata=item.get("metadata") or {},
             )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @contextmanager
-    def _damaged(self, where: str = "") -> Iterator[None]:
-        """Turn the errors that damaged or foreign data cause into one."""
-        try:
-            yield
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise MediaError(f"{self.path}: cannot be read: {os.strerror(error.errno)}") from error
-            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise CorruptFileError(f"{self.path}: {where}{what}; export again") from error
 
 
 def read_export(path: str | Path) -> Export | MixtureExport:

@@ -66,6 +66,7 @@ class Mixture:
     tokenizer: str = ""
     """The tokenizer of the text: the name that the user gave, or `bytes`."""
     texts: Mapping[str, str] = field(default_factory=dict)
+    """The words of special tokens that the text vocabulary has, such as `end`."""
 
     def __post_init__(self) -> None:
         if self.text_size > self.offset:
@@ -133,6 +134,11 @@ class Mixture:
                 names[number - self.text_size] = f"<|{name}|>"
         return names
 
+    def words(self) -> dict[int, str]:
+        """Return the word of each id that is not of text."""
+        own = dict(enumerate(self.names(), self.text_size))
+        return own | {self.specials[name]: word for name, word in self.texts.items() if name in self.specials}
+
     def facts(self) -> dict[str, Any]:
         """Return this as a JSON-like dict."""
         return {
@@ -152,6 +158,7 @@ class Mixture:
             ],
             "special_tokens": dict(self.specials),
             "vocabulary_size": self.size,
+            **({"texts": dict(self.texts)} if self.texts else {}),
         }
 
     @classmethod
@@ -174,6 +181,7 @@ class Mixture:
                 facts["offset"],
                 facts["text_size"],
                 facts["tokenizer"],
+                facts.get("texts", {}),
             )
         except UsageError as error:
             raise ValueError(str(error)) from None

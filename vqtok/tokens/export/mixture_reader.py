@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from vqtok.errors import CorruptFileError, MediaError
+from vqtok.errors import MediaError
 from vqtok.tokens.export.layout import to_codes
 from vqtok.tokens.export.mixture import Mixture
 from vqtok.tokens.export.sequences import OWN_COLUMNS
 from vqtok.tokens.export.sidecar import export_facts_of
 from vqtok.tokens.export.table_rows import open_table
 from vqtok.tokens.shape import Modality
+from vqtok.tokens.stored import StoredTokens
 from vqtok.tokens.tokens import Tokens
 
 SUFFIX: dict[Modality, str] = {"image": ".png", "audio": ".wav"}
 
 
-class MixtureExport(Mapping[str, Tokens]):
+class MixtureExport(StoredTokens):
     """The tokens of an export of rows, each read on access.
 
     The key of an item is that of its row, with the suffix of its modality if the row has several.
@@ -64,11 +62,10 @@ class MixtureExport(Mapping[str, Tokens]):
             segment = row["segments"][place]
             ids = np.array(row["input_ids"], np.int64)[segment["start"] :][: segment["length"]]
             modality: Modality = segment["modality"]
-            found = next(
-                one
-                for one in self.mixture.ranges
-                if modality in one.strides and ((one.start <= ids) & (ids < one.end)).any()
-            )
+            ranges = [one for one in self.mixture.ranges if modality in one.strides]
+            found = next((one for one in ranges if ((one.start <= ids) & (ids < one.end)).any()), None)
+            if found is None:
+                raise ValueError("ids of no model")
             has_rows = "row" in self.mixture.specials and modality == "image"
             specials = {"row": self.mixture.specials["row"]} if has_rows else {}
             columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS and value is not None}
@@ -81,27 +78,3 @@ class MixtureExport(Mapping[str, Tokens]):
                 model=found.model,
                 metadata=columns,
             )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @contextmanager
-    def _damaged(self, where: str = "") -> Iterator[None]:
-        try:
-            yield
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            StopIteration,
-            EOFError,
-            json.JSONDecodeError,
-        ) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise CorruptFileError(f"{self.path}: {where}{what or 'ids of no model'}; export again") from error
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be read: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Write the sequences of an export of rows: Parquet, JSON lines, and flat or Megatron arrays of token ids."""
+"""Write the sequences of an export of rows: Parquet, JSON lines, text, and flat or Megatron arrays of token ids."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from vqtok.tokens.export.columns import column_of, kind_of
 from vqtok.tokens.export.formats import MEGATRON_DTYPES, ROW_GROUP_IDS, pyarrow
 from vqtok.tokens.export.mixture import Mixture
 from vqtok.tokens.export.sidecar import FOOTER_KEY
+from vqtok.tokens.export.text_ids import Characters
 
-SequenceFormat = Literal["npy", "bin", "megatron", "jsonl", "parquet"]
+SequenceFormat = Literal["npy", "bin", "megatron", "jsonl", "parquet", "text"]
 SUFFIXES: dict[SequenceFormat, str] = {
-    "npy": ".npy", "bin": ".bin", "megatron": ".bin", "jsonl": ".jsonl", "parquet": ".parquet",
+    "npy": ".npy", "bin": ".bin", "megatron": ".bin", "jsonl": ".jsonl", "parquet": ".parquet", "text": ".txt",
 }  # fmt: skip
 OWN_COLUMNS = ("key", "input_ids", "segments", "position_ids", "cu_seqlens", "keys")
 
@@ -170,11 +171,25 @@ def _parquet(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator
                 writer.close()
 
 
+@contextmanager
+def _text(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator[Write]:
+    """Write a row a line: its text, and the words of all other ids, which the extended tokenizer has."""
+    words, characters = mixture.words(), Characters()
+    with atomic_open(path) as file:
+
+        def write(sequence: Sequence) -> None:
+            parts = (words[number] if number >= 0 else characters.word(number) for number in sequence.ids.tolist())
+            file.write("".join([*parts, "\n"]).encode())
+
+        yield write
+
+
 _WRITERS: dict[SequenceFormat, Callable[..., AbstractContextManager[Write]]] = {
     "npy": _array_writer("npy"),
     "bin": _array_writer("bin"),
     "megatron": _array_writer("megatron"),
     "jsonl": _jsonl,
+    "text": _text,
     "parquet": _parquet,
 }
 

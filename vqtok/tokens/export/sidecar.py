@@ -20,7 +20,7 @@ FOOTER_KEY = b"vqtok"
 """The key of the same facts in the footer of a Parquet file, which remain when the file is copied alone."""
 _HIDDEN = ("jsonl", "parquet", "text")
 """Formats whose JSON file is hidden, so that readers of data sets do not take it for data."""
-_DATA_SUFFIXES = (".parquet", ".jsonl", ".bin", ".npy")
+_DATA_SUFFIXES = (".parquet", ".jsonl", ".bin", ".npy", ".txt")
 
 
 def is_export(path: Path) -> bool:

@@ -6,6 +6,7 @@ import bisect
 import re
 import string
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,14 @@ class TokenText:
             ids.append(self._id(match))
             position = match.end()
         return np.array(ids, np.int64)
+
+    def find(self, text: str) -> list[int]:
+        """Return the ids of the tokens in a text; what is none of them is passed over."""
+        found = []
+        for match in self._pattern.finditer(text):
+            with suppress(ValueError):
+                found.append(self._id(match))
+        return found
 
     def _id(self, match: re.Match[str]) -> int:
         special = self._specials.get(match[0])

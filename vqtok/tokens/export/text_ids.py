@@ -22,6 +22,9 @@ class TextIds(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens around it."""
 
+    def word(self, number: int) -> str:
+        """Return the token with an id."""
+
 
 class ByteText:
     """Each byte of UTF-8 is an id."""
@@ -31,6 +34,9 @@ class ByteText:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def word(self, number: int) -> str:
+        return chr(number)
 
 
 class HubText:
@@ -47,6 +53,22 @@ class HubText:
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def word(self, number: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(number))
+
+
+class Characters:
+    """Text that stays text: negative ids stand for its characters, in exports whose rows are lines of text."""
+
+    size: int = 0
+    end: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return [-1 - ord(character) for character in " ".join(text.splitlines())]
+
+    def word(self, number: int) -> str:
+        return chr(-1 - number)
 
 
 def text_ids(name: str | None) -> TextIds | None:
