@@ -50,6 +50,11 @@ class Tokenizer(ABC):
     """The reason why codes cannot be decoded, for humans; empty if they can."""
     one_by_one: bool = False
     """Whether media are not batched because results would be rounded differently; required for side data."""
+    encodes_together: int = 0
+    """Pixels or samples in a batch of media of one size, if codes do not depend on the batch; else 0.
+
+    Such media are encoded together even with `one_by_one`. On GPUs a batch may be larger.
+    """
     identity: bytes
     """SHA-256 of everything that decoding depends on."""
     decodes: tuple[bytes, ...] = ()

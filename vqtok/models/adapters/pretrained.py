@@ -20,6 +20,9 @@ from vqtok.models.adapters.digest import read_weights, weight_files, weight_vari
 from vqtok.models.hub import modules_of
 from vqtok.models.tokenizer import Tokenizer
 
+TOGETHER = 1 << 17
+"""Samples in a batch on CPUs, of networks that a batch makes faster: several seconds of audio."""
+
 
 class SavedModel(Tokenizer):
     """A model in a folder saved by another library; each family is a subclass.
