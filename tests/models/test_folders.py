@@ -8,8 +8,10 @@ from typing import Any
 
 import codecs_restated as codecs
 import numpy as np
+import originals
 import pytest
 import torch
+import torch.nn.functional as F
 from rounding import assert_same_codes
 from torch import nn
 
@@ -54,6 +56,132 @@ def save(model: nn.Module, path: Path, family: str) -> Path:
         others = {"multiperioddisc.discriminators.0.bias": torch.ones(2), "melspec_loss.fb": torch.ones(2)}
         torch.save({"epoch": 3, "state_dict": model.state_dict() | others, "callbacks": {}}, path)
     return path
+
+
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+
+class Var(nn.Module):
+    """The tokenizer of VAR: FoundationVision/VAR (MIT), models/vqvae.py and models/quant.py, restated."""
+
+    def __init__(self, ch: int = 32, mult: tuple[int, ...] = (1, 2), z: int = 8, size: int = 40) -> None:
+        super().__init__()
+        shape = ch, mult, 1, {len(mult) - 1}, True, z
+        self.encoder, self.decoder = originals.TamingEncoder(*shape), originals.TamingDecoder(*shape)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1), nn.Conv2d(z, z, 3, padding=1)
+        self.quantize = nn.Module()
+        self.quantize.embedding, self.quantize.quant_resi = nn.Embedding(size, z), nn.Module()
+        self.quantize.quant_resi.qresi_ls = nn.ModuleList(nn.Conv2d(z, z, 3, padding=1) for _ in range(4))
+        self.quantize.register_buffer("ema_vocab_hit_SV", torch.zeros(len(SCALES), size))
+
+    def phi(self, at_from_0_to_1: float, h: torch.Tensor) -> torch.Tensor:
+        ticks = np.linspace(1 / 3 / 4, 1 - 1 / 3 / 4, 4)
+        layer = self.quantize.quant_resi.qresi_ls[np.argmin(np.abs(ticks - at_from_0_to_1)).item()]
+        return h.mul(1 - 0.5) + layer(h).mul_(0.5)
+
+    def enlarged(self, si: int, idx: torch.Tensor) -> torch.Tensor:
+        h = self.quantize.embedding(idx).permute(0, 3, 1, 2)
+        h = F.interpolate(h, size=(16, 16), mode="bicubic").contiguous() if si != 9 else h.contiguous()
+        return self.phi(si / 9, h)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        f_rest, found = self.quant_conv(self.encoder(x)).clone(), []
+        weight = self.quantize.embedding.weight
+        for si, pn in enumerate(SCALES):
+            z = F.interpolate(f_rest, size=(pn, pn), mode="area") if si != 9 else f_rest
+            z = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+            d = torch.sum(z.square(), dim=1, keepdim=True) + torch.sum(weight.square(), dim=1, keepdim=False)
+            d.addmm_(z, weight.T, alpha=-2, beta=1)
+            idx = torch.argmin(d, dim=1).view(len(x), pn, pn)
+            f_rest.sub_(self.enlarged(si, idx))
+            found.append(idx.flatten(1))
+        return torch.cat(found, dim=1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        f_hat = torch.zeros(len(codes), self.quant_conv.out_channels, 16, 16)
+        for si, part in enumerate(codes.split([pn * pn for pn in SCALES], dim=1)):
+            f_hat.add_(self.enlarged(si, part.view(-1, SCALES[si], SCALES[si])))
+        return self.decoder(self.post_quant_conv(f_hat)).clamp_(-1, 1)
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """Return the weights with one convolution for queries, keys and values, as the project has them."""
+        state = self.state_dict()
+        for name in [name for name in state if ".q." in name]:
+            state[name.replace(".q.", ".qkv.")] = torch.cat([state.pop(name.replace(".q.", f".{x}.")) for x in "qkv"])
+        return state
+
+
+def make_var() -> Var:
+    model = Var()
+    for name, parameter in model.named_parameters():
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        parameter.normal_(float(is_norm), 0.8 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+    model.quantize.embedding.weight.normal_(0, 0.5)
+    model.decoder.conv_out.weight.mul_(0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def var(tmp_path_factory: pytest.TempPathFactory) -> tuple[Var, str]:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = make_var().eval().requires_grad_(False)
+    folder = tmp_path_factory.mktemp("var")
+    torch.save(model.saved(), folder / "vae_ch160v4096z32.pth")
+    return model, str(import_checkpoint(folder / "vae_ch160v4096z32.pth", folder / "var").model)
+
+
+def image(width: int, height: int) -> Media:
+    return Media("image", np.random.default_rng(0).uniform(-1, 1, (3, height, width)).astype(np.float32))
+
+
+def test_an_image_becomes_680_codes_in_ten_scales(var: Any) -> None:
+    model, folder = var
+    media = image(32, 32)  # Two levels, and 16 steps to a side.
+    tokens = vqtok.encode(media, folder)
+    assert (tokens.codes.shape, tokens.stride, tokens.codebook_sizes) == ((1, 1, 680), 32, (40,))
+    expected = model.encode(torch.from_numpy(media.data)[None])
+    assert len(expected.unique()) > 10
+    assert_same_codes(tokens.codes, expected.numpy()[None])
+    decoded = model.decode(torch.from_numpy(tokens.codes[0]).long())[0].numpy()
+    assert decoded.std() > 0.1
+    np.testing.assert_allclose(vqtok.decode(tokens, folder).data, decoded, atol=1e-4)
+    assert tokens.to_ids().tolist() == tokens.codes.ravel().tolist()
+
+
+def test_squares_of_a_larger_image(var: Any, run: Any, tmp_path: Path) -> None:
+    _, folder = var
+    media = image(75, 40)
+    tokens = vqtok.encode(media, folder)
+    assert tokens.grid == (2, 3 * 680)
+    alone = vqtok.encode(Media("image", media.data[:, :32, 32:64]), folder)
+    assert_same_codes(tokens.codes[:, :1, 680:1360], alone.codes)
+    decoded = vqtok.decode(tokens, folder).data
+    assert decoded.shape == media.data.shape
+    square = vqtok.decode(alone, folder).data
+    np.testing.assert_allclose(decoded[:, :32, 32:64], square, atol=1e-4)
+    read = vqtok.tokens.vqt.file.load(vqtok.tokens.vqt.file.dump(tokens))
+    assert np.array_equal(vqtok.decode(read, folder).data, decoded)
+
+
+def test_commands_for_sequences(var: Any, photo: Path, run: Any, tmp_path: Path) -> None:
+    _, folder = var
+    facts = json.loads(run("inspect", photo, "-m", folder, "--json").stdout)["would_become"]
+    shown = run("encode", photo, "-m", folder, "--shard", tmp_path / "a.vqts")
+    assert shown.exit_code == 0, shown.output
+    assert run("encode", photo, "-m", folder).exit_code == 0
+    file = photo.with_suffix(".vqt")
+    assert json.loads(run("inspect", file, "--json").stdout)["grid"] == facts["grid"]
+    for name, source in {"b.png": file, "c.png": tmp_path / "a.vqts"}.items():
+        assert run("decode", source, "-m", folder, "-o", tmp_path / name).exit_code == 0
+    assert run("export", file, "--to", "npy", "-o", tmp_path / "a.npy").exit_code == 0
+    assert run("decode", tmp_path / "a.npy", "-m", folder, "-o", tmp_path / "d.png").exit_code == 0
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    card = json.loads(run("inspect", folder, "--json").stdout)
+    assert (card["sequence_length"], card["tokens_per_256px"]) == (680, 64 * 680)
+    options = "-o", tmp_path / "report", "--against", "none", "--no-curves", "--stability"
+    shown = run("evaluate", photo, "-m", folder, *options)
+    assert shown.exit_code == 0, shown.output
 
 
 MAKE = {"dac": make_dac, "wavtokenizer": make_wavtokenizer}

@@ -104,6 +104,7 @@ ADAPTERS = {
     "higgs_audio_v2_tokenizer": "vqtok.models.adapters.xcodec:HiggsAudioV2",
     "snac": "vqtok.models.adapters.snac:Snac",
     "titok": "vqtok.models.adapters.titok:TiTok",
+    "var_tokenizer": "vqtok.models.adapters.var:Var",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
     "emu3_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
     "emu3": "vqtok.models.adapters.image_vq:ImageVQ",

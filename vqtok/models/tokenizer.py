@@ -36,6 +36,8 @@ class Tokenizer(ABC):
 
     Each of these codes counts as one of `codebook_sizes`: 7 for (1, 2, 4), the second and the third of one codebook.
     """
+    sequence_length: int = 1
+    """Codes of each codebook per grid step of an image, side by side in the last axis, if it becomes a sequence."""
     stride: int
     """Input steps per grid step: pixels in each direction, or samples (hop length)."""
     padding: Literal["symmetric", "constant"] | None = "symmetric"

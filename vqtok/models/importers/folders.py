@@ -18,8 +18,11 @@ from torch import Tensor
 
 from vqtok.errors import ModelError, UsageError
 from vqtok.files.atomic import refuse_existing, write_error
+from vqtok.models.adapters.var import network_config
 from vqtok.models.importers.checkpoint import Checkpoint
+from vqtok.models.importers.layouts import TAMING, weight_names
 from vqtok.models.registry import open_tokenizer
+from vqtok.networks.vqgan import VQGANDecoder, VQGANEncoder
 
 Converted = tuple[dict[str, Any], dict[str, Tensor]]
 """The config.json and the weights of a folder."""
@@ -207,6 +210,33 @@ def _titok(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Conver
     return config, {name: checkpoint.take(name) for name in list(checkpoint.tensors)}
 
 
+VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+"""The sizes of the token maps of an image of 256 x 256 pixels; the weights do not show them."""
+
+
+def _var(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converted:
+    """Convert the tokenizer of VAR, whose networks are those of taming-transformers."""
+    checkpoint.drop("statistics of the codebook", lambda name: name == "quantize.ema_vocab_hit_SV")
+    for name in [name for name in checkpoint.tensors if ".qkv." in name]:
+        for part, tensor in zip("qkv", checkpoint.tensors.pop(name).chunk(3), strict=True):
+            checkpoint.tensors[name.replace(".qkv.", f".{part}.")] = tensor
+    network = TAMING.network(checkpoint)
+    config = network_config(network)
+    dim = checkpoint.size("decoder.conv_in.weight", 1)
+    encoder, decoder = VQGANEncoder(config, 3, dim).layers, VQGANDecoder(config, 3, dim).layers
+    names = [
+        *weight_names(encoder, "encoder.layers.", TAMING.encoder(config)),
+        *weight_names(decoder, "decoder.layers.", TAMING.decoder(config)),
+    ]
+    tensors = {here: checkpoint.take(there) for here, there in names}
+    phis = len(_existing("quantize.quant_resi.qresi_ls.{}.weight", checkpoint.tensors))
+    rules = {r"quantize\.embedding\.": "quantizer.embedding.", r"quantize\.quant_resi\.qresi_ls\.": "quantizer.phis."}
+    tensors |= _take_all(checkpoint, rules | {r"quant_conv\.": "quant_conv.", r"post_quant_conv\.": "post_quant_conv."})
+    facts = {"model_type": "var_tokenizer", "network": network, "scales": VAR_SCALES, "quant_resi": 0.5}
+    size = tensors["quantizer.embedding.weight"].shape[0]
+    return facts | {"codebook_size": size, "dim": dim, "num_phis": phis}, tensors
+
+
 def _setting(settings: Mapping[str, Any] | None, path: str, default: int) -> int:
     """Return a number in a YAML, or the default if there is no YAML.
 
@@ -226,6 +256,7 @@ def _setting(settings: Mapping[str, Any] | None, path: str, default: int) -> int
 FOLDERS = {
     "dac": FolderFamily("quantizer.quantizers.0.in_proj.weight_g", _dac),
     "wavtokenizer": FolderFamily("feature_extractor.encodec.quantizer.vq.layers.0._codebook.embed", _wavtokenizer),
+    "var": FolderFamily("quantize.quant_resi.qresi_ls.0.weight", _var),
     "titok": FolderFamily("latent_tokens", _titok),
 }
 
