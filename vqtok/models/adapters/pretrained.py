@@ -92,7 +92,7 @@ def load_saved(folder: Path, library: str, network_class: str) -> Any:
     found = find_class(folder, library, network_class)
     keyword = "dtype" if library == "transformers" else "torch_dtype"
     try:
-        with _silent(library):
+        with silent(library):
             network, loading = found.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -119,7 +119,7 @@ def load_part(folder: Path, files: Sequence[Path], network_class: str, section: 
     found = find_class(folder, "transformers", network_class)
     try:
         config = json.loads((folder / "config.json").read_bytes())[section]
-        with _silent("transformers"):
+        with silent("transformers"):
             network = found(found.config_class(**config))
     except Exception as error:  # The library may raise anything for a config that it cannot use.
         raise ModelError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
@@ -158,7 +158,7 @@ def find_class(folder: Path, library: str, name: str) -> Any:
 
 
 @contextmanager
-def _silent(library: str) -> Iterator[None]:
+def silent(library: str) -> Iterator[None]:
     """Suppress the library's progress bars and warnings."""
     logging = import_module(f"{library}.utils.logging")
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
