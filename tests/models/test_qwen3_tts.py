@@ -1,8 +1,8 @@
 """Qwen3-TTS at 12.5 Hz: codes equal those of its package.
 
 `tests/golden/qwen3-tts` has a small random model that qwen-tts 0.1.1 saved with transformers 4.57.3, and the codes that
-this package computed of noise of several lengths. Mimi of transformers 5.24 differs from that of 4.57 at near ties: 2 of
-250 positions, one of which has distances of 3.79101 and 3.79146.
+this package computed of noise of several lengths. Mimi of transformers 5.24 differs from that of 4.57 at near ties: 2
+of 250 positions, one of which has distances of 3.79101 and 3.79146.
 """
 
 from __future__ import annotations

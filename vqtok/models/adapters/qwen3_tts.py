@@ -25,6 +25,7 @@ class Qwen3TTS(Mimi):
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
+        self.network.decoder = None  # Its weights are not in the folder.
         self.codebook_sizes = self.codebook_sizes[: self.network.valid_quantizers]
 
     def _load(self, modules: Sequence[str]) -> Any:
