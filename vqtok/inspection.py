@@ -310,10 +310,13 @@ def tokenizer_facts(name: str, tokenizer: Tokenizer) -> Facts:
         "num_codebooks": len(tokenizer.codebook_sizes),
         "codebook_sizes": list(tokenizer.codebook_sizes),
         "levels": list(tokenizer.levels),
+        "sequence_length": tokenizer.sequence_length,
         "stride": tokenizer.stride,
         "sample_rate": tokenizer.sample_rate,
         "output_rate": tokenizer.output_rate or tokenizer.sample_rate,
-        **token_rate(len(tokenizer.codebook_sizes), tokenizer.stride, tokenizer.sample_rate),
+        **token_rate(
+            len(tokenizer.codebook_sizes) * tokenizer.sequence_length, tokenizer.stride, tokenizer.sample_rate
+        ),
         "channels": tokenizer.channels,
         "encoder_context": tokenizer.encoder_context,
         "decoder_context": tokenizer.decoder_context,
@@ -343,6 +346,7 @@ def media_facts(path: Path, modality: str, model: str | None) -> Facts:
     stride = coded.get("strides", {}).get(modality, coded["stride"])
     if modality == "image":
         grid = [math.ceil(size[axis] / stride) for axis in ("height", "width")]
+        grid[1] *= coded.get("sequence_length", 1)
     else:
         samples = math.ceil(size["samples"] * coded["sample_rate"] / size["sample_rate"])
         time = tokenizer.num_steps(samples) if tokenizer else math.ceil(samples / stride)

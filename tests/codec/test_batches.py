@@ -35,6 +35,21 @@ def test_small_windows_share_batches_that_are_filled_up():
     assert len(seen) in (4, 5)  # 8 of one shape and 7 of the other; the first may have gone alone
 
 
+def test_independent_windows_share_batches_that_are_not_filled_up():
+    seen, go = [], threading.Event()
+
+    def run(batch):
+        assert go.wait(10)
+        seen.append(len(batch))
+        return batch
+
+    batches = Batches(1, 4)
+    futures = [batches.submit(run, np.full(10, i), 10, independent=60) for i in range(9)]
+    go.set()
+    assert [future.result(10)[0] for future in futures] == list(range(9))
+    assert sorted(seen) in ([3, 6], [1, 2, 6])  # The first may have gone alone.
+
+
 def test_large_windows_go_alone():
     batches, seen = Batches(2, 64), []
     futures = [batches.submit(lambda x: seen.append(len(x)) or x, np.ones((1, 100)), 100) for _ in range(3)]

@@ -361,7 +361,8 @@ def test_configs_that_do_not_fit(changes: dict[str, Any], message: str, made: An
         ("just words", "not the config of a tokenizer"),
     ],
 )
-def test_yaml_that_is_no_config(text: str, message: str, tmp_path: Path) -> None:
+def test_yaml_that_is_no_config(text: str, message: str, made: Any, tmp_path: Path) -> None:
+    save(tmp_path / "last.ckpt", made("taming").state_dict())
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "m.safetensors", config=tmp_path / "c.yaml")
@@ -397,7 +398,9 @@ def test_weights_that_are_unknown_missing_or_of_another_shape(made: Any, tmp_pat
         attempt(tensors, None)
     with pytest.raises(ModelError, match="its weights are of no known family"):
         attempt({"weight": torch.ones(1)}, None)
-    with pytest.raises(UsageError, match="`family` 'vae' is unknown; known are vqgan, gumbel, llamagen, magvit2, ibq"):
+    with pytest.raises(
+        UsageError, match="`family` 'vae' is unknown; known are vqgan, gumbel, llamagen, magvit2, ibq, dac"
+    ):
         attempt(tensors, "vae")
 
 

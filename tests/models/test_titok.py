@@ -130,3 +130,20 @@ def test_configs_that_do_not_fit(saved, tmp_path, change, message):
     (tmp_path / "model.safetensors").symlink_to(Path(folder) / "model.safetensors")
     with pytest.raises(ModelError, match=message):
         open_tokenizer(str(tmp_path))
+
+
+def test_a_checkpoint_of_the_project(saved, tmp_path, run):
+    """`tokenizer_titok_*.bin` and its YAML become the folder that the project publishes."""
+    yaml = pytest.importorskip("yaml")
+    model, folder = saved("l32")
+    torch.save(model.state_dict(), tmp_path / "titok.bin")
+    config = json.loads((Path(folder) / "config.json").read_text()) | {"experiment": {"output_dir": "x"}}
+    (tmp_path / "titok.yaml").write_text(yaml.safe_dump(config))
+    result = run("import", tmp_path / "titok.bin", "-o", tmp_path / "imported")
+    assert (result.exit_code, "give --config, the YAML of the checkpoint" in " ".join(result.stderr.split())) == (
+        2,
+        True,
+    )
+    shown = run("import", tmp_path / "titok.bin", "-o", tmp_path / "imported", "--config", tmp_path / "titok.yaml")
+    assert shown.exit_code == 0, shown.output
+    assert open_tokenizer(str(tmp_path / "imported")).identity == open_tokenizer(folder).identity

@@ -230,12 +230,19 @@ def import_checkpoint(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CKPT", parser=only_local, help="A .ckpt, .pt or .safetensors file.")
     ],
-    output: NewModel,
+    output: Annotated[
+        Path,
+        FilesOption("-o", "--output", metavar="MODEL", parser=only_local, help="The model file or folder to write."),
+    ],
     config: Annotated[
         Path | None, FilesOption(metavar="YAML", parser=only_local, help="The config of the checkpoint.")
     ] = None,
     family: Annotated[
-        str | None, FilesOption(metavar="NAME", help="vqgan, gumbel, llamagen, magvit2 or ibq; default: detect it.")
+        str | None,
+        FilesOption(
+            metavar="NAME",
+            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, titok or var; default: detect it.",
+        ),
     ] = None,
     force: Force = False,
     json: Json = False,

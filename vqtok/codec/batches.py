@@ -25,7 +25,10 @@ class _Kind(NamedTuple):
 
     run: Run
     shape: tuple[int, ...]
-    positions: int
+    size: int
+    """Windows in a full batch."""
+    is_filled: bool
+    """Whether smaller batches are filled up with zeros."""
 
 
 class Batches:
@@ -34,7 +37,7 @@ class Batches:
     Libraries round convolutions differently for other batch shapes and other numbers of threads. To make the result for
     a window independent of what else is computed and of the number of workers, a single thread computes each batch, and
     all batches of windows of one shape have the same size: large windows are computed one by one, batches of small ones
-    are padded with zeros.
+    are filled up with zeros. Functions whose results do not depend on the batch run on what is waiting, without zeros.
 
     Args:
         workers: Threads, each of which keeps one processor core busy.
@@ -49,11 +52,18 @@ class Batches:
         self._limits: dict[_Kind, int] = {}
         """Batch sizes that were reduced because the memory was not sufficient."""
 
-    def submit(self, run: Run, window: Array, positions: int) -> Future[Array]:
-        """Run a function on a window, which has no batch axis and this number of pixels or samples."""
+    def submit(self, run: Run, window: Array, positions: int, *, independent: int = 0) -> Future[Array]:
+        """Run a function on a window, which has no batch axis and this number of pixels or samples.
+
+        Args:
+            independent: The least number of pixels or samples that a full batch has room for, if the results of the
+                function do not depend on the batch; 0 if they do.
+        """
         future: Future[Array] = Future()
+        size = max(1, max(self._positions, independent) // positions)
+        kind = _Kind(run, window.shape, size, is_filled=not independent)
         with self._lock:
-            self._waiting.setdefault(_Kind(run, window.shape, positions), []).append((window, future))
+            self._waiting.setdefault(kind, []).append((window, future))
         # One call per window. Calls that come after a full batch find nothing left to do.
         self._pool.submit(self._take)
         return future
@@ -86,15 +96,15 @@ class Batches:
                 future.set_result(result)
 
     def _size(self, kind: _Kind) -> int:
-        return self._limits.get(kind, max(1, self._positions // kind.positions))
+        return self._limits.get(kind, kind.size)
 
     def _compute(self, kind: _Kind, windows: list[Array]) -> list[Array]:
-        """Run a padded batch. If the memory is not sufficient, use smaller ones from now on."""
+        """Run a batch. If the memory is not sufficient, use smaller ones from now on."""
         results: list[Array] = []
         while len(results) < len(windows):
             size = self._size(kind)
             part = windows[len(results) :][:size]
-            batch = np.zeros((size, *kind.shape), windows[0].dtype)
+            batch = np.zeros((size if kind.is_filled else len(part), *kind.shape), windows[0].dtype)
             batch[: len(part)] = part
             try:
                 results += list(kind.run(batch)[: len(part)])

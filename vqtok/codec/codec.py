@@ -71,7 +71,8 @@ class Codec:
             raise ModelError(f"this model encodes images of {tokenizer.channels} channels, this one has {channels}")
         grid = -(-height // stride), -(-width // stride)
         count = _count(num_codebooks, tokenizer.prefixes)
-        codes = np.empty((count, *grid), np.int32)
+        length = tokenizer.sequence_length
+        codes = np.empty((count, grid[0], grid[1] * length), np.int32)
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.int32]]:
             window = pixels[:, *(_scaled(lies, stride) for lies, _ in tile)]
@@ -79,7 +80,8 @@ class Codec:
 
         for tile, found in ahead(submit, self._tiles(grid, tokenizer.encoder_context), self._inference.workers):
             (top, rows), (left, columns) = tile
-            codes[:, _inner(top, rows), _inner(left, columns)] = found[:count, rows, columns]
+            where = _inner(top, rows), _scaled(_inner(left, columns), length)
+            codes[:, *where] = found[:count, rows, _scaled(columns, length)]
         is_deep = pixels.dtype == np.uint16 and channels == 1
         return self.tokens(codes, (width, height), {BITS: 16} if is_deep else {})
 
@@ -231,13 +233,14 @@ class Codec:
 
     def _decoded_tiles(self, tokens: Tokens) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float32]]]:
         """Yield decoded tiles of an image, each with the slices of the whole that it fills."""
-        stride = self.tokenizer.stride
+        stride, length = self.tokenizer.stride, self.tokenizer.sequence_length
         width, height = tokens.size
 
         def submit(tile: tuple[tuple[slice, slice], ...]) -> Future[NDArray[np.float32]]:
-            return self._inference.decode(tokens.codes[:, *(lies for lies, _ in tile)])
+            (rows, _), (columns, _) = tile
+            return self._inference.decode(tokens.codes[:, rows, _scaled(columns, length)])
 
-        tiles = self._tiles(tokens.grid, self.tokenizer.decoder_context)
+        tiles = self._tiles((tokens.grid[0], tokens.grid[1] // length), self.tokenizer.decoder_context)
         for ((top, rows), (left, columns)), decoded in ahead(submit, tiles, self._inference.workers):
             where = slice(None), _scaled(_inner(top, rows), stride), _scaled(_inner(left, columns), stride)
             given = decoded[:, _scaled(rows, stride), _scaled(columns, stride)]
@@ -284,6 +287,7 @@ def check_model(made_by: bytes, given: bytes) -> None:
 def _check_fit(tokens: Tokens, tokenizer: Tokenizer) -> None:
     """Raise if the codebooks are not those of the model, or the grid does not fit the size of the media."""
     grid = tuple(-(-length // tokenizer.stride) for length in tokens.size[::-1])
+    grid = (*grid[:-1], grid[-1] * tokenizer.sequence_length)
     if tokens.modality == tokenizer.modality == "audio":
         samples, sample_rate, channels = tokens.size
         steps = tokenizer.num_steps(_model_samples(samples, sample_rate, tokenizer.sample_rate or 1))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtok.codec.batches import Batches
+from vqtok.codec.batches import Batches, Run
 from vqtok.compute.device import Precision, channels_last, tf32
 from vqtok.models.tokenizer import Tokenizer
 
@@ -37,6 +38,8 @@ class Inference:
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device, precision: Precision, jobs: int) -> None:
         self._tokenizer, self._device, self._precision = tokenizer, device, precision
+        self._runs: dict[int, Run] = {}
+        """Functions that encode with so many codebooks."""
         self._cores = Batches(jobs, BATCH_POSITIONS["cpu"])
         self._batches = self._cores if device.type == "cpu" else Batches(1, BATCH_POSITIONS["cuda"])
 
@@ -55,9 +58,13 @@ class Inference:
         Shapes:
             window: `(channels, *size)`. Result: `(n, *grid)`, n at least `num_codebooks`.
         """
-        if self._tokenizer.one_by_one:
+        together = self._tokenizer.encodes_together
+        if self._tokenizer.one_by_one and not together:
             return self._batches.alone(lambda: self._encode(window[None], num_codebooks)[0])
-        return self._batches.submit(self._encode, window, math.prod(window.shape[1:]))
+        run: Run = self._encode
+        if together:  # The same function each time, by which batches know what belongs together.
+            run = self._runs.setdefault(num_codebooks, partial(self._encode, num_codebooks=num_codebooks))
+        return self._batches.submit(run, window, math.prod(window.shape[1:]), independent=together)
 
     def decode(
         self, codes: NDArray[np.int32], side_data: NDArray[np.float32] = NO_SIDE_DATA

@@ -48,7 +48,8 @@ def count_agreeing(codec: Codec, media: Media) -> dict[str, tuple[list[int], int
     found = {}
     for name, changed, offset in _changed(media, codec.tokenizer.stride):
         other = codec.encode(changed).codes
-        shared = codes[:, offset:, offset:] if media.modality == "image" else codes[..., offset:]
+        columns = offset * codec.tokenizer.sequence_length
+        shared = codes[:, offset:, columns:] if media.modality == "image" else codes[..., offset:]
         if media.modality == "audio":  # Some models pad to several grid steps.
             length = min(shared.shape[-1], other.shape[-1])
             shared, other = shared[..., :length], other[..., :length]

@@ -287,7 +287,8 @@ def _covered(codes: NDArray[np.int64], codec: Codec) -> tuple[int, ...]:
     """Return the size of the media that a grid covers completely."""
     stride = codec.tokenizer.stride
     if codec.tokenizer.modality == "image":
-        return tuple(length * stride for length in codes.shape[:0:-1])
+        height, width = codes.shape[1:]
+        return width // codec.tokenizer.sequence_length * stride, height * stride
     return codes.shape[-1] * stride, codec.tokenizer.sample_rate or 0, _channels(codes, codec)
 
 

@@ -48,6 +48,8 @@ KNOWN = (
     Known("hf:neuphonic/neucodec", "neucodec", "audio", 16_000, 320, 1, 65_536, 629_900_000, "see its card"),
     Known("hf:bosonai/higgs-audio-v2-tokenizer", "higgs_audio_v2_tokenizer", "audio", 24_000, 960, 8, 1024, 200_300_000,
           "see its card", needs="vqtok[transformers] and torchaudio"),
+    Known("hf:Qwen/Qwen3-TTS-Tokenizer-12Hz", "qwen3_tts_tokenizer_12hz", "audio", 24_000, 1920, 16, 2048, 39_400_000,
+          "see its card", encode_only=True),
     Known("hf:hubertsiuzdak/snac_24khz", "snac", "audio", 24_000, 2048, 7, 4096, 19_800_000, "MIT", levels=(1, 2, 4),
           needs="vqtok[snac]"),
     Known("hf:hubertsiuzdak/snac_32khz", "snac", "audio", 32_000, 3072, 15, 4096, 54_500_000, "MIT",

@@ -27,6 +27,7 @@ PARTS = {
     "flava": ("image_codebook",),
     "glm_image": ("visual", "vqmodel"),
     "janus": ("vqmodel",),
+    "qwen3_tts_tokenizer_12hz": ("encoder",),
 }
 """The modules that make up the tokenizer inside a larger model, by its `model_type`."""
 SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")

@@ -36,6 +36,8 @@ class Tokenizer(ABC):
 
     Each of these codes counts as one of `codebook_sizes`: 7 for (1, 2, 4), the second and the third of one codebook.
     """
+    sequence_length: int = 1
+    """Codes of each codebook per grid step of an image, side by side in the last axis, if it becomes a sequence."""
     stride: int
     """Input steps per grid step: pixels in each direction, or samples (hop length)."""
     padding: Literal["symmetric", "constant"] | None = "symmetric"
@@ -50,6 +52,11 @@ class Tokenizer(ABC):
     """The reason why codes cannot be decoded, for humans; empty if they can."""
     one_by_one: bool = False
     """Whether media are not batched because results would be rounded differently; required for side data."""
+    encodes_together: int = 0
+    """Pixels or samples in a batch of media of one size, if codes do not depend on the batch; else 0.
+
+    Such media are encoded together even with `one_by_one`. On GPUs a batch may be larger.
+    """
     identity: bytes
     """SHA-256 of everything that decoding depends on."""
     decodes: tuple[bytes, ...] = ()

@@ -20,6 +20,7 @@ class Dac(SavedModel):
     modality = "audio"
     network_class = "DacModel"
     padding = "constant"
+    encodes_together = 1
     settings = ("sampling_rate", "downsampling_ratios", "upsampling_ratios", "n_codebooks", "codebook_size")
 
     def __init__(self, source: str) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.errors import CorruptFileError
-from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.pretrained import TOGETHER, SavedModel
 from vqtok.models.adapters.seanet import CORE_SECONDS, in_windows, seanet_layers
 from vqtok.networks.receptive_field import context
 
@@ -50,6 +50,7 @@ class Encodec(SavedModel):
         self.codebook_sizes = (config.codebook_size,) * count
         self.segment, self.hop = config.chunk_length, config.chunk_stride
         self.has_scales = config.normalize or self.segment is not None
+        self.encodes_together = 0 if self.has_scales else TOGETHER
         self.core = None
         if self.segment is not None:
             self.why_whole = "it cuts audio into overlapping segments by itself"

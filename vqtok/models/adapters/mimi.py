@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.pretrained import TOGETHER, SavedModel
 from vqtok.models.adapters.seanet import CORE_SECONDS, in_windows, seanet_layers
 from vqtok.networks.receptive_field import context
 
@@ -22,6 +22,7 @@ class Mimi(SavedModel):
     modality = "audio"
     network_class = "MimiModel"
     padding = None
+    encodes_together = TOGETHER
     why_whole = f"its transformers depend on all earlier audio; convolutions process {CORE_SECONDS:.0f} s at a time"
     settings = (
         "sampling_rate",

@@ -20,6 +20,9 @@ from vqtok.models.adapters.digest import read_weights, weight_files, weight_vari
 from vqtok.models.hub import modules_of
 from vqtok.models.tokenizer import Tokenizer
 
+TOGETHER = 1 << 17
+"""Samples in a batch on CPUs, of networks that a batch makes faster: several seconds of audio."""
+
 
 class SavedModel(Tokenizer):
     """A model in a folder saved by another library; each family is a subclass.
@@ -89,7 +92,7 @@ def load_saved(folder: Path, library: str, network_class: str) -> Any:
     found = find_class(folder, library, network_class)
     keyword = "dtype" if library == "transformers" else "torch_dtype"
     try:
-        with _silent(library):
+        with silent(library):
             network, loading = found.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -116,7 +119,7 @@ def load_part(folder: Path, files: Sequence[Path], network_class: str, section: 
     found = find_class(folder, "transformers", network_class)
     try:
         config = json.loads((folder / "config.json").read_bytes())[section]
-        with _silent("transformers"):
+        with silent("transformers"):
             network = found(found.config_class(**config))
     except Exception as error:  # The library may raise anything for a config that it cannot use.
         raise ModelError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
@@ -155,7 +158,7 @@ def find_class(folder: Path, library: str, name: str) -> Any:
 
 
 @contextmanager
-def _silent(library: str) -> Iterator[None]:
+def silent(library: str) -> Iterator[None]:
     """Suppress the library's progress bars and warnings."""
     logging = import_module(f"{library}.utils.logging")
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

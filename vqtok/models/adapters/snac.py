@@ -29,7 +29,8 @@ class Snac(SavedModel):
 
     modality = "audio"
     package = network_class = "snac"
-    padding = None
+    padding = "constant"  # As the library does.
+    encodes_together = 1
     settings = (
         "sampling_rate",
         "encoder_rates",

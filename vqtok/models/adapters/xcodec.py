@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqtok.errors import ModelError
 from vqtok.models.adapters.encodec import sufficient_bandwidth
-from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.pretrained import TOGETHER, SavedModel
 from vqtok.networks.receptive_field import context, conv_layers
 
 
@@ -21,6 +21,7 @@ class Xcodec(SavedModel):
     modality = "audio"
     network_class = "XcodecModel"
     padding = "constant"
+    encodes_together = TOGETHER
     why_whole = "its speech model attends to the whole audio"
     settings: tuple[str, ...] = (
         "sample_rate",

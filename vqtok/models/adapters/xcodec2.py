@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.pretrained import TOGETHER, SavedModel
 
 MEL_BINS, FRAME, SHIFT, WINDOW = 80, 400, 160, 512
 """Bins, and samples of a frame, between frames, and of the Fourier transform, at 16 kHz."""
@@ -26,6 +26,7 @@ class Xcodec2(SavedModel):
     modality = "audio"
     network_class = "Xcodec2Model"
     padding: Literal["constant"] | None = None
+    encodes_together = TOGETHER
     why_whole = "its speech model attends to the whole audio"
     rate_setting = "sampling_rate"
     settings: tuple[str, ...] = (

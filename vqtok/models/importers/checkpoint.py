@@ -44,6 +44,8 @@ class Checkpoint:
         self.num_taken = 0
         self.dropped = Counter(dropped)
         self.averaged = False
+        self.metadata: Mapping[str, Any] = {}
+        """The entry `metadata` of the file, in which some projects store settings."""
 
     def take(self, name: str, dims: int | None = None) -> Tensor:
         """Remove and return weights, in float32.
@@ -120,6 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ModelError: The file cannot be read, is not a checkpoint, or contains objects that need code to load.
     """
     content, dropped, averaged = _read(path), Counter[str](), False
+    metadata = content.get("metadata")
     while sections := [name for name in SECTIONS if isinstance(content.get(name), Mapping)]:
         chosen, *others = sections
         averaged |= "ema" in chosen
@@ -128,6 +131,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = content[chosen]
     checkpoint = Checkpoint(_unwrapped(_tensors(content)), +dropped)
     checkpoint.averaged = averaged
+    checkpoint.metadata = metadata if isinstance(metadata, Mapping) else {}
     return checkpoint
 
 

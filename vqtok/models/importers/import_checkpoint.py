@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import error_context
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognize
+from vqtok.models.importers.folders import FOLDERS, folder_family_of, write_folder
 from vqtok.models.importers.layouts import weight_names
-from vqtok.models.importers.yaml_config import Settings, read_settings
+from vqtok.models.importers.yaml_config import Settings, read_settings, read_yaml
 from vqtok.models.model_file import decoding_state, save_model
 from vqtok.models.vqmodel import VQModel
 
@@ -47,7 +49,8 @@ def import_checkpoint(
     """Convert a checkpoint of another project to a model file.
 
     The families are taming-transformers and latent-diffusion (`vqgan` and `gumbel`, also inside a latent diffusion
-    model), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) and IBQ (`ibq`).
+    model), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) and IBQ (`ibq`). Descript's DAC (`dac`), WavTokenizer
+    (`wavtokenizer`), TiTok (`titok`) and the tokenizer of VAR (`var`) become folders, which adapters open.
 
     The model computes the same codes as the original. Every weight is either taken or dropped by a rule that the model
     card names. Averaged weights are preferred. The model has no code statistics, so that its token files are
@@ -55,7 +58,7 @@ def import_checkpoint(
 
     Args:
         checkpoint: A PyTorch or safetensors file.
-        output: The model file.
+        output: The model file, or the folder for `dac`, `wavtokenizer`, `titok` and `var`.
         config: The YAML of the checkpoint.
         family: The family; by default that of the class in `config`, or detected from the names of the weights.
         force: Overwrite the output.
@@ -66,15 +69,22 @@ def import_checkpoint(
         OutputError: The output exists.
     """
     checkpoint, output = Path(checkpoint), Path(output)
-    if family is not None and family not in FAMILIES:
-        raise UsageError(f"`family` {family!r} is unknown; known are {', '.join(FAMILIES)}")
+    if family is not None and family not in (*FAMILIES, *FOLDERS):
+        raise UsageError(f"`family` {family!r} is unknown; known are {', '.join((*FAMILIES, *FOLDERS))}")
     if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
         raise UsageError(f"{checkpoint}: would be overwritten by its own output; give another `output`")
     if not force:
         refuse_existing(output)
-    settings = read_settings(Path(config)) if config is not None else None
+    content = read_yaml(Path(config)) if config is not None else None
     with error_context(checkpoint):
         weights = read_checkpoint(checkpoint)
+        folder_family = family or folder_family_of(weights.tensors)
+        if folder_family in FOLDERS:
+            converted = FOLDERS[folder_family].convert(weights, content if isinstance(content, Mapping) else None)
+            weights.refuse_leftovers()
+            facts = _facts(checkpoint, folder_family, weights, {"file": Path(config).name} if config else None)
+            return Imported(output, write_folder(output, *converted, facts, force=force), facts)
+        settings = read_settings(Path(config)) if config is not None else None
         weights.enter_first_stage()
         losses = ("loss.", "discriminator.", f"{AVERAGES}loss", f"{AVERAGES}discriminator")
         weights.drop("discriminator and perceptual loss", lambda name: name.startswith(losses))
@@ -86,16 +96,20 @@ def import_checkpoint(
             raise UsageError("give `config` or `family`, since the weights of vqgan and ibq have the same names")
         tuning, model = _convert(weights, chosen, settings)
         weights.refuse_leftovers()
-    facts = {
+    facts = _facts(checkpoint, chosen, weights, settings.facts if settings else None)
+    identity = save_model(output, model, tuning, entropy_tables={}, training={"imported": facts}, dtype=torch.float32)
+    return Imported(output, identity.hex(), facts)
+
+
+def _facts(checkpoint: Path, family: str, weights: Checkpoint, config: dict[str, Any] | None) -> dict[str, Any]:
+    return {
         "file": checkpoint.name,
-        "family": chosen,
-        "config": settings.facts if settings else None,
+        "family": family,
+        "config": config,
         "averaged": weights.averaged,
         "taken": weights.num_taken,
         "dropped": dict(weights.dropped),
     }
-    identity = save_model(output, model, tuning, entropy_tables={}, training={"imported": facts}, dtype=torch.float32)
-    return Imported(output, identity.hex(), facts)
 
 
 def _convert(weights: Checkpoint, name: str, settings: Settings | None) -> tuple[Config, VQModel]:

@@ -86,12 +86,9 @@ def read_settings(path: Path) -> Settings:
     Raises:
         UsageError: The file cannot be read, is not valid YAML, or does not describe a tokenizer.
     """
+    content = read_yaml(path)
     try:
-        import yaml
-    except ImportError:
-        raise UsageError("`config` needs PyYAML: pip install 'vqtok[import]'") from None
-    try:
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        model = content["model"]
         values = model.get("params") or model["init_args"]
         if "first_stage_config" in values:
             model = values["first_stage_config"]
@@ -99,10 +96,24 @@ def read_settings(path: Path) -> Settings:
         target = model.get("target") or model["class_path"]
         settings = Settings(path.name, str(target), dict(values))
         dict(settings.networks)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise UsageError(f"{path}: not the config of a tokenizer: needs model.params with a ddconfig") from None
+    return settings
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UsageError: It cannot be read or is not valid, or PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError("`config` needs PyYAML: pip install 'vqtok[import]'") from None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UsageError(f"{path}: not valid YAML") from None
-    except (LookupError, TypeError, AttributeError, ValueError):
-        raise UsageError(f"{path}: not the config of a tokenizer: needs model.params with a ddconfig") from None
-    return settings
