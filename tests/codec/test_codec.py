@@ -295,3 +295,24 @@ def test_processes_of_torchrun_take_a_gpu_each(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert choose_device("cuda") == torch.device("cuda", 3)
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_more_effort_loses_less_and_is_recorded(image_codec):
+    media = picture(64, 48)
+    careful = Codec(image_codec.tokenizer, options=CodecOptions(effort=4))
+    tokens = careful.encode(media)
+    assert tokens.metadata["effort"] == 4
+    quantizer, x = image_codec.tokenizer.quantizer, torch.from_numpy(media.data)[None]
+    with torch.no_grad():
+        z = image_codec.tokenizer.encoder(x)
+    errors = [
+        (quantizer.decode(torch.from_numpy(found.codes).long()[None]) - z).square().mean()
+        for found in (tokens, image_codec.encode(media))
+    ]
+    assert errors[0] < errors[1]
+    # Neither the number of threads nor the other items matter.
+    alone = Codec(image_codec.tokenizer, options=CodecOptions(effort=4, jobs=1))
+    assert [np.array_equal(found.codes, tokens.codes) for found in map(alone.encode, [media] * 2)] == [True, True]
+    assert len(careful.encode(media, 1).codes) == 1
+    with pytest.raises(UsageError, match="`effort` must be at least 1"):
+        Codec(image_codec.tokenizer, options=CodecOptions(effort=0))

@@ -360,3 +360,34 @@ def test_pipes_are_read() -> None:
         pipe.write(encoded(x, "WAV", "PCM_16"))
     with os.fdopen(reading, "rb") as pipe:
         assert read_audio(pipe).data.shape == x.shape
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff", ".w64"])
+@pytest.mark.parametrize(("subtype", "bits"), [("PCM_16", 16), ("PCM_24", 24)])
+def test_samples_are_stored_in_more_bits_and_rounded_to_the_nearest(suffix: str, subtype: str, bits: int) -> None:
+    steps = np.array([-(2 ** (bits - 1)), -3, -0.6, 0.4, 0.6, 2 ** (bits - 1)])
+    file = BytesIO()
+    with audio_writer(file, "x", suffix, 16_000, 1, subtype=subtype) as write:
+        write((steps / 2 ** (bits - 1)).astype(np.float32)[None])
+    file.seek(0)
+    assert soundfile.info(file).subtype == subtype
+    file.seek(0)
+    stored = soundfile.read(file, dtype="int32")[0] >> (32 - bits)
+    assert stored.tolist() == [-(2 ** (bits - 1)), -3, -1, 0, 1, 2 ** (bits - 1) - 1]
+
+
+def test_float_samples_keep_what_is_beyond_full_scale() -> None:
+    file = BytesIO()
+    with audio_writer(file, "x", ".wav", 16_000, 1, subtype="FLOAT") as write:
+        write(np.array([[1.5, -2.0, 1e-8]], np.float32))
+    file.seek(0)
+    np.testing.assert_array_equal(read_audio(file).data, np.array([[1.5, -2.0, 1e-8]], np.float32))
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [(".mp3", "PCM_24"), (".flac", "FLOAT"), (".wav", "PCM_7")])
+def test_formats_refuse_kinds_of_samples_that_they_cannot_store(suffix: str, subtype: str) -> None:
+    with (
+        pytest.raises(UsageError, match=f"cannot store samples as {subtype} in {suffix}"),
+        audio_writer(BytesIO(), "x", suffix, 16_000, 1, subtype=subtype),
+    ):
+        pass

@@ -437,3 +437,63 @@ def entropy_by_all_codes(quantizer: LFQ, z: Tensor) -> float:
     assigned = torch.softmax(-quantizer.inverse_temperature * torch.cdist(vectors, codebook).square(), dim=1)
     entropy = torch.special.entr(assigned).sum(1).mean() - torch.special.entr(assigned.mean(0)).sum()
     return entropy.item()
+
+
+# The beam search through residual codebooks.
+
+
+def residual_of(*sizes: int, dim: int = 4) -> Residual:
+    torch.manual_seed(0)
+    parts = [vq_with(torch.randn(size, dim) / 2**depth) for depth, size in enumerate(sizes)]
+    return Residual(parts).eval()
+
+
+def errors(quantizer: Quantizer, z: Tensor, codes: Tensor) -> Tensor:
+    return (quantizer.decode(codes) - z).square().sum(1)
+
+
+def test_a_beam_as_wide_as_all_paths_finds_the_best_one() -> None:
+    quantizer, z = residual_of(5, 4), torch.randn(3, 4, 7, 6)
+    every = torch.cartesian_prod(torch.arange(5), torch.arange(4)).view(-1, 2, 1, 1)
+    best = torch.stack([errors(quantizer, z, code.expand(3, 2, 7, 6)) for code in every]).amin(0)
+    codes = quantizer.encode(z, beam=20)
+    assert codes.shape == (3, 2, 7, 6)
+    torch.testing.assert_close(errors(quantizer, z, codes), best)
+
+
+def test_a_wider_beam_has_less_error_and_one_path_is_that_of_the_nearest() -> None:
+    quantizer, z = residual_of(300, 40, 1100, 20), torch.randn(2, 4, 30, 40)
+    found = [errors(quantizer, z, quantizer.encode(z, beam=beam)).mean() for beam in (1, 2, 4, 8)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.9 * found[0]
+    vectors = z.movedim(1, -1).flatten(1, -2)
+    assert torch.equal(quantizer.search(vectors, 4, 1), quantizer.assign(vectors))
+
+
+def test_the_beam_is_for_the_codebooks_that_are_asked_for() -> None:
+    quantizer, z = residual_of(20, 20, 20), torch.randn(2, 4, 30, 40)
+    few, all_of_them = quantizer.encode(z, 2, beam=4), quantizer.encode(z, beam=4)
+    assert few.shape[1] == 2
+    assert errors(quantizer, z, few).mean() < errors(quantizer, z, all_of_them[:, :2]).mean()
+    # What is found for an item does not depend on the others.
+    assert torch.equal(quantizer.encode(z[1:], 2, beam=4), few[1:])
+
+
+def test_groups_and_projections_of_residual_codebooks_are_searched() -> None:
+    grouped = Grouped([residual_of(20, 20, 20), residual_of(9, 9)]).eval()
+    z = torch.randn(2, 8, 5, 6)
+    codes = grouped.encode(z, beam=4)
+    assert codes.shape == (2, 5, 5, 6)
+    assert errors(grouped, z, codes).mean() < errors(grouped, z, grouped.encode(z)).mean()
+    assert grouped.encode(z, 4, beam=4).shape[1] == 4
+    projected = Projected(residual_of(20, 20), 6).eval()
+    assert torch.equal(
+        projected.encode(z[:, :6], beam=3),
+        projected.inner.encode(projected.project_in(z[:, :6].movedim(1, -1)).movedim(-1, 1), beam=3),
+    )
+
+
+@pytest.mark.parametrize("other", [FSQ([4, 4]), vq_with(torch.randn(8, 2), metric="cosine")])
+def test_other_kinds_refuse_a_beam(other: Quantizer) -> None:
+    with pytest.raises(UsageError, match="needs residual codebooks"):
+        other.encode(torch.randn(1, 2, 3, 3), beam=2)

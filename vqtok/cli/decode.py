@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -64,6 +64,10 @@ def decode(
             help="With --salvage, fill in what is lost by a generator.",
         ),
     ] = None,
+    subtype: Annotated[
+        Literal["pcm_16", "pcm_24", "pcm_32", "float"] | None,
+        FilesOption("--subtype", help="How samples of audio are stored; default: as in the original, where known."),
+    ] = None,
     ids: Annotated[
         Path | None,
         IdsOption(
@@ -118,7 +122,7 @@ def decode(
     from vqtok.models.hub import at_revision
 
     model = at_revision(model, revision)
-    codecs = Codecs(model, str(choose_device(device)), CodecOptions(tile, chunk_seconds, precision, num_jobs))
+    codecs = Codecs(model, str(choose_device(device)), CodecOptions(tile, chunk_seconds, precision, jobs=num_jobs))
     existing = Existing(overwrite=force, skip=skip_existing)
     if work is None:
         assert ids is not None
@@ -156,6 +160,7 @@ def decode(
         num_codebooks=codebooks,
         salvage=salvage,
         conceal=_conceal(fill, model),
+        subtype=subtype.upper() if subtype else None,
         existing=existing,
         on_finished=progress.finish,
     )

@@ -99,6 +99,10 @@ def encode(
     coder: Annotated[
         str, CodingOption(metavar="NAME", help="Entropy coder: auto (the smallest), prior, static or packed.")
     ] = "auto",
+    effort: Annotated[
+        int,
+        CodingOption("--effort", min=1, metavar="N", help="Follow N paths through the codebooks: less error, slower."),
+    ] = 1,
     target_psnr: Annotated[
         float | None,
         RateOption("--target-psnr", metavar="DB", help="The fewest codebooks that reach this PSNR, for each image."),
@@ -225,7 +229,8 @@ def encode(
             {name: value for name, value in rate.items() if value is not None},
         )
         target.check()
-    options, progress = CodecOptions(tile, chunk_seconds, precision, num_jobs), ItemProgress(work.total, quiet)
+    options = CodecOptions(tile, chunk_seconds, precision, effort, num_jobs)
+    progress = ItemProgress(work.total, quiet)
     if on_cluster:
         from vqtok.jobs.ray_cluster import encode_on_ray
 

@@ -45,9 +45,15 @@ class Codec:
         self, tokenizer: Tokenizer, device: torch.device | str = "cpu", options: CodecOptions = DEFAULT_OPTIONS
     ) -> None:
         check_precision(options.precision, device)
+        if options.effort < 1:
+            raise UsageError(f"`effort` must be at least 1, not {options.effort}")
         self.tokenizer, self.options = tokenizer, options
         self._inference = Inference(
-            tokenizer, torch.device(device), options.precision, options.jobs or torch.get_num_threads()
+            tokenizer,
+            torch.device(device),
+            options.precision,
+            options.jobs or torch.get_num_threads(),
+            options.effort,
         )
 
     def encode(self, media: Media, num_codebooks: int | None = None) -> Tokens:
@@ -209,7 +215,7 @@ class Codec:
         Raises:
             ValueError: As `Tokens` does.
         """
-        tokenizer, precision = self.tokenizer, self.options.precision
+        tokenizer, options = self.tokenizer, self.options
         return Tokens(
             codes=codes,
             codebook_sizes=tuple(tokenizer.codebook_sizes)[: len(codes)],
@@ -219,7 +225,8 @@ class Codec:
             model=tokenizer.identity[:8],
             metadata=(metadata or {})
             | ({LEVELS: list(tokenizer.levels)} if tokenizer.levels else {})
-            | ({} if precision == "float32" else {"precision": precision}),
+            | ({} if options.precision == "float32" else {"precision": options.precision})
+            | ({} if options.effort == 1 else {"effort": options.effort}),
         )
 
     def _core(self, seconds: float) -> int:

@@ -21,16 +21,17 @@ from vqtok.errors import MediaError
 from vqtok.files.paths import STDIO, RemotePath, as_path, error_context, read_bytes, stdin
 from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
-from vqtok.media.audio import audio_writer, open_audio
+from vqtok.media.audio import audio_writer, can_store, open_audio
 from vqtok.media.convert import as_media
 from vqtok.media.image import read_pixels, write_pixels
 from vqtok.media.kinds import kind_of, modality_of, sniff
+from vqtok.media.limits import BYTES
 from vqtok.media.media import Media, spool
 from vqtok.media.transforms import WHOLE, Part
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.fields import pack_metadata
-from vqtok.tokens.tokens import Tokens
+from vqtok.tokens.tokens import SUBTYPE, Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
 
@@ -186,9 +187,11 @@ def encode_opened(
         return codec.encode_image(part.image(read_pixels(source, codec.tokenizer.channels)), num_codebooks)
     with open_audio(source, mono) as audio:
         blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
-        return codec.encode_audio(
+        tokens = codec.encode_audio(
             part.audio(blocks, audio.sample_rate), audio.sample_rate, audio.channels, num_codebooks
         )
+        finer = BYTES.get(audio.subtype, 0) > BYTES["PCM_16"]
+        return replace(tokens, metadata={**tokens.metadata, SUBTYPE: audio.subtype}) if finer else tokens
 
 
 def with_columns(tokens: Tokens, columns: Mapping[str, Any], source: object) -> Tokens:
@@ -208,14 +211,32 @@ def with_columns(tokens: Tokens, columns: Mapping[str, Any], source: object) -> 
     return replace(tokens, metadata=metadata)
 
 
-def write_media(tokens: Tokens, codec: Codec, num_codebooks: int | None, file: BinaryIO, target: Path) -> None:
-    """Decode tokens into a seekable file, in the format of the target's suffix."""
+def write_media(
+    tokens: Tokens,
+    codec: Codec,
+    num_codebooks: int | None,
+    file: BinaryIO,
+    target: Path,
+    subtype: str | None = None,
+) -> None:
+    """Decode tokens into a seekable file, in the format of the target's suffix.
+
+    Args:
+        subtype: How samples of audio are stored; by default as those of the original if the format can, else in 16
+            bits.
+
+    Raises:
+        UsageError: The format cannot store samples like that.
+    """
     name, suffix = str(target), target.suffix.lower() or MEDIA_SUFFIX[tokens.modality]
     if tokens.modality == "image":
         write_pixels(codec.decode_pixels(tokens, num_codebooks), file, suffix)
         return
     samples, sample_rate, channels = tokens.size
-    with audio_writer(file, name, suffix, sample_rate, channels, samples) as write:
+    original = tokens.metadata.get(SUBTYPE)
+    if subtype is None and isinstance(original, str) and can_store(suffix, original):
+        subtype = original
+    with audio_writer(file, name, suffix, sample_rate, channels, samples, subtype) as write:
         for piece in codec.decode_audio(tokens, num_codebooks):
             write(piece)
 

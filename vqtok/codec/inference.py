@@ -34,10 +34,13 @@ class Inference:
     Args:
         tokenizer: The model; a module must be on `device` already.
         jobs: Processor cores to keep busy.
+        effort: Paths through residual codebooks that are followed in encoding.
     """
 
-    def __init__(self, tokenizer: Tokenizer, device: torch.device, precision: Precision, jobs: int) -> None:
-        self._tokenizer, self._device, self._precision = tokenizer, device, precision
+    def __init__(
+        self, tokenizer: Tokenizer, device: torch.device, precision: Precision, jobs: int, effort: int = 1
+    ) -> None:
+        self._tokenizer, self._device, self._precision, self._effort = tokenizer, device, precision, effort
         self._runs: dict[int, Run] = {}
         """Functions that encode with so many codebooks."""
         self._cores = Batches(jobs, BATCH_POSITIONS["cpu"])
@@ -61,9 +64,8 @@ class Inference:
         together = self._tokenizer.encodes_together
         if self._tokenizer.one_by_one and not together:
             return self._batches.alone(lambda: self._encode(window[None], num_codebooks)[0])
-        run: Run = self._encode
-        if together:  # The same function each time, by which batches know what belongs together.
-            run = self._runs.setdefault(num_codebooks, partial(self._encode, num_codebooks=num_codebooks))
+        # The same function each time, by which batches know what belongs together.
+        run = self._runs.setdefault(num_codebooks, partial(self._encode, num_codebooks=num_codebooks))
         return self._batches.submit(run, window, math.prod(window.shape[1:]), independent=together)
 
     def decode(
@@ -85,10 +87,13 @@ class Inference:
             found: NDArray[np.float32] = self._tokenizer.side_data(self._on_device(window[None]))[0].cpu().numpy()
         return found
 
-    def _encode(self, batch: NDArray[np.float32], num_codebooks: int | None = None) -> NDArray[np.int32]:
+    def _encode(self, batch: NDArray[np.float32], num_codebooks: int) -> NDArray[np.int32]:
         x = channels_last(self._on_device(batch))
         with self._computing():
-            found = self._tokenizer.encode_first(x, num_codebooks) if num_codebooks else self._tokenizer.encode(x)
+            if self._effort > 1:
+                found = self._tokenizer.encode_searching(x, num_codebooks, self._effort)
+            else:
+                found = self._tokenizer.encode_first(x, num_codebooks)
             codes: NDArray[np.int32] = found.to(torch.int32).cpu().numpy()
         return codes
 

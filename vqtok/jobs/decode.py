@@ -25,6 +25,7 @@ def decode_files(
     num_codebooks: int | None = None,
     salvage: bool = False,
     conceal: Callable[[Tokens, Parts], Tokens] | None = None,
+    subtype: str | None = None,
     existing: Existing = REFUSED,
     on_finished: OnFinished = ignore,
 ) -> Generator[Outcome, None, None]:
@@ -33,6 +34,7 @@ def decode_files(
     Args:
         salvage: Also decode the intact parts of damaged token files; the outcome then has both output and error.
         conceal: Fills in what a damaged file has lost, given its tokens and its intact parts.
+        subtype: How samples of audio are stored, as `write_media` takes it.
     """
     opened = functools.lru_cache(maxsize=1)(functools.partial(open_items, model=codecs.model))
 
@@ -66,7 +68,7 @@ def decode_files(
         facts["decoded_codebooks"] = count
         num_pixels = math.prod(tokens.size) if tokens.modality == "image" else 0
         with budget.reserve(BYTES_PER_PIXEL * num_pixels), open_output(job.target) as file:
-            write_media(tokens, codec, count, file, job.target)
+            write_media(tokens, codec, count, file, job.target, subtype)
         return done(job, facts, error)
 
     return run_jobs(jobs, lambda job: job, decode, on_finished)

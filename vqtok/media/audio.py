@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqtok.errors import MediaError, UsageError
 from vqtok.media.containers.decoding import Decoder, open_decoder
-from vqtok.media.limits import check_limits
+from vqtok.media.limits import BYTES, check_limits
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.resample import resample
 
@@ -50,6 +50,7 @@ class Sound:
         self._decoder, self._name, self._mono = decoder, name, mono
         self.sample_rate: int = decoder.sample_rate
         self.channels: int = 1 if mono else decoder.channels
+        self.subtype = decoder.subtype
 
     def blocks(self, samples: int) -> Iterator[NDArray[np.float32]]:
         """Yield all audio in blocks `(channels, samples)`. Values beyond full scale in float files are kept.
@@ -140,7 +141,13 @@ def write_audio(media: Media, target: Path | BinaryIO, format: str | None = None
 
 @contextmanager
 def audio_writer(
-    target: BinaryIO, name: str, suffix: str, sample_rate: int, channels: int, samples: int = 0
+    target: BinaryIO,
+    name: str,
+    suffix: str,
+    sample_rate: int,
+    channels: int,
+    samples: int = 0,
+    subtype: str | None = None,
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """Yield a function that writes a block of audio `(channels, samples)`, as `write_audio` does.
 
@@ -149,13 +156,17 @@ def audio_writer(
         name: The name of the file in messages.
         suffix: The suffix that decides the format, such as ".flac".
         samples: The total number of samples, if known.
+        subtype: How samples are stored: PCM_16, PCM_24, PCM_32 or FLOAT; by default 16 bits, or compressed.
 
     Raises:
         UsageError, MediaError: As for `write_audio`.
     """
     if suffix not in _FORMATS:
         raise UsageError(f"{name}: cannot write audio as {suffix!r}; use .wav, .flac, .ogg, .opus, .mp3 or .aiff")
-    container, subtype = _FORMATS[suffix]
+    if subtype is not None and not can_store(suffix, subtype):
+        raise UsageError(f"{name}: cannot store samples as {subtype} in {suffix}; use .wav")
+    container, default = _FORMATS[suffix]
+    subtype = subtype or default
     what = f"{name}: cannot write {channels} channels at {sample_rate} Hz as {suffix}"
     try:
         check_limits(container, subtype, sample_rate, channels, samples)
@@ -164,10 +175,7 @@ def audio_writer(
 
     def write(block: NDArray[np.float32]) -> None:
         for start in range(0, block.shape[1], _WRITE_FRAMES):
-            frames = block[:, start : start + _WRITE_FRAMES].T.clip(-1, 1)
-            if subtype == "PCM_16":  # libsndfile would round down.
-                frames = np.rint(frames * 32768).clip(-32768, 32767).astype(np.int16)
-            file.write(frames)
+            file.write(_as_stored(block[:, start : start + _WRITE_FRAMES].T, subtype))
 
     sink = _Sink(target)
     try:
@@ -179,6 +187,27 @@ def audio_writer(
         raise sink.failure or error from None
     if sink.failure:
         raise sink.failure
+
+
+def can_store(suffix: str, subtype: str) -> bool:
+    """Return whether files with a suffix can store samples of a kind: PCM_16, PCM_24, PCM_32 or FLOAT."""
+    container, default = _FORMATS.get(suffix, ("", ""))
+    return default == "PCM_16" and subtype in BYTES and soundfile.check_format(container, subtype)
+
+
+def _as_stored(frames: NDArray[np.float32], subtype: str) -> NDArray[Any]:
+    """Return samples as libsndfile stores them without rounding, since it would round down."""
+    if subtype == "FLOAT":
+        return frames
+    frames = frames.clip(-1, 1)
+    if subtype not in BYTES:
+        return frames
+    bits = 8 * BYTES[subtype]
+    limit = 2 ** (bits - 1)
+    integers = np.rint(frames.astype(np.float64) * limit).clip(-limit, limit - 1).astype(np.int64)
+    # libsndfile takes the upper bits of 16 or 32.
+    stored: NDArray[Any] = integers.astype(np.int16) if bits == 16 else (integers << (32 - bits)).astype(np.int32)
+    return stored
 
 
 class _Sink:

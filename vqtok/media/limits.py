@@ -18,6 +18,8 @@ class _Limits(NamedTuple):
     file_bytes: int = 1 << 62
 
 
+BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
+"""The kinds of uncompressed samples that can be written, and the bytes of each sample."""
 _LIMITS = {
     "WAV": _Limits(1024, range(1, 1 << 31), _GIB_4),
     "AIFF": _Limits(1024, range(1, 800_000_001), _GIB_4),
@@ -33,7 +35,7 @@ _LIMITS = {
 
 
 def check_limits(format: str, subtype: str, sample_rate: int, channels: int, samples: int = 0) -> None:
-    """Raise if a format of libsndfile, with 16 bits if it is uncompressed, does not support this audio.
+    """Raise if a format of libsndfile does not support this audio.
 
     Raises:
         MediaError: There are too many channels or samples, or the sample rate is not supported.
@@ -47,5 +49,5 @@ def check_limits(format: str, subtype: str, sample_rate: int, channels: int, sam
         known = f"{', '.join(map(str, rates))} Hz" if isinstance(rates, tuple) else f"up to {rates[-1]} Hz"
         known += ", in steps of 10 Hz above 65535" if format == "FLAC" else ""
         raise MediaError(f"it supports sample rates of {known}; use .wav")
-    if 2 * channels * samples > limits.file_bytes - _HEADER_BYTES:
+    if BYTES.get(subtype, 2) * channels * samples > limits.file_bytes - _HEADER_BYTES:
         raise MediaError("it supports at most 4 GiB; use .w64 or .flac")

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from vqtok.errors import UsageError
 from vqtok.tokens.coding.coders import NO_MODEL, EntropyModel
 
 
@@ -93,6 +94,19 @@ class Tokenizer(ABC):
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         """Return the codes of at least the first `num_codebooks` codebooks."""
         return self.encode(x)
+
+    def encode_searching(self, x: Tensor, num_codebooks: int, effort: int) -> Tensor:
+        """Return codes of the first `num_codebooks` codebooks that were searched for longer and so have less error.
+
+        Args:
+            x: The media.
+            num_codebooks: The number of codebooks that will be decoded.
+            effort: The number of paths through the codebooks that are followed; above 1.
+
+        Raises:
+            UsageError: The model has no codebooks that can be searched like that.
+        """
+        raise UsageError("`effort` above 1 is for models of vqtok with residual codebooks; leave it out")
 
     def num_steps(self, samples: int) -> int:
         """Return the number of grid steps of audio with so many samples at the model's rate."""

@@ -79,6 +79,10 @@ class VQModel(nn.Module, Tokenizer):
         return self.quantizer.encode(self.encoder(x))
 
     @torch.no_grad()
+    def encode_searching(self, x: Tensor, num_codebooks: int, effort: int) -> Tensor:
+        return self.quantizer.encode(self.encoder(x), num_codebooks, effort)
+
+    @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         return self.decoder(self.quantizer.decode(codes))
 

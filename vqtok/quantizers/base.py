@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.compute.device import tf32
+from vqtok.errors import UsageError
 
 Losses = dict[str, Tensor]
 
@@ -47,6 +48,23 @@ class Quantizer(nn.Module):
     def assign(self, z: Tensor) -> Tensor:
         """Return the codes `(batch, positions, num_codebooks)` of unbounded vectors `(batch, positions, dim)`."""
         raise NotImplementedError
+
+    def nearest_several(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the codes `(n, count)` with the smallest squared distances to vectors `(n, dim)`, and the distances.
+
+        Raises:
+            UsageError: This kind has no codebook to search.
+        """
+        raise UsageError("`effort` above 1 needs residual codebooks of the kind vq with the metric l2; leave it out")
+
+    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+        """Return codes of the first codebooks with a smaller error than those of `assign`, as `assign` does.
+
+        Raises:
+            UsageError: This kind has no residual codebooks to search.
+        """
+        codes, _ = self.nearest_several(z.flatten(0, 1), 1)
+        return codes.view(*z.shape[:2], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the vectors `(batch, positions, dim)` of codes, or of codes of only the first codebooks."""
@@ -117,10 +135,20 @@ class Quantizer(nn.Module):
             return to_grid(self.relax(to_vectors(z.float())), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
-    def encode(self, z: Tensor) -> Tensor:
-        """Return the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`."""
+    def encode(self, z: Tensor, num_codebooks: int | None = None, beam: int = 1) -> Tensor:
+        """Return the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`.
+
+        Args:
+            z: The latents.
+            num_codebooks: With a beam, the number of codebooks whose sum is to come close; by default all.
+            beam: Above 1, the number of best paths through residual codebooks that are followed.
+        """
         with exact(z.device):
-            return to_grid(self.assign(to_vectors(z.float())), z.shape[2:])
+            vectors = to_vectors(z.float())
+            codes = (
+                self.search(vectors, num_codebooks or self.num_codebooks, beam) if beam > 1 else self.assign(vectors)
+            )
+            return to_grid(codes, z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the float32 latents of codes, or of codes of only the first codebooks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from typing import Literal
 
@@ -23,6 +24,42 @@ def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l
     Shapes:
         vectors: `(n, dim)` float32; codebook: `(size, dim)` float32; returns `(n,)` int64.
     """
+    weights, biases = _blocks(codebook, metric)
+    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    for chunk, out in zip(_chunks(vectors), codes.split(_rows(vectors.device)), strict=True):
+        best, found = _largest(_scores(chunk, weights[0], biases[0]))
+        for block in range(1, len(weights)):
+            top, place = _largest(_scores(chunk, weights[block], biases[block]))
+            found = torch.where(top > best, place.add_(block * weights.shape[1]), found)
+            best = torch.maximum(top, best)
+        out.copy_(found[: len(out)])
+    return codes.clamp_(max=len(codebook) - 1)
+
+
+@torch.no_grad()
+def nearest_several(vectors: Tensor, codebook: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` nearest rows of a codebook for each vector, and their squared distances.
+
+    As for `nearest`, what is found for a vector does not depend on the other vectors.
+
+    Shapes:
+        vectors: `(n, dim)`; codebook: `(size, dim)`; returns `(n, count)` twice, the nearest first.
+    """
+    weights, biases = _blocks(codebook, "l2")
+    # The copies that fill the last block must not be found.
+    biases.view(-1)[len(codebook) :] = -torch.inf
+    codes, scores = [], []
+    for chunk, part in zip(_chunks(vectors), vectors.split(_rows(vectors.device)), strict=True):
+        found = [_scores(chunk, *block)[: len(part)] for block in zip(weights, biases, strict=True)]
+        top = torch.cat(found, dim=1).topk(count)
+        codes.append(top.indices)
+        scores.append(top.values)
+    distances = vectors.square().sum(1, keepdim=True) - 2 * torch.cat(scores)
+    return torch.cat(codes), distances
+
+
+def _blocks(codebook: Tensor, metric: Literal["l2", "dot"]) -> tuple[Tensor, Tensor]:
+    """Return the rows `(blocks, width, dim)` of a codebook and what is added to their products, `(blocks, width)`."""
     size, dim = codebook.shape
     blocks = ceil(size / BLOCK)
     width = ceil(size / (blocks * GROUP)) * GROUP
@@ -30,21 +67,22 @@ def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l
     surplus = codebook[-1:].expand(blocks * width - size, dim)
     weights = torch.cat([codebook, surplus]).view(blocks, width, dim)
     biases = torch.stack([weight.square().sum(1) for weight in weights]).mul_(-0.5 if metric == "l2" else 0.0)
+    return weights, biases
 
+
+def _rows(device: torch.device) -> int:
+    return ROWS if device.type == "cpu" else 16 * ROWS
+
+
+def _chunks(vectors: Tensor) -> Iterator[Tensor]:
+    """Yield vectors in chunks of one size; the last one has further rows of no meaning."""
     # Libraries round differently for other shapes, and for narrow matrices even from row to row. All products
     # therefore have the same, wide shape.
-    rows = ROWS if vectors.device.type == "cpu" else 16 * ROWS
-    chunk = vectors.new_zeros(rows, dim)
-    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    for part, out in zip(vectors.split(rows), codes.split(rows), strict=True):
+    rows = _rows(vectors.device)
+    chunk = vectors.new_zeros(rows, vectors.shape[1])
+    for part in vectors.split(rows):
         chunk[: part.shape[0]] = part
-        best, found = _largest(_scores(chunk, weights[0], biases[0]))
-        for block in range(1, blocks):
-            top, place = _largest(_scores(chunk, weights[block], biases[block]))
-            found = torch.where(top > best, place.add_(block * width), found)
-            best = torch.maximum(top, best)
-        out.copy_(found[: part.shape[0]])
-    return codes.clamp_(max=size - 1)
+        yield chunk
 
 
 def _scores(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

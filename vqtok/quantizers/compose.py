@@ -61,6 +61,26 @@ class Residual(_Composition):
             z = z - part.lookup(codes[-1])
         return torch.cat(codes, dim=-1)
 
+    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+        """Follow the `beam` best paths through the codebooks, and return the one with the smallest error.
+
+        Source: Babenko and Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", section 3.1 (beam
+            search).
+        """
+        residuals = z.flatten(0, 1)[:, None]  # (positions, paths, dim)
+        paths = torch.zeros(*residuals.shape[:2], 0, dtype=torch.int64, device=z.device)
+        for part in self.parts[:num_codebooks]:
+            count = residuals.shape[1]
+            codes, errors = part.nearest_several(residuals.flatten(0, 1), beam)
+            candidates = codes.shape[1]
+            errors = errors.view(-1, count * candidates)
+            kept = errors.topk(min(beam, errors.shape[1]), dim=1, largest=False).indices
+            codes = codes.view(-1, count * candidates).gather(1, kept)
+            origin = kept // candidates
+            residuals = _rows_of(residuals, origin) - part.lookup(codes[..., None])
+            paths = torch.cat([_rows_of(paths, origin), codes[..., None]], dim=-1)
+        return paths[:, 0].view(*z.shape[:2], -1)
+
     def lookup(self, codes: Tensor) -> Tensor:
         total = torch.zeros(())
         for part, own in self._with_codes(codes):
@@ -118,6 +138,14 @@ class Grouped(_Composition):
         slices = z.split(self._dims, dim=-1)
         return torch.cat([part.assign(own) for part, own in zip(self.parts, slices, strict=True)], dim=-1)
 
+    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+        found = []
+        for part, own in zip(self.parts, z.split(self._dims, dim=-1), strict=True):
+            if num_codebooks > 0:
+                found.append(part.search(own, min(num_codebooks, part.num_codebooks), beam))
+            num_codebooks -= part.num_codebooks
+        return torch.cat(found, dim=-1)
+
     def lookup(self, codes: Tensor) -> Tensor:
         known = torch.cat([part.lookup(own) for part, own in self._with_codes(codes)], dim=-1)
         return F.pad(known, (0, self.dim - known.shape[-1]))
@@ -155,6 +183,9 @@ class Projected(Quantizer):
     def assign(self, z: Tensor) -> Tensor:
         return self.inner.assign(self.project_in(z))
 
+    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+        return self.inner.search(self.project_in(z), num_codebooks, beam)
+
     def lookup(self, codes: Tensor) -> Tensor:
         return self.project_out(self.inner.lookup(codes))
 
@@ -174,6 +205,11 @@ class Projected(Quantizer):
 
     def prepare(self, z: Tensor) -> None:
         self.inner.prepare(self.project_in(z))
+
+
+def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """Return `x[i, rows[i]]` for all i, of `(n, count, dim)` and `(n, kept)`."""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _average(losses: Sequence[Losses]) -> Losses:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqtok.compute.distributed import all_reduce, broadcast
 from vqtok.quantizers.base import Losses, Quantizer
-from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, pick
+from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, nearest_several, pick
 
 
 class VQ(Quantizer):
@@ -74,6 +74,11 @@ class VQ(Quantizer):
     def assign(self, z: Tensor) -> Tensor:
         vectors = self._normalize(z.flatten(0, 1))
         return nearest(vectors, self._normalize(self.codebook)).view(*z.shape[:2], 1)
+
+    def nearest_several(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        if self.metric == "cosine":
+            return super().nearest_several(z, count)
+        return nearest_several(z, self.codebook, min(count, len(self.codebook)))
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[..., 0], self._normalize(self.codebook))

@@ -36,6 +36,8 @@ class Decoder(Protocol):
 
     sample_rate: int
     channels: int
+    subtype: str
+    """The kind of the samples by libsndfile's name, such as PCM_24; empty if libsndfile does not read them."""
     warnings: list[str]
 
     def count(self) -> int:
@@ -88,6 +90,7 @@ class SndfileDecoder:
         for link in links:
             with self._opened(link) as (opened, _):
                 formats.add((opened.samplerate, opened.channels))
+                self.subtype: str = opened.subtype
                 is_open_ended = link.is_open_ended or opened.frames > _MAX_FRAMES
                 self._samples.append(None if is_open_ended else link.samples or opened.frames)
             if is_open_ended and not link.is_open_ended:

@@ -43,6 +43,8 @@ class LibavDecoder:
         MediaError: There is none, or it is damaged; also raised by all methods.
     """
 
+    subtype = ""
+
     def __init__(self, file: BinaryIO, format: str, start: int) -> None:
         if not is_installed("av"):
             raise MediaError("requires PyAV: pip install 'vqtok[av]', or convert it to FLAC")
