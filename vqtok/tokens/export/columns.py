@@ -38,7 +38,7 @@ class ColumnWriter:
         if self._is_first:
             self._is_first = False
             kinds = {name: _kind_of(self._pa, [row.get(name) for row in rows]) for name in names}
-            self._kinds = {name: kind or self._pa.string() for name, kind in kinds.items()}
+            self._kinds = {name: self._pa.string() if kind is None else kind for name, kind in kinds.items()}
             self._json = {name for name, kind in kinds.items() if kind is None}
         for name in (name for name in names if name not in self._kinds):
             self._new[name] += sum(row.get(name) is not None for row in rows)
