@@ -15,7 +15,7 @@ from PIL import Image
 import vqtok
 from vqtok.errors import UsageError
 from vqtok.media.transforms import Part, Transforms, with_label
-from vqtok.tokens.token_table import TokenTable
+from vqtok.tokens.token_table import TokenTable, write_token_table
 
 
 @pytest.fixture
@@ -62,6 +62,38 @@ def test_tables_hold_tokens_and_columns(run, album, tmp_path, suffix):
     assert run("encode", album, "-o", path, "--force").exit_code == 0
 
 
+def test_columns_of_parquet_come_back_or_their_loss_is_reported(tmp_path, monkeypatch, caplog):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"box": {"x": [1, None]}, "mixed": "5", "score": 1, "text": "a", "tags": []},
+        {"box": {"y": "\u00e9"}, "mixed": 5, "score": 2, "text": "2", "tags": []},
+        {"box": "null", "mixed": "plain", "score": 0.5, "text": {"z": 1}, "tags": ["a"], "late": True},
+        {"box": [], "mixed": '"quoted"', "score": "high", "text": "b", "tags": [1]},
+    ]
+    codes = np.zeros((1, 2, 2), np.int64)
+    items = [
+        vqtok.Tokens(codes, codebook_sizes=(4,), modality="image", size=(8, 8), stride=4, model=b"m" * 8, metadata=row)
+        for row in rows
+    ]
+    monkeypatch.setattr("vqtok.tokens.token_table.ROW_GROUP_CODES", 8)  # Two rows in a group.
+    path = tmp_path / "t.parquet"
+    with write_token_table(path) as add:
+        for index, tokens in enumerate(items):
+            add(str(index), tokens)
+    found = [dict(TokenTable(path)[str(index)].metadata) for index in range(4)]
+    assert found[:2] == rows[:2]
+    for name in ("box", "mixed", "tags"):
+        assert [row[name] for row in found] == [row[name] for row in rows]
+    assert found[2]["text"] == '{"z": 1}'
+    assert not {"score", "late"} & (set(found[2]) | set(found[3]))
+    assert [message.partition(": column ")[2] for message in caplog.messages] == [
+        "score: values are left out which are not int64 as in the first rows: 2",
+        "late: values are left out, as none of the first rows has one: 1",
+        "text: values that are not text are JSON text: 1",
+    ]
+    assert parquet.read_table(path)["mixed"].to_pylist() == ['"5"', "5", "plain", '"\\"quoted\\""']
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t-{shard}.tar"])
 def test_several_files_continue(run, album, tmp_path, name):
     pytest.importorskip("pyarrow")
@@ -83,6 +115,21 @@ def test_several_files_continue(run, album, tmp_path, name):
         )
     keys = [key for path in (tmp_path / "two").iterdir() for key in TokenTable(path)]
     assert sorted(keys) == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.wav"]
+
+
+def test_one_complete_file_is_skipped(run, album, tmp_path):
+    path = tmp_path / "t.tar"
+    assert run("encode", album, "-o", path).exit_code == 0
+    before = path.read_bytes()
+    result = run("encode", album, "-o", path, "--skip-existing")
+    assert result.exit_code == 0
+    assert "0 done, 6 skipped, 0 failed" in result.output
+    Image.fromarray(picture(20, 12)).save(album / "new.png")
+    result = run("encode", album, "-o", path, "--skip-existing")
+    assert result.exit_code == 1
+    assert "new.png: " in result.output
+    assert "is complete without it; --force replaces it" in " ".join(result.output.split())
+    assert path.read_bytes() == before
 
 
 def test_as_webdataset_reads_it(run, album, tmp_path):

@@ -76,6 +76,9 @@ def test_chosen_columns(run, tars, tmp_path):
     out = tmp_path / "out"
     assert run("encode", tars / "train-0000.tar", "-o", out, "--columns", "caption").exit_code == 0
     assert metadata(out / "001.vqt") == {"caption": "image 1"}
+    result = run("encode", tars / "train-0000.tar", "-o", tmp_path / "typo", "--columns", "caption,lable")
+    assert result.exit_code == 0
+    assert "no item has a column lable" in result.stderr
 
 
 def test_shards_keep_columns_and_continue(run, tars, tmp_path):
@@ -251,6 +254,10 @@ def test_which_column_holds_the_media_is_asked_before_work(run, tmp_path):
     assert "several columns may hold the media; give one as --media-column: left, right" in result.stderr
     assert run("encode", path, "-o", tmp_path / "out", "--media-column", "middle").exit_code == 2
     assert run("encode", path, "-o", tmp_path / "out", "--key-column", "nothing").exit_code == 2
+    result = run("encode", path, "-o", tmp_path / "out", "--media-column", "left", "--columns", "name,lable")
+    assert result.exit_code == 2
+    assert "no column lable; there are left, name, right" in result.stderr
+    assert run("encode", "hf-dataset:./nothing/here", "-o", tmp_path / "out").exit_code == 1
     assert not (tmp_path / "out").exists()
     done = run("encode", path, "-o", tmp_path / "out", "--media-column", "right", "--key-column", "name")
     assert done.exit_code == 0

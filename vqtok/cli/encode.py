@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -173,6 +174,12 @@ def encode(
     )
     if has_target and (transforms != Transforms() or (output or "").lower().endswith((".parquet", ".tar"))):
         raise UsageError("targets of rate and quality are for token files of media as they are")
+    choice = ColumnChoice(
+        None if columns is None else [name for name in columns.split(",") if name],
+        label_folders=label_folders,
+        media=media_column,
+        key=key_column,
+    )
     work = plan_encoding(
         inputs or [],
         output,
@@ -181,12 +188,7 @@ def encode(
         num_tasks=num_tasks,
         task_index=task_index,
         on_cluster=on_cluster,
-        choice=ColumnChoice(
-            None if columns is None else [name for name in columns.split(",") if name],
-            label_folders=label_folders,
-            media=media_column,
-            key=key_column,
-        ),
+        choice=choice,
         transforms=transforms,
         rows_per_file=rows_per_file,
     )
@@ -256,6 +258,8 @@ def encode(
             )
 
     def at_end() -> None:
+        if choice.not_found:
+            logging.getLogger("vqtok").warning("no item has a column %s", ", ".join(choice.not_found))
         if work.is_of_torchrun:
             from vqtok.compute.distributed import barrier
 

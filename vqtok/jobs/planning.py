@@ -23,7 +23,7 @@ from vqtok.jobs.worklist import Listed, Share, WorkList, parse_list, parse_table
 from vqtok.media.kinds import modality_of, stem
 from vqtok.media.transforms import Transforms
 from vqtok.rows.row import ColumnChoice
-from vqtok.rows.sources import Source, find_sources, plain_inputs
+from vqtok.rows.sources import Source, check_columns, find_sources, plain_inputs
 
 MEDIA = "images or audio files"
 TOKEN_FILES = ".vqt or .vqts files"
@@ -232,6 +232,7 @@ def _plan_rows(
     path = as_path(target)
     tars = len(sources) <= COUNTED_TARS and all(str(source.path).lower().endswith(".tar") for source in sources)
     counts = [source.count(choice, tars=tars) for source in sources]
+    check_columns(sources, choice)
     num_rows = sum(filter(None, counts)) if None not in counts and share.count == 1 else None
     table = None
     if output is not None and output.lower().endswith(TABLES):

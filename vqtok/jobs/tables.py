@@ -37,6 +37,7 @@ def encode_table(
     """Encode items to Parquet tables or tars; yield an outcome per job, in order.
 
     A file gets its name when it is complete. `existing.skip` keeps the files that are there and goes on with the next.
+    One file of all items is complete: items that it lacks fail.
 
     Raises:
         OutputError: A file exists.
@@ -48,8 +49,6 @@ def encode_table(
     if there and not existing.overwrite:
         if not existing.skip:
             refuse_existing(there[0], skippable=True)
-        if files.limit is None:
-            raise OutputError(f"{there[0]}: is one file, which is complete; `overwrite` replaces it")
         for path in there:
             kept |= set(TokenTable(path))
     first = len(there) if kept else 0
@@ -57,6 +56,8 @@ def encode_table(
     def encode(job: Job, budget: MemoryBudget) -> tuple[Job, Tokens] | Outcome:
         if job.key in kept:
             return skipped(job)
+        if kept and files.limit is None:
+            raise OutputError(f"{job.name}: {there[0]} is complete without it; `overwrite` replaces it")
         part, belongs = job.part or WHOLE, columns(job)
         with open_media(job.media) as (media, modality):
             codec = codecs.get(modality)

@@ -64,6 +64,7 @@ class ColumnChoice:
         self.names = None if names is None else tuple(names)
         self.label_folders, self.media, self.key = label_folders, media, key
         self._warned: set[str] = set()
+        self._found: set[str] = set()
 
     @property
     def is_default(self) -> bool:
@@ -82,6 +83,7 @@ class ColumnChoice:
         folder = Path(key).parent.name
         if self.label_folders and folder:
             columns = {"label": folder, **columns}
+        self._found.update(columns)
         if self.names is not None:
             missing = [name for name in self.names if name not in columns]
             for name, value in columns.items():
@@ -100,6 +102,11 @@ class ColumnChoice:
                     raise MediaError(f"column {name}: {error}") from None
                 self._warn(name, key, error)
         return chosen
+
+    @property
+    def not_found(self) -> list[str]:
+        """The columns that were asked for and that no item had; empty before the first item."""
+        return [name for name in self.names or () if self._found and name not in self._found]
 
     def _warn(self, name: str, key: str, error: ValueError) -> None:
         if name not in self._warned:

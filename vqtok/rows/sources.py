@@ -14,7 +14,7 @@ from vqtok.media.kinds import modality_of
 from vqtok.rows.archive import zip_count, zip_rows
 from vqtok.rows.patterns import expand, is_pattern
 from vqtok.rows.row import ColumnChoice, Row
-from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, parquet_rows
+from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, columns_of_parquet, parquet_rows
 from vqtok.rows.tar import tar_count, tar_rows
 
 HUB_PREFIX = "hf-dataset:"
@@ -104,6 +104,20 @@ def find_sources(inputs: Sequence[Path], choice: ColumnChoice) -> list[Source]:
         raise UsageError(f"{plain[0]}: is not a data set like {found[0].path}; encode them one after another")
     several = len(found) > 1 or any(is_pattern(path) for path in inputs)
     return _with_prefixes(found) if several and all(source.split is None for source in found) else found
+
+
+def check_columns(sources: Sequence[Source], choice: ColumnChoice) -> None:
+    """Check that each column asked for is in one of the sources, if all are Parquet tables on disk.
+
+    Raises:
+        UsageError: No table has it.
+    """
+    paths = [source.path for source in sources]
+    if choice.names is None or any(isinstance(p, RemotePath) or p.suffix.lower() != ".parquet" for p in paths):
+        return
+    found = set[str]().union(*map(columns_of_parquet, paths)) | ({"label"} if choice.label_folders else set())
+    if found and (missing := [name for name in choice.names if name not in found]):
+        raise UsageError(f"{paths[0]}: no column {', '.join(missing)}; there are {', '.join(sorted(found))}")
 
 
 def plain_inputs(inputs: Sequence[Path]) -> list[Path]:

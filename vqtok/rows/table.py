@@ -68,6 +68,20 @@ def check_parquet(path: Path, media: str | None, key: str | None) -> int:
         return 1
 
 
+def columns_of_parquet(path: Path) -> set[str]:
+    """Return the names of the columns of a Parquet table; empty if it is damaged.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    pa = pyarrow()
+    try:
+        with path.open("rb") as opened:
+            return set(pa.parquet.read_schema(opened).names)
+    except (pa.ArrowException, OSError):
+        return set()
+
+
 def table_row(values: Mapping[str, Any], number: int, media: str, key: str | None, folder: Path) -> Row:
     """Return the row of a table.
 
@@ -176,6 +190,8 @@ class HubDataset:
             logging.getLogger(library).setLevel(logging.CRITICAL)  # What fails is raised as well.
         datasets.disable_progress_bars()
         source, _, wanted = name.partition(":")
+        if source.startswith(("/", "./", "../", "~")) and not Path(source).is_dir():
+            raise MediaError(f"{name}: no such folder")  # `load_dataset` would search another one.
         try:
             if Path(source).is_dir():
                 found: Any = _from_folder(datasets, source)

@@ -103,7 +103,7 @@ def _tar(path: Path) -> Iterator[Add]:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Add]:
-    from vqtok.tokens.export.columns import column_of, kind_of
+    from vqtok.tokens.export.columns import ColumnWriter
     from vqtok.tokens.export.formats import pyarrow
 
     pa = pyarrow()
@@ -116,7 +116,7 @@ def _parquet(path: Path) -> Iterator[Add]:
         "stride": pa.int32(),
     }
     items: list[tuple[str, Tokens]] = []
-    kinds: dict[str, Any] = {}
+    columns = ColumnWriter(pa, ("key", "codes", *FIELDS))
     writer: Any = None
     held = 0
 
@@ -130,13 +130,8 @@ def _parquet(path: Path) -> Iterator[Add]:
             table["codes"] = pa.ListArray.from_arrays(ends, pa.array(codes, pa.int32()))
             facts = [_fields(tokens) for _, tokens in items]
             table |= {name: pa.array([one[name] for one in facts], kind) for name, kind in types.items()}
-            columns = [tokens.metadata for _, tokens in items]
-            if writer is None:
-                names = dict.fromkeys(name for found in columns for name in found if name not in table)
-                kinds.update({name: kind_of(pa, [found.get(name) for found in columns]) for name in names})
-            for name, kind in kinds.items():
-                table[name] = column_of(pa, [found.get(name) for found in columns], kind)
-            made = pa.table(table).replace_schema_metadata({FOOTER_KEY: b"1"})
+            table |= columns.arrays([tokens.metadata for _, tokens in items])
+            made = pa.table(table).replace_schema_metadata({FOOTER_KEY: b"1", **columns.schema_metadata()})
             if writer is None:
                 writer = pa.parquet.ParquetWriter(file, made.schema, compression="zstd")
             writer.write_table(made)
@@ -154,6 +149,7 @@ def _parquet(path: Path) -> Iterator[Add]:
             yield add
             if items:
                 flush()
+            columns.warn(path)
         finally:
             if writer is not None:
                 writer.close()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqtok.errors import UsageError
 from vqtok.files.atomic import atomic_open
-from vqtok.tokens.export.columns import column_of, kind_of
+from vqtok.tokens.export.columns import ColumnWriter
 from vqtok.tokens.export.formats import MEGATRON_DTYPES, ROW_GROUP_IDS, pyarrow
 from vqtok.tokens.export.mixture import Mixture
 from vqtok.tokens.export.sidecar import FOOTER_KEY
@@ -111,7 +111,7 @@ def _as_row(sequence: Sequence) -> dict[str, Any]:
 
 @contextmanager
 def _parquet(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator[Write]:
-    """Write a table. Columns have the types of the first row group; later values that differ become text or null."""
+    """Write a table."""
     pa = pyarrow()
     rows: list[Sequence] = []
     writer: Any = None
@@ -125,7 +125,7 @@ def _parquet(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator
             ("grid", pa.list_(pa.int32())),
         ]
     )
-    kinds: dict[str, Any] = {}
+    columns = ColumnWriter(pa, OWN_COLUMNS)
     with atomic_open(path) as file:
 
         def flush() -> None:
@@ -142,12 +142,9 @@ def _parquet(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator
                 table["cu_seqlens"] = pa.array([list(row.boundaries) for row in rows], pa.list_(pa.int32()))
             else:
                 table["segments"] = pa.array([row.segments for row in rows], pa.list_(segment))
-                if writer is None:
-                    names = dict.fromkeys(name for row in rows for name in row.columns if name not in OWN_COLUMNS)
-                    kinds.update({name: kind_of(pa, [row.columns.get(name) for row in rows]) for name in names})
-                for name, kind in kinds.items():
-                    table[name] = column_of(pa, [row.columns.get(name) for row in rows], kind)
+                table |= columns.arrays([row.columns for row in rows])
             made = pa.table(table)
+            made = made.replace_schema_metadata(columns.schema_metadata() or None)
             if writer is None:
                 writer = pa.parquet.ParquetWriter(file, made.schema, compression="zstd")
             writer.write_table(made)
@@ -166,6 +163,7 @@ def _parquet(path: Path, mixture: Mixture, facts: Mapping[str, Any]) -> Iterator
             if rows or writer is None:
                 flush()
             writer.add_key_value_metadata({FOOTER_KEY: json.dumps(facts).encode()})  # Complete by now.
+            columns.warn(path)
         finally:
             if writer is not None:
                 writer.close()

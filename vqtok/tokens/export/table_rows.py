@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from vqtok.tokens.export.columns import read_json_columns
 from vqtok.tokens.export.formats import pyarrow
 
 
@@ -36,7 +37,7 @@ class _Parquet:
         row = number - (self._ends[group - 1] if group else 0)
         with self._lock:
             (found,) = self._group(group).slice(row, 1).to_pylist()
-        return dict(found)
+        return read_json_columns(found, self._file.schema_arrow.metadata)
 
 
 class _Lines:
