@@ -13,7 +13,6 @@ from vqtok.models.adapters.digest import read_weights
 from vqtok.models.adapters.mimi import Mimi
 from vqtok.models.adapters.pretrained import find_class, ready, silent
 
-
 NO_WINDOW = 1 << 30
 """A window of attention that is longer than any audio."""
 
