@@ -47,9 +47,33 @@ def make_wavtokenizer() -> codecs.WavTokenizer:
     return model
 
 
+def make_speechtokenizer() -> codecs.SpeechTokenizer:
+    model = codecs.SpeechTokenizer(4, [5, 4, 2], dim=16, count=3, size=64)
+    residual = model.encoder.model(torch.randn(1, 1, 8000) * 0.3)[0].T
+    for codebook in model.codebooks:
+        codebook.copy_(residual[torch.randperm(len(residual))[:64]])
+        residual = residual * 0.5
+    return model
+
+
+def make_bigcodec() -> codecs.BigCodec:
+    model = codecs.BigCodec(4, [2, 4, 5], latent=16, top=32, count=2, size=64, dim=4)
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight_g"):
+            parameter.mul_(1.5)
+        if name.endswith(("alpha", "beta")):
+            nn.init.normal_(parameter, 0, 0.3)
+    return model
+
+
 def save(model: nn.Module, path: Path, family: str) -> Path:
     """Write a checkpoint as the project does."""
-    if family == "dac":
+    if family == "speechtokenizer":
+        torch.save(model.state_dict(), path)
+    elif family == "bigcodec":
+        names = {"CodecEnc": model.CodecEnc, "generator": model.generator}
+        torch.save({name: part.state_dict() for name, part in names.items()} | {"discriminator": {}}, path)
+    elif family == "dac":
         kwargs = {"sample_rate": 8000, "encoder_rates": [2, 4, 5]}
         torch.save({"state_dict": model.state_dict(), "metadata": {"kwargs": kwargs}}, path)
     else:
@@ -184,7 +208,14 @@ def test_commands_for_sequences(var: Any, photo: Path, run: Any, tmp_path: Path)
     assert shown.exit_code == 0, shown.output
 
 
-MAKE = {"dac": make_dac, "wavtokenizer": make_wavtokenizer}
+MAKE = {
+    "dac": make_dac,
+    "wavtokenizer": make_wavtokenizer,
+    "speechtokenizer": make_speechtokenizer,
+    "bigcodec": make_bigcodec,
+}
+RATES = {"dac": 8000, "wavtokenizer": 24_000, "speechtokenizer": 16_000, "bigcodec": 16_000}
+NUM_CODEBOOKS = {"dac": 3, "wavtokenizer": 1, "speechtokenizer": 3, "bigcodec": 2}
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +239,10 @@ def sound(samples: int, rate: int) -> Media:
 @pytest.mark.parametrize("family", MAKE)
 def test_codes_and_media_are_the_original_ones(made: Any, family: str) -> None:
     model, _, folder = made[family]
-    media = sound(4000, {"dac": 8000, "wavtokenizer": 24_000}[family])
+    media = sound(4000, RATES[family])
     expected = model.encode(torch.from_numpy(media.data)[None])
     tokens = vqtok.encode(media, str(folder))
-    assert tokens.codes.shape == ((3, 100) if family == "dac" else (1, 100))
+    assert tokens.codes.shape == (NUM_CODEBOOKS[family], 100)
     assert len(np.unique(tokens.codes)) > 10
     assert_same_codes(tokens.codes, expected[0].numpy())
     audio = model.decode(torch.from_numpy(tokens.codes).long()[None])[0].numpy()
@@ -234,6 +265,26 @@ def test_facts(made: Any, family: str, run: Any, tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     again = json.loads(run("inspect", tmp_path / "again", "--json").stdout)
     assert again["identity"] == json.loads(run("inspect", folder, "--json").stdout)["identity"]
+
+
+def test_checkpoints_of_training(made: Any, tmp_path: Path) -> None:
+    """BigCodec's of Lightning has other names; SpeechTokenizer's comes with a config in JSON."""
+    model, _, folder = made["bigcodec"]
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {"model.discriminator.a.bias": torch.ones(2), "criteria.mel.fb": torch.ones(2)}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "last.ckpt")
+    import_checkpoint(tmp_path / "last.ckpt", tmp_path / "out")
+    assert (tmp_path / "out/config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    model, checkpoint, folder = made["speechtokenizer"]
+    (tmp_path / "config.json").write_text(json.dumps({"sample_rate": 22_050, "dilation_base": 2}))
+    import_checkpoint(checkpoint, tmp_path / "speech", config=tmp_path / "config.json")
+    tokens = vqtok.encode(sound(4000, 22_050), str(tmp_path / "speech"), num_codebooks=2)
+    assert_same_codes(tokens.codes, model.encode(torch.from_numpy(sound(4000, 22_050).data)[None])[0, :2].numpy())
+    one_way = {name: tensor for name, tensor in model.state_dict().items() if "_reverse" not in name}
+    torch.save(one_way, tmp_path / "encodec.th")
+    with pytest.raises(ModelError, match="its LSTM has one direction, as in EnCodec"):
+        import_checkpoint(tmp_path / "encodec.th", tmp_path / "encodec")
 
 
 def test_what_is_refused(made: Any, tmp_path: Path) -> None:

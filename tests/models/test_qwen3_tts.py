@@ -1,8 +1,8 @@
 """Qwen3-TTS at 12.5 Hz: codes equal those of its package.
 
 `tests/golden/qwen3-tts` has a small random model that qwen-tts 0.1.1 saved with transformers 4.57.3, and the codes that
-this package computed of noise of several lengths. Mimi of transformers 5.24 differs from that of 4.57 at near ties: 2
-of 250 positions, one of which has distances of 3.79101 and 3.79146.
+this package computed of noise of several lengths. The longest is 50 times as long as the window of attention in the
+config, which transformers 4.57 does not apply.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rounding import assert_same_codes
 from safetensors.torch import load_file, save_file
 
 import vqtok
@@ -35,7 +36,7 @@ def test_codes(samples: int) -> None:
     tokens = vqtok.encode(noise(samples), str(GOLDEN))
     assert (tokens.num_codebooks, tokens.stride) == (4, 16)
     assert tokens.codes.shape == expected.shape
-    assert (tokens.codes != expected).any(axis=0).sum() <= 0.02 * samples / 16
+    assert_same_codes(tokens.codes, expected)
 
 
 def test_it_says_how_to_decode() -> None:

@@ -1,8 +1,9 @@
 """What importers of audio codecs are measured against: networks restated with the names that their weights have.
 
 Sources: descriptinc/descript-audio-codec 1.0.0 (MIT), dac/model/dac.py and dac/nn; jishengpeng/WavTokenizer (MIT),
-encoder/modules and decoder/{models,modules,heads,spectral_ops}.py. Sizes are settable; what only training needs is left
-out. `torch.nn.utils.weight_norm` is written out, because it is deprecated.
+encoder/modules and decoder/{models,modules,heads,spectral_ops}.py; ZhangXInFD/SpeechTokenizer 1.0.1 (Apache-2.0),
+model.py, modules and quantization; Aria-K-Alethia/BigCodec (MIT), vq. Sizes are settable; what only training needs is
+left out. `torch.nn.utils.weight_norm` is written out, because it is deprecated.
 """
 
 from __future__ import annotations
@@ -266,3 +267,199 @@ class WavTokenizer(nn.Module):
             F.fold(part, size, (1, len(window)), stride=(1, self.hop))[:, 0, 0, pad:-pad] for part in (frames, squares)
         )
         return audio / envelope
+
+
+class SConvTranspose1d(nn.Module):
+    """A transposed convolution within two modules that are both called convtr."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.convtr = nn.Module()
+        self.convtr.convtr = WeightNorm(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride))
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        right = self.stride // 2
+        y = self.convtr.convtr(x)
+        return y[..., self.stride - right : y.shape[-1] - right]
+
+
+class BidirectionalSLSTM(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, 2, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(2, 0, 1)
+        return (self.lstm(x)[0] + x.repeat(1, 1, 2)).permute(1, 2, 0)
+
+
+class SpeechTokenizer(nn.Module):
+    def __init__(self, width: int, strides: Sequence[int], dim: int, count: int, size: int) -> None:
+        super().__init__()
+        encoder: list[nn.Module] = [SConv1d(1, width, 7)]
+        for stride in reversed(strides):
+            encoder += [SEANetResnetBlock(width), nn.ELU(), SConv1d(width, 2 * width, 2 * stride, stride)]
+            width *= 2
+        self.encoder, self.decoder, self.quantizer = nn.Module(), nn.Module(), nn.Module()
+        tail = BidirectionalSLSTM(width), nn.ELU(), SConv1d(2 * width, dim, 7)
+        self.encoder.model = nn.Sequential(*encoder, *tail)
+        decoder: list[nn.Module] = [SConv1d(dim, width, 7), SLSTM(width)]
+        for stride in strides:
+            decoder += [nn.ELU(), SConvTranspose1d(width, width // 2, stride), SEANetResnetBlock(width // 2)]
+            width //= 2
+        self.decoder.model = nn.Sequential(*decoder, nn.ELU(), SConv1d(width, 1, 7))
+        self.transform, self.quantizer.vq = nn.Linear(dim, 3), nn.Module()
+        self.quantizer.vq.layers = nn.ModuleList(nn.Module() for _ in range(count))
+        for layer in self.quantizer.vq.layers:
+            layer._codebook = nn.Module()
+            layer._codebook.register_buffer("inited", torch.ones(1))
+            layer._codebook.register_buffer("cluster_size", torch.ones(size))
+            layer._codebook.register_buffer("embed", torch.randn(size, dim))
+            layer._codebook.register_buffer("embed_avg", torch.randn(size, dim))
+
+    @property
+    def codebooks(self) -> list[Tensor]:
+        return [layer._codebook.embed for layer in self.quantizer.vq.layers]
+
+    def encode(self, x: Tensor) -> Tensor:
+        residual, codes = self.encoder.model(x), []
+        for embed in self.codebooks:
+            flat = residual.transpose(1, 2).flatten(0, 1)
+            distances = -(
+                flat.pow(2).sum(1, keepdim=True) - 2 * flat @ embed.t() + embed.t().pow(2).sum(0, keepdim=True)
+            )
+            codes.append(distances.max(dim=-1).indices.view(len(x), -1))
+            residual = residual - F.embedding(codes[-1], embed).transpose(1, 2)
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        planes = zip(codes.unbind(1), self.codebooks, strict=True)
+        return self.decoder.model(sum(F.embedding(plane, embed) for plane, embed in planes).transpose(1, 2))
+
+
+def kaiser_sinc_filter1d() -> Tensor:
+    """Return the filter of 12 taps that halves the rate."""
+    amplitude = 2.285 * 5 * math.pi * 4 * 0.3 + 7.95
+    window = torch.kaiser_window(12, beta=0.5842 * (amplitude - 21) ** 0.4 + 0.07886 * (amplitude - 21), periodic=False)
+    taps = 0.5 * window * torch.sinc(0.5 * (torch.arange(-6, 6) + 0.5))
+    return (taps / taps.sum()).view(1, 1, 12)
+
+
+class SnakeBeta(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, beta = (torch.exp(value)[None, :, None] for value in (self.alpha, self.beta))
+        return x + (1.0 / (beta + 0.000000001)) * torch.pow(torch.sin(x * alpha), 2)
+
+
+class Activation1d(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.act, self.upsample, self.downsample = SnakeBeta(dim), nn.Module(), nn.Module()
+        self.upsample.register_buffer("filter", kaiser_sinc_filter1d())
+        self.downsample.lowpass = nn.Module()
+        self.downsample.lowpass.register_buffer("filter", kaiser_sinc_filter1d())
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = x.shape[1]
+        up, down = self.upsample.filter.expand(dim, -1, -1), self.downsample.lowpass.filter.expand(dim, -1, -1)
+        x = 2 * F.conv_transpose1d(F.pad(x, (5, 5), mode="replicate"), up, stride=2, groups=dim)
+        x = self.act(x[..., 15:-15])
+        return F.conv1d(F.pad(x, (5, 6), mode="replicate"), down, stride=2, groups=dim)
+
+
+class ResLSTM(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return (self.lstm(x)[0] + x).transpose(1, 2)
+
+
+class WeightNormLinear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layer = nn.Linear(inputs, outputs)
+        self.bias, self.weight_v = layer.bias, layer.weight
+        self.weight_g = nn.Parameter(layer.weight.data.norm(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True), self.bias)
+
+
+class FactorizedVectorQuantize(nn.Module):
+    def __init__(self, dim: int, size: int, codebook_dim: int) -> None:
+        super().__init__()
+        self.in_proj, self.out_proj = WeightNormLinear(dim, codebook_dim), WeightNormLinear(codebook_dim, dim)
+        self._codebook = nn.Embedding(size, codebook_dim)
+
+    def encode(self, z: Tensor) -> Tensor:
+        encodings = F.normalize(self.in_proj(z.transpose(1, 2)).flatten(0, 1))
+        codebook = F.normalize(self._codebook.weight)
+        dist = (
+            encodings.pow(2).sum(1, keepdim=True)
+            - 2 * encodings @ codebook.t()
+            + codebook.pow(2).sum(1, keepdim=True).t()
+        )
+        return (-dist).max(1)[1].view(len(z), -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.out_proj(F.embedding(codes, self._codebook.weight)).transpose(1, 2)
+
+
+def bigcodec_units(dim: int) -> list[nn.Module]:
+    return [
+        Block(
+            Activation1d(dim),
+            conv(dim, dim, 7, dilation=d, padding=3 * d),
+            Activation1d(dim),
+            conv(dim, dim, 1),
+            is_residual=True,
+        )
+        for d in (1, 3, 9)
+    ]
+
+
+class BigCodec(nn.Module):
+    """The encoder and the decoder with the names that they have in training."""
+
+    def __init__(
+        self, width: int, ratios: Sequence[int], latent: int, top: int, count: int, size: int, dim: int
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [conv(1, width, 7, padding=3)]
+        for stride in ratios:
+            down = conv(width, 2 * width, 2 * stride, stride=stride, padding=stride // 2 + stride % 2)
+            layers.append(Block(*bigcodec_units(width), Activation1d(width), down))
+            width *= 2
+        self.CodecEnc, self.generator = Block(), nn.Module()
+        self.generator.quantizer = nn.Module()
+        tail = ResLSTM(width), Activation1d(width), conv(width, latent, 3, padding=1)
+        self.CodecEnc.block = nn.Sequential(*layers, *tail)
+        self.generator.quantizer.layers = nn.ModuleList(
+            FactorizedVectorQuantize(latent, size, dim) for _ in range(count)
+        )
+        layers = [conv(latent, top, 7, padding=3), ResLSTM(top)]
+        for stride in reversed(ratios):
+            padding, extra = stride // 2 + stride % 2, stride % 2
+            up = nn.ConvTranspose1d(top, top // 2, 2 * stride, stride, padding, output_padding=extra)
+            layers.append(Block(Activation1d(top), WeightNorm(up), *bigcodec_units(top // 2)))
+            top //= 2
+        self.generator.model = nn.Sequential(*layers, Activation1d(top), conv(top, 1, 7, padding=3), nn.Tanh())
+
+    def encode(self, x: Tensor) -> Tensor:
+        residual, codes = self.CodecEnc(x), []
+        for layer in self.generator.quantizer.layers:
+            codes.append(layer.encode(residual))
+            residual = residual - layer.decode(codes[-1])
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        planes = zip(self.generator.quantizer.layers, codes.unbind(1), strict=True)
+        return self.generator.model(sum(layer.decode(plane) for layer, plane in planes))

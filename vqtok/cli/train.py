@@ -241,7 +241,8 @@ def import_checkpoint(
         str | None,
         FilesOption(
             metavar="NAME",
-            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, titok or var; default: detect it.",
+            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, titok or var; "
+            "default: detect it.",
         ),
     ] = None,
     force: Force = False,

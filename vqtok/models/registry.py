@@ -103,6 +103,8 @@ ADAPTERS = {
     "neucodec": "vqtok.models.adapters.xcodec2:NeuCodec",
     "higgs_audio_v2_tokenizer": "vqtok.models.adapters.xcodec:HiggsAudioV2",
     "qwen3_tts_tokenizer_12hz": "vqtok.models.adapters.qwen3_tts:Qwen3TTS",
+    "speechtokenizer": "vqtok.models.adapters.speechtokenizer:SpeechTokenizer",
+    "bigcodec": "vqtok.models.adapters.bigcodec:BigCodec",
     "snac": "vqtok.models.adapters.snac:Snac",
     "titok": "vqtok.models.adapters.titok:TiTok",
     "var_tokenizer": "vqtok.models.adapters.var:Var",

@@ -13,11 +13,16 @@ from vqtok.models.adapters.digest import read_weights
 from vqtok.models.adapters.mimi import Mimi
 from vqtok.models.adapters.pretrained import find_class, ready, silent
 
+NO_WINDOW = 1 << 30
+"""A window of attention that is longer than any audio."""
+
 
 class Qwen3TTS(Mimi):
     """The encoder, with the class of transformers from which the package `qwen-tts` derives its own.
 
     Source: Qwen Team 2026, "Qwen3-TTS Technical Report".
+    Unlike: The config has a window of attention, which transformers 4.57 does not apply to audio without padding. The
+        package computes its codes with this release, so that there is no window here either.
     """
 
     section = "encoder_config"
@@ -34,10 +39,11 @@ class Qwen3TTS(Mimi):
         try:
             config = json.loads((self.folder / "config.json").read_bytes())
             valid = int(config["encoder_valid_num_quantizers"])
+            section = config[self.section] | {"sliding_window": NO_WINDOW}
             with silent("transformers"):
                 network, loading = found.from_pretrained(
                     None,
-                    config=found.config_class(**config[self.section]),
+                    config=found.config_class(**section),
                     state_dict=weights,
                     output_loading_info=True,
                 )

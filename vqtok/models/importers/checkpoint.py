@@ -122,6 +122,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ModelError: The file cannot be read, is not a checkpoint, or contains objects that need code to load.
     """
     content, dropped, averaged = _read(path), Counter[str](), False
+    if isinstance(content.get("CodecEnc"), Mapping) and isinstance(content.get("generator"), Mapping):
+        # BigCodec's two networks, of which generator is the decoder.
+        encoder = {f"CodecEnc.{name}": tensor for name, tensor in content["CodecEnc"].items()}
+        content = {"state_dict": encoder | dict(content["generator"])}
     metadata = content.get("metadata")
     while sections := [name for name in SECTIONS if isinstance(content.get(name), Mapping)]:
         chosen, *others = sections

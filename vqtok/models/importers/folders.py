@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -202,6 +203,105 @@ def _wavtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) ->
     return config, tensors
 
 
+SPEECHTOKENIZER = {
+    r"(encoder|decoder)\.model\.(.*?)(?:conv\.conv|convtr\.convtr)\.weight_g": (
+        r"\1.layers.\2conv.parametrizations.weight.original0"
+    ),
+    r"(encoder|decoder)\.model\.(.*?)(?:conv\.conv|convtr\.convtr)\.weight_v": (
+        r"\1.layers.\2conv.parametrizations.weight.original1"
+    ),
+    r"(encoder|decoder)\.model\.(.*?)(?:conv\.conv|convtr\.convtr)\.bias": r"\1.layers.\2conv.bias",
+    r"(encoder|decoder)\.model\.(\d+\.lstm\.)": r"\1.layers.\2",
+    r"quantizer\.vq\.layers\.(\d+)\._codebook\.": r"quantizer.layers.\1.codebook.",
+}
+
+
+def _speechtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converted:
+    """Convert the weights of SpeechTokenizer to those of EnCodec in transformers."""
+    if not any(name.endswith("_reverse") for name in checkpoint.tensors):
+        raise ModelError("its LSTM has one direction, as in EnCodec of Meta's package; use a folder of transformers")
+    checkpoint.drop("projection to the teacher in training", lambda name: name.startswith("transform."))
+    tensors = _take_all(checkpoint, SPEECHTOKENIZER)
+    layer = "encoder.layers.{}.conv.parametrizations.weight.original1"
+    convolutions = [tensors[layer.format(index)] for index in range(1000) if layer.format(index) in tensors]
+    ratios = [weight.shape[2] // 2 for weight in reversed(convolutions[1:-1])]
+    unit = "encoder.layers.1.block.1.conv.parametrizations.weight.original1"
+    units = sum(bool(re.fullmatch(r"encoder\.layers\.\d+\.block\.1\.conv\.bias", name)) for name in tensors)
+    count, embed = (
+        len(_existing("quantizer.layers.{}.codebook.embed", tensors)),
+        tensors["quantizer.layers.0.codebook.embed"],
+    )
+    rate = _setting(settings, "sample_rate", 16_000)
+    bits_per_second = math.log2(embed.shape[0]) * math.ceil(rate / math.prod(ratios))
+    lstm = next(name for name in tensors if name.endswith("lstm.weight_ih_l0")).removesuffix("0")
+    config = {
+        "model_type": "speechtokenizer",
+        "sampling_rate": rate,
+        # Rates at which transformers uses 1, 2, ... codebooks.
+        "target_bandwidths": [(index + 1.5) * bits_per_second / 1000 for index in range(count)],
+        "num_filters": convolutions[0].shape[0],
+        "kernel_size": convolutions[0].shape[2],
+        "last_kernel_size": convolutions[-1].shape[2],
+        "residual_kernel_size": tensors[unit].shape[2],
+        "num_residual_layers": units // len(ratios),
+        "dilation_growth_rate": _setting(settings, "dilation_base", 2),
+        "num_lstm_layers": len(_existing(f"{lstm}{{}}", tensors)),
+        "upsampling_ratios": ratios,
+        "use_causal_conv": False,
+        "hidden_size": embed.shape[1],
+        "codebook_dim": embed.shape[1],
+        "codebook_size": embed.shape[0],
+    }
+    return config, tensors
+
+
+BIGCODEC = {
+    r"CodecEnc\.block\.": "encoder.",
+    r"quantizer\.layers\.(\d+)\._codebook\.": r"quantizer.\1.codebook.",
+    r"quantizer\.layers\.": "quantizer.",
+    r"(\d+\.)": r"decoder.\1",  # Its prefixes, generator.model, are those of wrappers.
+}
+
+
+def _bigcodec(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converted:
+    """Convert the weights of BigCodec, without the normalization of weights."""
+    losses = ("discriminator.", "spec_discriminator.", "criteria.")
+    checkpoint.drop("discriminators and losses", lambda name: name.startswith(losses))
+    inner = {".act.": ".", ".upsample.filter": ".up", ".downsample.lowpass.filter": ".down"}
+    for name in list(checkpoint.tensors):
+        for there, here in inner.items():
+            if there in name:
+                checkpoint.tensors[name.replace(there, here)] = checkpoint.tensors.pop(name)
+    tensors = _without_weight_norm(_take_all(checkpoint, BIGCODEC))
+    encoder, decoder = (
+        [
+            name
+            for index in range(1, 1000)
+            for part in parts
+            if (name := f"{side}.{index}.block.{part}.weight") in tensors
+        ]
+        for side, parts in (("encoder", range(1, 20)), ("decoder", (1,)))
+    )
+    first = tensors["encoder.0.weight"]
+    lstm = next(name for name in tensors if name.startswith("encoder.") and name.endswith("lstm.weight_ih_l0"))
+    codebook, latent = tensors["quantizer.0.codebook.weight"], tensors["quantizer.0.out_proj.weight"]
+    config = {
+        "model_type": "bigcodec",
+        "sampling_rate": _setting(settings, "preprocess.audio.sr", 16_000),
+        "width": first.shape[0],
+        "ratios": _strides(tensors, encoder),
+        "dilations": [1, 3, 9],
+        "num_lstm_layers": len(_existing(f"{lstm.removesuffix('0')}{{}}", tensors)),
+        "latent_dim": latent.shape[0],
+        "decoder_width": tensors["decoder.0.weight"].shape[0],
+        "decoder_ratios": _strides(tensors, decoder),
+        "num_codebooks": len(_existing("quantizer.{}.codebook.weight", tensors)),
+        "codebook_size": codebook.shape[0],
+        "codebook_dim": codebook.shape[1],
+    }
+    return config, tensors
+
+
 def _titok(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converted:
     """Add the YAML of a checkpoint of 1d-tokenizer as the config.json that its project publishes for the Hub."""
     if settings is None:
@@ -256,6 +356,8 @@ def _setting(settings: Mapping[str, Any] | None, path: str, default: int) -> int
 FOLDERS = {
     "dac": FolderFamily("quantizer.quantizers.0.in_proj.weight_g", _dac),
     "wavtokenizer": FolderFamily("feature_extractor.encodec.quantizer.vq.layers.0._codebook.embed", _wavtokenizer),
+    "speechtokenizer": FolderFamily("quantizer.vq.layers.0._codebook.embed", _speechtokenizer),
+    "bigcodec": FolderFamily("quantizer.layers.0._codebook.weight", _bigcodec),
     "var": FolderFamily("quantize.quant_resi.qresi_ls.0.weight", _var),
     "titok": FolderFamily("latent_tokens", _titok),
 }
