@@ -103,9 +103,10 @@ def exported_line(facts: Mapping[str, Any]) -> str:
     files = [name for name in facts["files"] if not name.endswith(".json")]
     several = f" ({len(files)} files)" if "models" in facts and len(files) > 1 else ""
     failed = f", {facts['failed']} left out" if facts["failed"] else ""
+    left = f", of which {facts['ids_left_over']} do not fill a sequence" if facts.get("ids_left_over") else ""
     return (
         f"{items} -> {facts['files'][0]}{several} {file_size(facts['file_bytes'])} "
-        f"({facts['num_ids']} token ids, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
+        f"({facts['num_ids']} token ids{left}, {facts['layout']}, vocabulary of {facts['vocabulary_size']}){failed}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -19,6 +20,8 @@ from vqtok.tokens.export.row_templates import RowTemplate, Splits
 from vqtok.tokens.export.sequences import SUFFIXES, Packer, SequenceFormat, Write, write_sequences
 from vqtok.tokens.export.sequences import Sequence as Ids
 from vqtok.tokens.export.sidecar import FOLDER_FILE, remove_other_sidecar, sidecar_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,14 @@ class MixtureFiles:
         for split, packer in self._packers.items():
             self._counts[split]["num_sequences"] = packer.count
             self._counts[split]["ids_left_over"] = packer.left
+            if not packer.count:
+                logger.warning(
+                    "%s: the %d ids of the split %s do not fill a sequence of %d, so it gets no file",
+                    self._path,
+                    self._counts[split]["num_ids"],
+                    split,
+                    self._options.pack,
+                )
         totals = sum(self._counts.values(), Counter[str]())
         self._facts |= dict(totals)
         if self._splits:
