@@ -17,6 +17,7 @@ from vqtok.errors import CorruptFileError, OutputError, UsageError
 
 def test_everything_is_listed():
     assert {"encode", "read", "write", "tokens_from_ids", "publish", "Media"} <= set(dir(vqtok))
+    assert not {"Any", "import_module", "tokens"} & set(dir(vqtok))
     assert all(getattr(vqtok, name) is not None for name in vqtok.__all__)
 
 

@@ -191,6 +191,17 @@ def test_packed_sequences_keep_the_boundaries_of_documents(pairs, tmp_path):
     assert [s.ids.tolist() for s in Packer(2).add(np.arange(5))] == [[0, 1], [2, 3]]
 
 
+def test_a_split_that_fills_no_sequence_is_told(pairs, tmp_path, caplog):
+    splits = vqtok.export(pairs, f"{tmp_path}/all/", "jsonl", split="train=0.5,validation=0.5")["splits"]
+    fewest, most = sorted(splits, key=lambda name: splits[name]["num_ids"])
+    assert splits[fewest]["num_ids"] < splits[most]["num_ids"]
+    length = splits[most]["num_ids"]
+    facts = vqtok.export(pairs, f"{tmp_path}/packed/", "jsonl", split="train=0.5,validation=0.5", pack=length)
+    assert f"of the split {fewest} do not fill a sequence of {length}, so it gets no file" in caplog.text
+    assert not (tmp_path / "packed" / f"{fewest}.jsonl").exists()
+    assert facts["splits"][fewest]["ids_left_over"] == splits[fewest]["num_ids"]
+
+
 def test_data_sets_of_hugging_face_open_every_export(pairs, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

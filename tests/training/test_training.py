@@ -232,7 +232,7 @@ def test_the_result_is_the_best_by_validation(pictures: Path, tmp_path: Path, mo
     scores = iter([0.9, 0.5, 0.7, math.nan])
     averages: list[nn.Module] = []
 
-    def validate(model: nn.Module, *others: Any) -> Validation:
+    def validate(model: nn.Module, *others: Any, **options: Any) -> Validation:
         averages.append(copy.deepcopy(model))
         return Validation(next(scores), [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
 
@@ -253,7 +253,9 @@ class SlowMachine:
         monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(loop, "validate", self._validate)
 
-    def _validate(self, model: Any, loss: Any, config: Any, crops: list[Any], *others: Any) -> Validation:
+    def _validate(
+        self, model: Any, loss: Any, config: Any, crops: list[Any], *others: Any, **options: Any
+    ) -> Validation:
         self.validated.append((self.now, self.item * len(crops)))
         self.now += self.item * len(crops)
         return Validation(1.0, [1, 2], [0.0, 0.0], "psnr", [0.0, 0.0], [1.0, 1.0])
@@ -523,7 +525,7 @@ def test_a_collapsed_codebook_starts_anew(
 def test_a_regression_is_said(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([20.0, 30.0, 10.0, 10.0])
 
-    def validate(*others: Any) -> Validation:
+    def validate(*others: Any, **options: Any) -> Validation:
         return Validation(1.0, [1, 2], [next(figures)] * 2, "psnr", [0.0, 0.0], [1.0, 1.0])
 
     monkeypatch.setattr(loop, "validate", validate)
