@@ -382,6 +382,7 @@ def test_float_samples_keep_what_is_beyond_full_scale() -> None:
         write(np.array([[1.5, -2.0, 1e-8]], np.float32))
     file.seek(0)
     np.testing.assert_array_equal(read_audio(file).data, np.array([[1.5, -2.0, 1e-8]], np.float32))
+    assert b"PEAK" not in file.getvalue()  # It would contain the time.
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [(".mp3", "PCM_24"), (".flac", "FLOAT"), (".wav", "PCM_7")])

@@ -35,6 +35,7 @@ _FORMATS = {  # suffix: libsndfile's format and subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
+_SET_ADD_PEAK_CHUNK = 0x1050  # a command of libsndfile, which soundfile has no method for
 _READ_FRAMES = 1 << 22  # small, because a wrong length in a header must not lead to a huge allocation
 _WRITE_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack if minutes of audio are written in one call
 
@@ -180,6 +181,9 @@ def audio_writer(
     sink = _Sink(target)
     try:
         with soundfile.SoundFile(sink, "w", sample_rate, channels, format=container, subtype=subtype) as file:
+            if subtype == "FLOAT":
+                # Else libsndfile adds a chunk with the time of writing, and the same audio would give other files.
+                soundfile._snd.sf_command(file._file, _SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
             yield write
     except soundfile.LibsndfileError as error:
         raise sink.failure or MediaError(f"{what}: {error.error_string}") from error
