@@ -14,7 +14,7 @@ from vqtok.losses.reconstruction import magnitudes, mel_filters
 from vqtok.metrics.means import Moments, frechet_distance
 
 WIDTHS = (24, 32, 32)
-"""Channels of the layers, each of which has features."""
+"""Channels of the layers; the outputs of all are features."""
 NUM_MELS, WINDOW = 64, 512
 """Of the spectrogram in which the texture of audio is seen."""
 FLOOR = 1e-3

@@ -64,7 +64,7 @@ class Var(SavedModel):
 
 
 def network_config(settings: Mapping[str, Any]) -> NetworkConfig:
-    """Return the configuration of a network, of which JSON has lists."""
+    """Return the configuration of a network from JSON, which has lists for tuples."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
