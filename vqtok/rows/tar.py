@@ -33,10 +33,7 @@ def tar_rows(path: Path, media: str | None) -> Iterator[Row]:
     key = ""
     try:
         with _opened(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                if not _has_content(member, name):
-                    continue
+            for member, name in _files(tar):
                 own, suffix = split_name(name)
                 if own != key:
                     yield from _rows(key, group, media)
@@ -62,10 +59,7 @@ def tar_count(path: Path, media: str | None) -> int | None:
     key = None
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Member) as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                if not _has_content(member, name):
-                    continue
+            for _, name in _files(tar):
                 own, suffix = split_name(name)
                 if own != key:
                     count, key, inside = count + (key is not None and not inside), own, 0
@@ -77,8 +71,12 @@ def tar_count(path: Path, media: str | None) -> int | None:
     return count + (key is not None and not inside) if is_whole else None
 
 
-def _has_content(member: tarfile.TarInfo, name: str) -> bool:
-    return member.isfile() and not Path(name).name.startswith((".", "__"))
+def _files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
+    """Yield the members that are files with their names, but for hidden ones."""
+    for member in tar:
+        name = member.name.removeprefix("./")
+        if member.isfile() and not Path(name).name.startswith((".", "__")):
+            yield member, name
 
 
 def _is_media(name: str, suffix: str, media: str | None) -> bool:
