@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import vqtok
+from vqtok.cli.console import out
 from vqtok.errors import CorruptFileError, MediaError, ModelError, UsageError
 from vqtok.media.media import Media
 from vqtok.models import registry as opening
@@ -155,6 +156,25 @@ def test_the_card_of_a_family(families, run):
     assert "2 x 256" in result.stdout
     listed = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
     assert {"name": "pairs:...", "where": "package", "family": "pairs"} in listed
+
+
+@pytest.mark.parametrize("columns", [80, 130])
+def test_the_table_of_models(bundled, run, monkeypatch, columns):
+    monkeypatch.setattr(out, "_width", columns)
+    lines = run("models").stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    listed = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
+    for facts in listed:
+        place = next(index for index, line in enumerate(lines) if line.split()[0] == facts["name"])
+        shown = " ".join(lines[place : place + 1 + (columns == 80)]).split()
+        assert f"{facts['num_codebooks']} x {facts['codebook_sizes'][0]}" in " ".join(shown)
+        assert facts["licence"].split()[0].rstrip(",") in [word.rstrip(",") for word in shown]
+        assert ("only" in shown) == facts.get("encode_only", False)
+    found = {facts["name"]: facts for facts in listed}
+    assert {"fnlp/SpeechTokenizer", "Alethia/BigCodec", "FoundationVision/var", "hf:kyutai/mimi"} <= found.keys()
+    assert found["FoundationVision/var"]["tokens_per_256px"] == 680
+    assert "16 kHz  1 x 8192    80/s" in " ".join(lines)
+    assert lines.index("checkpoints of the Hub for vqtok import") > lines.index("bundled")
 
 
 def test_more_side_data_than_a_token_file_holds():

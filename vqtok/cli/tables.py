@@ -269,29 +269,59 @@ def _show_generator(facts: Mapping[str, Any]) -> None:
     _facts_table(facts["file"], rows)
 
 
+MODEL_HEADINGS = "input", "codebooks", "tokens", "size", "license"
+
+
 def show_models(models: Iterable[Mapping[str, Any]]) -> None:
-    """Print available models, one per line, grouped by where they are."""
-    for where, group in itertools.groupby(models, key=lambda model: model["where"]):
-        listed = list(group)
-        width = max(len(model["name"]) for model in listed)
-        out.print(one_line(where, style="bold"))
-        for model in listed:
-            out.print(one_line(f"  {model['name']:{width}}  {_model_in_brief(model)}"), soft_wrap=True)
+    """Print a table of available models, grouped by how to get them.
+
+    Names stay in one piece: in a narrow terminal the other cells are in the line below.
+    """
+    groups: dict[str, list[tuple[str, Sequence[str]]]] = {}
+    for model in models:
+        groups.setdefault(_how_to_get(model), []).append((f"  {model['name']}", _model_cells(model)))
+    rows = [("model", MODEL_HEADINGS), *(row for group in groups.values() for row in group)]
+    widths = [max(map(len, column)) for column in zip(*(cells for _, cells in rows if cells[1:]), strict=True)]
+    name_width = max(len(name) for name, _ in rows) + 1
+    is_narrow = name_width + sum(widths) + 2 * len(widths[1:]) > out.width
+
+    def show(name: str, cells: Sequence[str], style: str = "") -> None:
+        first, *others = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        facts = "  ".join([first.strip().rjust(widths[0]), *others]).rstrip()
+        for line in [name, f"    {facts}"] if is_narrow else [f"{name:{name_width}}{facts}"]:
+            out.print(one_line(line, style=style), soft_wrap=True)
+
+    show(*rows[0], style="dim")
+    for heading, group in groups.items():
+        out.print(one_line(heading, style="bold"), soft_wrap=True)
+        for name, cells in group:
+            show(name, cells)
+    out.print(one_line("tokens: of 1 s of mono audio or an image of 256 x 256 pixels; size: parameters", style="dim"))
 
 
-def _model_in_brief(model: Mapping[str, Any]) -> str:
+def _how_to_get(model: Mapping[str, Any]) -> str:
+    how = {
+        "bundled": "bundled",
+        "cache": "in the Hugging Face cache",
+        "package": "families of installed packages",
+        "hub": "downloaded on first use",
+        "import": "checkpoints of the Hub for vqtok import",
+    }[model["where"]]
+    return f"{how}; needs {model['needs']}" if model.get("needs") else how
+
+
+def _model_cells(model: Mapping[str, Any]) -> Sequence[str]:
+    """Return the cells below `MODEL_HEADINGS`; of an unknown model only one, its family and the size of its files."""
     if "stride" not in model:
-        return f"{model['family']}" + (f", {file_size(model['file_bytes'])}" if "file_bytes" in model else "")
-    rate = f" {model['sample_rate']} Hz" if model["sample_rate"] else ""
-    parts = [
-        f"{model['modality']}{rate}",
-        f"{_codebooks(model['codebook_sizes'])} codes a step of {model['stride']}, {_token_rate(model)}",
-        f"{model['num_parameters'] / 1e6:.1f} M parameters",
-        *(["encode only"] if model.get("encode_only") else []),
-        model["licence"],
-        *([model["needs"]] if model.get("needs") else []),
-    ]
-    return ", ".join(parts)
+        return (model["family"] + (f", {file_size(model['file_bytes'])}" if "file_bytes" in model else ""),)
+    is_audio = model["modality"] == "audio"
+    return (
+        f"{model['sample_rate'] / 1000:g} kHz" if is_audio else "image",
+        _codebooks(model["codebook_sizes"]),
+        f"{model['tokens_per_second']:.0f}/s" if is_audio else f"{model['tokens_per_256px']}/image",
+        f"{model['num_parameters'] / 1e6:.{3 if model['num_parameters'] < 1e9 else 4}g} M",
+        model["licence"] + (", encode only" if model.get("encode_only") else ""),
+    )
 
 
 def _levels(levels: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vqtok.models.card import read_card
 from vqtok.models.hub import cached
@@ -27,15 +27,19 @@ class Known(NamedTuple):
     encode_only: bool = False
     levels: tuple[int, ...] = ()
     """Codes of each codebook per grid step, if they have different rates; then `num_codebooks` is their sum."""
+    sequence_length: int = 1
+    """Codes of each codebook per grid step, side by side in the grid."""
     needs: str = "vqtok[transformers]"
-    """What to install with pip. The model itself is downloaded on first use."""
+    """What to install with pip; empty for nothing more."""
+    where: Literal["hub", "import"] = "hub"
+    """Whether it is downloaded on first use, or is a checkpoint for `vqtok import`."""
 
 
 # fmt: off
 KNOWN = (
-    Known("hf:facebook/encodec_24khz", "encodec", "audio", 24_000, 320, 32, 1024, 14_900_000, "MIT (the code's)"),
+    Known("hf:facebook/encodec_24khz", "encodec", "audio", 24_000, 320, 32, 1024, 14_900_000, "MIT (code)"),
     Known("hf:facebook/encodec_32khz", "encodec", "audio", 32_000, 640, 4, 2048, 56_900_000, "CC-BY-NC-4.0"),
-    Known("hf:facebook/encodec_48khz", "encodec", "audio", 48_000, 320, 16, 1024, 14_900_000, "MIT (the code's)"),
+    Known("hf:facebook/encodec_48khz", "encodec", "audio", 48_000, 320, 16, 1024, 14_900_000, "MIT (code)"),
     Known("hf:descript/dac_16khz", "dac", "audio", 16_000, 320, 12, 1024, 74_100_000, "MIT"),
     Known("hf:descript/dac_24khz", "dac", "audio", 24_000, 320, 32, 1024, 74_700_000, "MIT"),
     Known("hf:descript/dac_44khz", "dac", "audio", 44_100, 512, 9, 1024, 76_600_000, "MIT"),
@@ -61,7 +65,7 @@ KNOWN = (
     Known("hf:Emu3-community/Emu3-Chat-hf", "emu3", "image", None, 8, 1, 32_768, 270_700_000, "Apache-2.0"),
     Known("hf:deepseek-community/Janus-Pro-1B", "janus", "image", None, 16, 1, 16_384, 71_900_000, "see its card"),
     Known("hf:facebook/chameleon-7b", "chameleon", "image", None, 16, 1, 8192, 29_400_000,
-          "Chameleon research license, to be accepted on the Hub", encode_only=True),
+          "Chameleon's", encode_only=True, needs="vqtok[transformers] and its license accepted"),
     Known("hf:swiss-ai/Apertus-v1.5-8B", "apertus1p5", "image", None, 16, 1, 131_072, 218_200_000, "see its card",
           encode_only=True),
     Known("hf:zai-org/GLM-Image/vision_language_encoder", "glm_image", "image", None, 16, 1, 16_384, 1_199_500_000,
@@ -74,6 +78,12 @@ KNOWN = (
           "Apache-2.0"),
     Known("hf:facebook/flava-image-codebook", "flava_image_codebook", "image", None, 8, 1, 8192, 53_800_000,
           "see its card", encode_only=True),
+    Known("fnlp/SpeechTokenizer", "speechtokenizer", "audio", 16_000, 320, 8, 1024, 102_900_000, "Apache-2.0 (code)",
+          where="import"),
+    Known("Alethia/BigCodec", "bigcodec", "audio", 16_000, 200, 1, 8192, 159_400_000, "MIT (code)", needs="",
+          where="import"),
+    Known("FoundationVision/var", "var_tokenizer", "image", None, 256, 1, 4096, 108_900_000, "MIT (code)",
+          sequence_length=680, needs="", where="import"),
 )
 # fmt: on
 
@@ -82,7 +92,8 @@ def list_models() -> Iterator[dict[str, Any]]:
     """Yield descriptions of the models that can be opened by name, as `vqtok models --json` prints them.
 
     `where` is "bundled", "cache" (in the Hugging Face cache), "package" (a family added by a package or
-    `vqtok.register`) or "hub" (downloaded on first use).
+    `vqtok.register`), "hub" (downloaded on first use) or "import" (a repository of the Hub with a checkpoint for
+    `vqtok import`).
     """
     for name, path in bundled_models().items():
         card = read_card(path)
@@ -110,19 +121,20 @@ def list_models() -> Iterator[dict[str, Any]]:
     for family in families():
         yield {"name": f"{family}:...", "where": "package", "family": family}
     for model in known.values():
-        yield _facts(model) | {"where": "hub"}
+        yield _facts(model)
 
 
 def _facts(model: Known) -> dict[str, Any]:
-    facts = model._asdict() | token_rate(model.num_codebooks, model.stride, model.sample_rate)
+    per_step = model.num_codebooks * model.sequence_length
+    facts = model._asdict() | token_rate(per_step, model.stride, model.sample_rate)
     return facts | {"codebook_sizes": [facts.pop("codebook_size")] * model.num_codebooks}
 
 
-def token_rate(num_codebooks: int, stride: int, sample_rate: int | None) -> dict[str, float]:
+def token_rate(per_step: int, stride: int, sample_rate: int | None) -> dict[str, float]:
     """Return the number of tokens of a second of mono audio, or of an image of 256 x 256 pixels."""
     if sample_rate:
-        return {"tokens_per_second": num_codebooks * sample_rate / stride}
-    return {"tokens_per_256px": num_codebooks * math.ceil(256 / stride) ** 2}
+        return {"tokens_per_second": per_step * sample_rate / stride}
+    return {"tokens_per_256px": per_step * math.ceil(256 / stride) ** 2}
 
 
 def _weight_bytes(folder: Path) -> int:
