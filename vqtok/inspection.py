@@ -113,6 +113,7 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
         "codebook_sizes": list(tokens.codebook_sizes),
         "stride": tokens.stride,
         "grid": list(tokens.grid),
+        "sequence_length": tokens.sequence_length,
         "num_tokens": tokens.num_tokens,
         "raw_bits": tokens.raw_bits,
     }

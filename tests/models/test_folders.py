@@ -195,7 +195,15 @@ def test_commands_for_sequences(var: Any, photo: Path, run: Any, tmp_path: Path)
     assert shown.exit_code == 0, shown.output
     assert run("encode", photo, "-m", folder).exit_code == 0
     file = photo.with_suffix(".vqt")
-    assert json.loads(run("inspect", file, "--json").stdout)["grid"] == facts["grid"]
+    described = json.loads(run("inspect", file, "--json").stdout)
+    assert (described["grid"], described["sequence_length"]) == (facts["grid"], 680)
+    assert "680 codes of each square of 32 x 32 pixels" in run("inspect", file).stdout
+    assert "680 codes of each square of 32 x 32 pixels" in run("inspect", folder).stdout
+    for tokens in (file, tmp_path / "a.vqts"):
+        refused = run("train", tokens, "-o", tmp_path / "generator.safetensors", "--steps", 1)
+        assert refused.exit_code == 2
+        assert f"{tokens}: its images are sequences of 680 codes, such as VAR's, on which" in refused.stderr
+        assert not (tmp_path / "generator.safetensors").exists()
     for name, source in {"b.png": file, "c.png": tmp_path / "a.vqts"}.items():
         assert run("decode", source, "-m", folder, "-o", tmp_path / name).exit_code == 0
     assert run("export", file, "--to", "npy", "-o", tmp_path / "a.npy").exit_code == 0

@@ -49,6 +49,7 @@ def _show_tokens(facts: Mapping[str, Any]) -> None:
         ("model", facts["model"]),
         ("codebooks", _codebooks(facts["codebook_sizes"])),
         ("grid", f"{times(facts['grid'])} at stride {facts['stride']}, {facts['num_tokens']} tokens"),
+        *_sequence(facts),
         ("raw bits", f"{facts['raw_bits']:.0f}"),
         ("coded bits", f"{facts['coded_bits']} ({saved:.1%} saved)"),
         ("file", f"{facts['file_bytes']} bytes, {rate}"),
@@ -228,6 +229,7 @@ def _show_model(facts: Mapping[str, Any]) -> None:
         rows.append(("family", facts["family"]))
     if facts.get("levels"):
         rows.append(("levels", _levels(facts["levels"])))
+    rows += _sequence(facts)
     if amount := _token_rate(facts):
         rows.append(("tokens", amount))
     if facts.get("output_rate", facts["sample_rate"]) != facts["sample_rate"]:
@@ -322,6 +324,12 @@ def _model_cells(model: Mapping[str, Any]) -> Sequence[str]:
         f"{model['num_parameters'] / 1e6:.{3 if model['num_parameters'] < 1e9 else 4}g} M",
         model["licence"] + (", encode only" if model.get("encode_only") else ""),
     )
+
+
+def _sequence(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Describe the sequence of an image, if that is what a model makes."""
+    length, side = facts.get("sequence_length", 1), facts["stride"]
+    return [("sequence", f"{length} codes of each square of {side} x {side} pixels")] if length > 1 else []
 
 
 def _levels(levels: Sequence[int]) -> str:

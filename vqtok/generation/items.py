@@ -23,7 +23,7 @@ from vqtok.tokens.find import token_files
 from vqtok.tokens.shard.format import parse_shard_header
 from vqtok.tokens.shard.index import map_file
 from vqtok.tokens.tokens import Tokens
-from vqtok.tokens.vqt.header import read_header
+from vqtok.tokens.vqt.header import Header, read_header
 from vqtok.training.data import held_out_count, name_hash
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def read_items(
         on_read: Called with the numbers of files that are read and of all.
 
     Raises:
-        UsageError: Two items of one modality have the same stem, or tokens are of several tokenizers of one modality.
+        UsageError: Two items of one modality have the same stem, tokens are of several tokenizers of one modality, or
+            images are sequences.
         TrainingError: No tokens can be read.
     """
     items: dict[str, Item] = {}
@@ -109,11 +110,22 @@ def read_items(
 
 
 def _read_file(file: Path, tokenizers: Tokenizers, num_codebooks: int | None) -> Iterator[tuple[str | None, Tokens]]:
-    identity = parse_shard_header(map_file(file))[0].model if is_shard(file) else read_header(file).model
-    reader = tokenizers.reader(identity)
+    header = parse_shard_header(map_file(file))[0] if is_shard(file) else read_header(file)
+    if isinstance(header, Header):
+        _refuse_sequences(file, header)
+    reader = tokenizers.reader(header.model)
     for key in reader.keys(file):
         tokens = reader.read(file, key)
+        _refuse_sequences(file, tokens)
         yield key, tokens if num_codebooks is None else tokens.prefix(min(num_codebooks, tokens.num_codebooks))
+
+
+def _refuse_sequences(file: Path, tokens: Header | Tokens) -> None:
+    if (length := tokens.sequence_length) > 1:
+        raise UsageError(
+            f"{file}: its images are sequences of {length} codes, such as VAR's, on which generators cannot be "
+            "trained; encode with a model whose codes lie on a grid"
+        )
 
 
 def _name(file: Path, root: Path, key: str | None) -> str:

@@ -80,6 +80,14 @@ def _cut_axis(modality: Modality) -> int:
     return 0 if modality == "image" else -1
 
 
+def sequence_length(modality: Modality, grid: Sequence[int], size: Sequence[int], stride: int) -> int:
+    """Return the codes of each codebook for every square of `stride` pixels, side by side in the grid of an image.
+
+    1 for all models but those that turn a square into a sequence.
+    """
+    return max(1, grid[1] // -(-size[0] // stride)) if modality == "image" else 1
+
+
 def packed_bytes(codebook_size: int, count: int) -> int:
     """Return the size of `count` bit-packed codes in bytes."""
     return (count * (codebook_size - 1).bit_length() + 7) // 8

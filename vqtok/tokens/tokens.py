@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import CorruptFileError, MediaError
-from vqtok.tokens.shape import Layout
+from vqtok.tokens.shape import Layout, sequence_length
 
 SIDE_DATA = "side_data"
 """The key of side data in the metadata: base64 of little-endian float32 numbers."""
@@ -60,6 +60,11 @@ class Tokens(Layout):
     def grid(self) -> tuple[int, ...]:
         """Positions of the latent: `(height, width)`, `(time,)` or `(channels, time)`."""
         return self.codes.shape[1:]
+
+    @property
+    def sequence_length(self) -> int:
+        """Codes of each codebook for every square of `stride` pixels of an image; 1 but for models of sequences."""
+        return sequence_length(self.modality, self.grid, self.size, self.stride)
 
     @property
     def num_tokens(self) -> int:

@@ -43,6 +43,7 @@ from vqtok.tokens.shape import (
     _cut_axis,
     grid_dims,
     num_segments,
+    sequence_length,
     size_dims,
 )
 
@@ -88,6 +89,11 @@ class Header(Layout):
     @property
     def num_segments(self) -> int:
         return num_segments(self.modality, self.grid, self.segment_steps)
+
+    @property
+    def sequence_length(self) -> int:
+        """Codes of each codebook for every square of `stride` pixels of an image; 1 but for models of sequences."""
+        return sequence_length(self.modality, self.grid, self.size, self.stride)
 
     @property
     def num_tokens(self) -> int:
