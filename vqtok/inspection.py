@@ -113,10 +113,11 @@ def grid_facts(tokens: Header | Tokens) -> Facts:
         "codebook_sizes": list(tokens.codebook_sizes),
         "stride": tokens.stride,
         "grid": list(tokens.grid),
-        "sequence_length": tokens.sequence_length,
         "num_tokens": tokens.num_tokens,
         "raw_bits": tokens.raw_bits,
     }
+    if tokens.sequence_length > 1:
+        facts["sequence_length"] = tokens.sequence_length
     if tokens.modality == "image":
         return facts | {"width": tokens.size[0], "height": tokens.size[1]}
     samples, sample_rate, channels = tokens.size
