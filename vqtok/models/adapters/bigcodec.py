@@ -31,6 +31,7 @@ class BigCodec(SavedModel):
     modality = "audio"
     network_class = "BigCodec"
     padding = "constant"
+    encodes_together = 1
     why_whole = "its LSTMs depend on the whole audio"
     settings = ("sampling_rate", "ratios", "decoder_ratios", "dilations", "codebook_size")
 

@@ -23,10 +23,6 @@ class SpeechTokenizer(Encodec):
 
     network_class = "SpeechTokenizer"
 
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
-        self.encodes_together = 0  # Whether its LSTM computes the same in batches was not tested.
-
     def _load(self, modules: Sequence[str]) -> Any:
         found = find_class(self.folder, "transformers", "EncodecModel")
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vqtok.models.adapters.pretrained import SavedModel
+from vqtok.models.adapters.pretrained import TOGETHER, SavedModel
 from vqtok.models.registry import folder_family
 
 
@@ -19,6 +19,7 @@ class WavTokenizer(SavedModel):
     modality = "audio"
     network_class = "WavTokenizerModel"
     padding = None
+    encodes_together = TOGETHER
     why_whole = "its LSTM and its attention depend on the whole audio"
     settings = (
         "sampling_rate",
