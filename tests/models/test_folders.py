@@ -13,14 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rounding import assert_same_codes
+from safetensors.torch import load_file
 from torch import nn
 
 import vqtok
 from vqtok.errors import ModelError, OutputError, UsageError
 from vqtok.media.media import Media
 from vqtok.models.importers import import_checkpoint
+from vqtok.models.importers.checkpoint import read_checkpoint
+from vqtok.models.importers.neucodec import convert_neucodec
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+from models.test_audio_families import SEMANTIC, reference_features  # noqa: E402 (needs transformers)
 
 
 def make_dac() -> codecs.DAC:
@@ -293,6 +297,56 @@ def test_checkpoints_of_training(made: Any, tmp_path: Path) -> None:
     torch.save(one_way, tmp_path / "encodec.th")
     with pytest.raises(ModelError, match="its LSTM has one direction, as in EnCodec"):
         import_checkpoint(tmp_path / "encodec.th", tmp_path / "encodec")
+
+
+def test_neucodec_and_its_speech_model(run: Any, tmp_path: Path) -> None:
+    """The checkpoint does not have the speech model, of which the first 16 of 18 layers are used."""
+    speech_config = transformers.Wav2Vec2BertConfig(**SEMANTIC | {"num_hidden_layers": 18})
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        speech = transformers.Wav2Vec2BertModel(speech_config).eval()
+        model = codecs.NeuCodec(2, [2, 2, 4, 4, 5], dim=128, semantic=16, layers=2, speech=speech).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(("weight_v", "weight")) and parameter.ndim > 1 and "backbone" not in name:
+                nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
+            if name.endswith(("alpha", "beta")):
+                nn.init.normal_(parameter, 0, 0.3)
+    model.requires_grad_(False)
+    speech.save_pretrained(tmp_path / "speech")
+    checkpoint = tmp_path / "pytorch_model.bin"
+    torch.save(model.state_dict(), checkpoint)
+    refused = run("import", checkpoint, "-o", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "give --base, the speech model that it reads" in refused.stderr
+    shown = run("import", checkpoint, "-o", tmp_path / "out", "--base", tmp_path / "speech")
+    assert shown.exit_code == 0, shown.output
+    facts = json.loads((tmp_path / "out/import.json").read_text())
+    assert facts["dropped"]["heads of training"] == 2
+    assert facts["dropped"]["layers of the speech model that are not used"] > 2
+    media = sound(320 * 30, 16_000)
+    x = F.pad(torch.from_numpy(media.data)[None], (0, 320))
+    expected = model.encode(x, reference_features(x[0, 0])[0])
+    tokens = vqtok.encode(media, str(tmp_path / "out"))
+    assert len(np.unique(tokens.codes)) > 10
+    assert_same_codes(tokens.codes, expected[0].numpy())
+    audio = model.decode(torch.from_numpy(tokens.codes).long()[None])[0].numpy()
+    decoded = vqtok.load(str(tmp_path / "out")).decode(torch.from_numpy(tokens.codes).long()[None])[0].numpy()
+    assert np.abs(audio).max() > 0.1
+    np.testing.assert_allclose(decoded, audio, atol=2e-4 * max(1, np.abs(audio).max()))
+    # All in one file, as the package's `save_pretrained` writes it, with parts of a normalization of plain weights.
+    state = model.state_dict() | {f"semantic_model.{name}": tensor for name, tensor in speech.state_dict().items()}
+    torch.save(state | {f"generator.backbone.embed.weight_{part}": torch.ones(2) for part in "gv"}, checkpoint)
+    whole = read_checkpoint(checkpoint)
+    converted = convert_neucodec(whole, None)[1]
+    assert whole.dropped["normalization of weights that are there as such"] == 2
+    same = load_file(tmp_path / "out/model.safetensors")
+    assert converted.keys() == same.keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in same.items())
+    torch.save(model.state_dict(), checkpoint)
+    with pytest.raises(UsageError, match="`base` is only for checkpoints of neucodec"):
+        import_checkpoint(tmp_path / "speech/model.safetensors", tmp_path / "x", family="dac", base=tmp_path / "speech")
+    with pytest.raises(ModelError, match="has no config.json of transformers"):
+        import_checkpoint(checkpoint, tmp_path / "x", base=tmp_path)
 
 
 def test_what_is_refused(made: Any, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 Sources: descriptinc/descript-audio-codec 1.0.0 (MIT), dac/model/dac.py and dac/nn; jishengpeng/WavTokenizer (MIT),
 encoder/modules and decoder/{models,modules,heads,spectral_ops}.py; ZhangXInFD/SpeechTokenizer 1.0.1 (Apache-2.0),
-model.py, modules and quantization; Aria-K-Alethia/BigCodec (MIT), vq. Sizes are settable; what only training needs is
-left out. `torch.nn.utils.weight_norm` is written out, because it is deprecated.
+model.py, modules and quantization; Aria-K-Alethia/BigCodec (MIT), vq; neuphonic/neucodec 0.0.6 (MIT), model.py,
+codec_encoder.py, codec_decoder_vocos.py and bs_roformer5.py, with torchtune 0.6.1 (BSD-3-Clause),
+modules/position_embeddings.py. Sizes are settable; what only training needs is left out.
+`torch.nn.utils.weight_norm` is written out, because it is deprecated.
 """
 
 from __future__ import annotations
@@ -236,9 +238,9 @@ class WavTokenizer(nn.Module):
         backbone.pos_net = nn.Sequential(*blocks, nn.GroupNorm(32, dim, 1e-6))
         backbone.convnext = nn.ModuleList(ConvNeXtBlock(dim, intermediate, 4) for _ in range(layers))
         backbone.final_layer_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.hop, self.head = math.prod(ratios), nn.Module()
-        self.head.out, self.head.istft = nn.Linear(dim, 4 * self.hop + 2), nn.Module()
-        self.head.istft.register_buffer("window", torch.hann_window(4 * self.hop))
+        hop, self.head = math.prod(ratios), nn.Module()
+        self.head.out, self.head.istft = nn.Linear(dim, 4 * hop + 2), nn.Module()
+        self.head.istft.register_buffer("window", torch.hann_window(4 * hop))
 
     def encode(self, x: Tensor) -> Tensor:
         encodec = self.feature_extractor.encodec
@@ -256,17 +258,19 @@ class WavTokenizer(nn.Module):
             x = block(x, number)
         magnitude, phase = self.head.out(backbone.final_layer_norm(x.transpose(1, 2))).transpose(1, 2).chunk(2, dim=1)
         magnitude = torch.clip(torch.exp(magnitude), max=1e2)
-        return self._istft(magnitude * (torch.cos(phase) + 1j * torch.sin(phase)))[:, None]
+        return istft(magnitude * (torch.cos(phase) + 1j * torch.sin(phase)), self.head.istft.window)[:, None]
 
-    def _istft(self, spectrum: Tensor) -> Tensor:
-        window, steps = self.head.istft.window, spectrum.shape[2]
-        frames = torch.fft.irfft(spectrum, len(window), dim=1, norm="backward") * window[None, :, None]
-        squares = window.square().expand(1, steps, -1).transpose(1, 2)
-        pad, size = (len(window) - self.hop) // 2, (1, (steps - 1) * self.hop + len(window))
-        audio, envelope = (
-            F.fold(part, size, (1, len(window)), stride=(1, self.hop))[:, 0, 0, pad:-pad] for part in (frames, squares)
-        )
-        return audio / envelope
+
+def istft(spectrum: Tensor, window: Tensor) -> Tensor:
+    """Return the audio of a spectrum with a hop of a quarter of the window."""
+    steps, hop = spectrum.shape[2], len(window) // 4
+    frames = torch.fft.irfft(spectrum, len(window), dim=1, norm="backward") * window[None, :, None]
+    squares = window.square().expand(1, steps, -1).transpose(1, 2)
+    pad, size = (len(window) - hop) // 2, (1, (steps - 1) * hop + len(window))
+    audio, envelope = (
+        F.fold(part, size, (1, len(window)), stride=(1, hop))[:, 0, 0, pad:-pad] for part in (frames, squares)
+    )
+    return audio / envelope
 
 
 class SConvTranspose1d(nn.Module):
@@ -463,3 +467,89 @@ class BigCodec(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         planes = zip(self.generator.quantizer.layers, codes.unbind(1), strict=True)
         return self.generator.model(sum(layer.decode(plane) for layer, plane in planes))
+
+
+def rotary(x: Tensor) -> Tensor:
+    """Rotate neighboring features `(batch, heads, time, 64)` by the number of the head: torchtune takes it for time."""
+    theta = 1.0 / 10_000 ** (torch.arange(0, 64, 2).float() / 64)
+    angles = torch.outer(torch.arange(x.shape[1]).float(), theta)[None, :, None]
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()
+    return torch.stack(turned, dim=-1).flatten(3)
+
+
+class RoformerBlock(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.att_norm, self.ffn_norm = nn.RMSNorm(dim, 1e-6), nn.RMSNorm(dim, 1e-6)
+        self.att, self.mlp = nn.Module(), nn.Module()
+        self.att.c_attn, self.att.c_proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.att.c_attn(self.att_norm(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(2, (-1, 64)).transpose(1, 2) for part in parts)
+        x = x + self.att.c_proj(F.scaled_dot_product_attention(rotary(q), rotary(k), v).transpose(1, 2).flatten(2))
+        return x + self.mlp.fc2(F.silu(self.mlp.fc1(self.ffn_norm(x))))
+
+
+class NeuCodec(nn.Module):
+    """The network around a speech model of transformers, which is not among its weights."""
+
+    LEVELS = 4
+
+    def __init__(self, width: int, ratios: Sequence[int], dim: int, semantic: int, layers: int, speech: nn.Module):
+        super().__init__()
+        self.speech = [speech]  # In a list, which has no weights.
+        blocks: list[nn.Module] = [conv(1, width, 7, padding=3)]
+        for stride in ratios:
+            down = conv(width, 2 * width, 2 * stride, stride=stride, padding=stride // 2 + stride % 2)
+            blocks.append(Block(*bigcodec_units(width), Activation1d(width), down))
+            width *= 2
+        self.CodecEnc, self.SemanticEncoder_module, self.generator = nn.Module(), nn.Module(), nn.Module()
+        self.CodecEnc.conv_blocks = nn.Sequential(*blocks)
+        self.CodecEnc.conv_final_block = nn.Sequential(Activation1d(width), conv(width, dim, 3, padding=1))
+        adapter, shape = self.SemanticEncoder_module, (semantic, semantic, 3)
+        adapter.initial_conv, adapter.final_conv = (nn.Conv1d(*shape, padding=1, bias=False) for _ in range(2))
+        inner = nn.ReLU(), nn.Conv1d(*shape, padding=1), nn.ReLU(), nn.Conv1d(*shape, padding=1)
+        adapter.residual_blocks = nn.Sequential(*inner)
+        self.fc_prior, self.fc_post_a = nn.Linear(dim + semantic, dim + semantic), nn.Linear(dim + semantic, dim)
+        self.fc_post_s = nn.Linear(2, 2)  # Only used in training.
+        self.generator.quantizer, self.generator.backbone, self.generator.head = (nn.Module() for _ in range(3))
+        quantizer, backbone, head = self.generator.quantizer, self.generator.backbone, self.generator.head
+        quantizer.project_in, quantizer.project_out = nn.Linear(dim + semantic, 8), nn.Linear(8, dim + semantic)
+        backbone.embed = nn.Conv1d(dim, dim, 7, padding=3)
+        backbone.prior_net, backbone.post_net = (nn.Sequential(ResnetBlock(dim), ResnetBlock(dim)) for _ in range(2))
+        backbone.transformers = nn.Sequential(*(RoformerBlock(dim) for _ in range(layers)))
+        backbone.final_layer_norm = nn.LayerNorm(dim, eps=1e-6)
+        window = 4 * math.prod(ratios) * 3 // 2
+        head.out, head.istft = nn.Linear(dim, window + 2), nn.Module()
+        head.istft.register_buffer("window", torch.hann_window(window))
+
+    def encode(self, x: Tensor, features: Tensor) -> Tensor:
+        """Return the codes `(1, 1, time)` of audio that is padded as the package does, given the features of it."""
+        acoustic = self.CodecEnc.conv_final_block(self.CodecEnc.conv_blocks(x))
+        adapter, speech = self.SemanticEncoder_module, self.speech[0]
+        heard = adapter.initial_conv(
+            speech(features, output_hidden_states=True).hidden_states[16].transpose(1, 2)
+        ).relu()
+        heard = adapter.final_conv(adapter.residual_blocks(heard) + heard)
+        length = min(acoustic.shape[2], heard.shape[2])
+        both = torch.cat([heard[..., :length], acoustic[..., :length]], dim=1).transpose(1, 2)
+        z = self.generator.quantizer.project_in(self.fc_prior(both))
+        levels = (self._bound(self._bound(z)).round() + self.LEVELS // 2).long()
+        return (levels * self.LEVELS ** torch.arange(8)).sum(dim=-1)[:, None]
+
+    def _bound(self, z: Tensor) -> Tensor:
+        half = (self.LEVELS - 1) * (1 + 1e-3) / 2
+        return (z + math.atanh(0.5 / half)).tanh() * half - 0.5
+
+    def decode(self, codes: Tensor) -> Tensor:
+        levels = codes[:, 0, :, None] // self.LEVELS ** torch.arange(8) % self.LEVELS
+        z_q = self.generator.quantizer.project_out((levels - self.LEVELS // 2) / (self.LEVELS // 2))
+        backbone, head = self.generator.backbone, self.generator.head
+        x = backbone.prior_net(backbone.embed(self.fc_post_a(z_q).transpose(1, 2)))
+        x = backbone.post_net(backbone.transformers(x.transpose(1, 2)).transpose(1, 2)).transpose(1, 2)
+        magnitude, phase = head.out(backbone.final_layer_norm(x)).transpose(1, 2).chunk(2, dim=1)
+        magnitude = torch.clip(torch.exp(magnitude), max=1e2)
+        return istft(magnitude * (torch.cos(phase) + 1j * torch.sin(phase)), head.istft.window)[:, None]

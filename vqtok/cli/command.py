@@ -21,6 +21,7 @@ INTERRUPTED = 130
 OPTIONS = {
     "address": "--ray-address",
     "against": "--against",
+    "base": "--base",
     "begin_token": "--begin-token",
     "chunk_seconds": "--chunk-seconds",
     "coder": "--coder",

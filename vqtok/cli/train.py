@@ -241,9 +241,13 @@ def import_checkpoint(
         str | None,
         FilesOption(
             metavar="NAME",
-            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, titok or var; "
-            "default: detect it.",
+            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, neucodec, titok "
+            "or var; default: detect it.",
         ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        FilesOption(metavar="MODEL", help="For neucodec its speech model, such as hf:facebook/w2v-bert-2.0."),
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -253,4 +257,5 @@ def import_checkpoint(
     """Import a checkpoint of another project as a model."""
     from vqtok.models.importers import import_checkpoint as run_import
 
-    _show_model(run_import(checkpoint, output, config=config, family=family, force=force).model, json, quiet)
+    imported = run_import(checkpoint, output, config=config, family=family, base=base, force=force)
+    _show_model(imported.model, json, quiet)

@@ -49,7 +49,7 @@ KNOWN = (
     Known("hf:swiss-ai/wavtokenizer-large-unify-40token", "wavtokenizer", "audio", 24_000, 600, 1, 4096, 72_100_000,
           "see its card"),
     Known("hf:HKUSTAudio/xcodec2-hf", "xcodec2", "audio", 16_000, 320, 1, 65_536, 629_300_000, "see its card"),
-    Known("hf:neuphonic/neucodec", "neucodec", "audio", 16_000, 320, 1, 65_536, 629_900_000, "see its card"),
+    Known("hf:neuphonic/neucodec", "neucodec", "audio", 16_000, 320, 1, 65_536, 629_900_000, "Apache-2.0"),
     Known("hf:bosonai/higgs-audio-v2-tokenizer", "higgs_audio_v2_tokenizer", "audio", 24_000, 960, 8, 1024, 200_300_000,
           "see its card", needs="vqtok[transformers] and torchaudio"),
     Known("hf:Qwen/Qwen3-TTS-Tokenizer-12Hz", "qwen3_tts_tokenizer_12hz", "audio", 24_000, 1920, 16, 2048, 39_400_000,

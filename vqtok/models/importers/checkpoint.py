@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
@@ -18,11 +19,14 @@ from torch import Tensor
 
 from vqtok.errors import ModelError
 from vqtok.media.kinds import sniff
+from vqtok.models.adapters.digest import read_weights, weight_files
 
 AVERAGES = "model_ema."
 """The prefix of averaged weights, whose names then have no dots."""
 FIRST_STAGE = "first_stage_model."
 """The prefix of the weights of a tokenizer inside a latent diffusion model."""
+BASE = "semantic_model."
+"""The prefix of the weights of another model that a checkpoint builds on."""
 SECTIONS = ("ema", "model_ema", "ema_state_dict", "model", "state_dict", "model_state_dict", "generator", "module")
 """The entries of a checkpoint that may contain weights, in the order in which they are tried; averages first."""
 WRAPPERS = re.compile(r"(?:^(?:(?:module|_orig_mod|model|generator|state_dict)\.)+)|(?:(?<=\.)(?:module|_orig_mod)\.)")
@@ -46,6 +50,22 @@ class Checkpoint:
         self.averaged = False
         self.metadata: Mapping[str, Any] = {}
         """The entry `metadata` of the file, in which some projects store settings."""
+        self.base_config: Mapping[str, Any] = {}
+        """The config.json of the model that was added by `add_base`."""
+
+    def add_base(self, folder: Path) -> None:
+        """Add the weights of another model, saved by transformers, that the checkpoint builds on.
+
+        Raises:
+            ModelError: The folder has no config.json or no weights.
+            CorruptFileError: Its weights are damaged.
+        """
+        try:
+            self.base_config = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError):
+            raise ModelError(f"the `base` {folder} has no config.json of transformers; choose another") from None
+        for file in weight_files(folder):
+            self.tensors |= {f"{BASE}{name}": tensor for name, tensor in read_weights(file)}
 
     def take(self, name: str, dims: int | None = None) -> Tensor:
         """Remove and return weights, in float32.

@@ -7,13 +7,11 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,11 +20,11 @@ from vqtok.files.atomic import refuse_existing, write_error
 from vqtok.models.adapters.var import network_config
 from vqtok.models.importers.checkpoint import Checkpoint
 from vqtok.models.importers.layouts import TAMING, weight_names
+from vqtok.models.importers.neucodec import convert_neucodec
+from vqtok.models.importers.renaming import Converted, existing, strides, take_all, without_weight_norm
 from vqtok.models.registry import open_tokenizer
 from vqtok.networks.vqgan import VQGANDecoder, VQGANEncoder
 
-Converted = tuple[dict[str, Any], dict[str, Tensor]]
-"""The config.json and the weights of a folder."""
 FACTS = "import.json"
 """The file with the facts on the origin of a folder."""
 
@@ -37,7 +35,7 @@ class FolderFamily:
 
     Args:
         characteristic: The name of a weight by which the family is recognized.
-        convert: Takes all weights of a checkpoint, given the YAML that comes with it, if any.
+        convert: Takes all weights of a checkpoint, given the YAML or JSON that comes with it, if any.
     """
 
     characteristic: str
@@ -82,43 +80,6 @@ def write_folder(
     return open_tokenizer(str(output)).identity.hex()
 
 
-def _renamed(rules: Mapping[str, str], name: str) -> str:
-    """Return the new name of a weight, by the first rule (a regular expression and its replacement) that applies."""
-    for pattern, replacement in rules.items():
-        new, found = re.subn(f"^{pattern}", replacement, name)
-        if found:
-            return new
-    raise ModelError(f"has an unknown weight {name}; it may be of another family")
-
-
-def _take_all(checkpoint: Checkpoint, rules: Mapping[str, str]) -> dict[str, Tensor]:
-    return {_renamed(rules, name): checkpoint.take(name) for name in list(checkpoint.tensors)}
-
-
-def _without_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replace the magnitudes and directions of weights by the weights."""
-    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(("weight_g", "weight_v"))}
-    for name in (name for name in tensors if name.endswith("weight_g")):
-        stem = name.removesuffix("_g")
-        plain[stem] = torch._weight_norm(tensors[f"{stem}_v"], tensors[name], 0)
-    return plain
-
-
-def _strides(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[int]:
-    """Return the strides of convolutions whose kernels are twice as long."""
-    return [tensors[name].shape[2] // 2 for name in names]
-
-
-def _existing(template: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names that exist of those with the numbers 0, 1, 2, ..."""
-    names: list[str] = []
-    for index in count():
-        if (name := template.format(index)) not in tensors:
-            return names
-        names.append(name)
-    return names
-
-
 def _dac(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converted:
     """Convert the weights of Descript's package to those of transformers."""
     blocks = sum(bool(re.fullmatch(r"encoder\.block\.\d+\.block\.4\.weight_g", name)) for name in checkpoint.tensors)
@@ -139,9 +100,9 @@ def _dac(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converte
     rate = checkpoint.metadata.get("kwargs", {}).get("sample_rate")
     if not isinstance(rate, int):
         raise ModelError("has no sample rate in its `metadata`; it may be of another family")
-    tensors = _without_weight_norm(_take_all(checkpoint, rules))
+    tensors = without_weight_norm(take_all(checkpoint, rules))
     down, up = (
-        _strides(tensors, _existing(f"{name}.weight", tensors))
+        strides(tensors, existing(f"{name}.weight", tensors))
         for name in ("encoder.block.{}.conv1", "decoder.block.{}.conv_t1")
     )
     if down != up[::-1]:
@@ -155,7 +116,7 @@ def _dac(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converte
         "encoder_hidden_size": tensors["encoder.conv1.weight"].shape[0],
         "decoder_hidden_size": tensors["decoder.conv1.weight"].shape[0],
         "downsampling_ratios": down,
-        "n_codebooks": len(_existing("quantizer.quantizers.{}.codebook.weight", tensors)),
+        "n_codebooks": len(existing("quantizer.quantizers.{}.codebook.weight", tensors)),
         "codebook_size": codebook.shape[0],
         "codebook_dim": codebook.shape[1],
     }
@@ -183,7 +144,7 @@ def _wavtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) ->
     losses = ("multiperioddisc.", "multiresddisc.", "dac.", "dacdiscriminator.", "melspec_loss.")
     checkpoint.drop("discriminators and losses", lambda name: name.startswith(losses))
     checkpoint.drop("window, which is computed", lambda name: name == "head.istft.window")
-    tensors = _take_all(checkpoint, WAVTOKENIZER)
+    tensors = take_all(checkpoint, WAVTOKENIZER)
     layer = "encoder_model.encoder.layers.{}.conv.parametrizations.weight.original1"
     convolutions = [tensors[layer.format(index)] for index in range(1000) if layer.format(index) in tensors]
     embed, linear = tensors["encoder_model.quantizer.codebook.embed"], tensors["backbone.convnext.0.pwconv1.weight"]
@@ -197,7 +158,7 @@ def _wavtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) ->
         "codebook_size": embed.shape[0],
         "decoder_hidden_size": linear.shape[1],
         "decoder_intermediate_size": linear.shape[0],
-        "decoder_num_layers": len(_existing("backbone.convnext.{}.gamma", tensors)),
+        "decoder_num_layers": len(existing("backbone.convnext.{}.gamma", tensors)),
         "adanorm_num_embeddings": tensors["backbone.norm.scale.weight"].shape[0],
     }
     return config, tensors
@@ -221,14 +182,14 @@ def _speechtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None)
     if not any(name.endswith("_reverse") for name in checkpoint.tensors):
         raise ModelError("its LSTM has one direction, as in EnCodec of Meta's package; use a folder of transformers")
     checkpoint.drop("projection to the teacher in training", lambda name: name.startswith("transform."))
-    tensors = _take_all(checkpoint, SPEECHTOKENIZER)
+    tensors = take_all(checkpoint, SPEECHTOKENIZER)
     layer = "encoder.layers.{}.conv.parametrizations.weight.original1"
     convolutions = [tensors[layer.format(index)] for index in range(1000) if layer.format(index) in tensors]
     ratios = [weight.shape[2] // 2 for weight in reversed(convolutions[1:-1])]
     unit = "encoder.layers.1.block.1.conv.parametrizations.weight.original1"
     units = sum(bool(re.fullmatch(r"encoder\.layers\.\d+\.block\.1\.conv\.bias", name)) for name in tensors)
     count, embed = (
-        len(_existing("quantizer.layers.{}.codebook.embed", tensors)),
+        len(existing("quantizer.layers.{}.codebook.embed", tensors)),
         tensors["quantizer.layers.0.codebook.embed"],
     )
     rate = _setting(settings, "sample_rate", 16_000)
@@ -245,7 +206,7 @@ def _speechtokenizer(checkpoint: Checkpoint, settings: Mapping[str, Any] | None)
         "residual_kernel_size": tensors[unit].shape[2],
         "num_residual_layers": units // len(ratios),
         "dilation_growth_rate": _setting(settings, "dilation_base", 2),
-        "num_lstm_layers": len(_existing(f"{lstm}{{}}", tensors)),
+        "num_lstm_layers": len(existing(f"{lstm}{{}}", tensors)),
         "upsampling_ratios": ratios,
         "use_causal_conv": False,
         "hidden_size": embed.shape[1],
@@ -272,7 +233,7 @@ def _bigcodec(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Con
         for there, here in inner.items():
             if there in name:
                 checkpoint.tensors[name.replace(there, here)] = checkpoint.tensors.pop(name)
-    tensors = _without_weight_norm(_take_all(checkpoint, BIGCODEC))
+    tensors = without_weight_norm(take_all(checkpoint, BIGCODEC))
     encoder, decoder = (
         [
             name
@@ -289,13 +250,13 @@ def _bigcodec(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Con
         "model_type": "bigcodec",
         "sampling_rate": _setting(settings, "preprocess.audio.sr", 16_000),
         "width": first.shape[0],
-        "ratios": _strides(tensors, encoder),
+        "ratios": strides(tensors, encoder),
         "dilations": [1, 3, 9],
-        "num_lstm_layers": len(_existing(f"{lstm.removesuffix('0')}{{}}", tensors)),
+        "num_lstm_layers": len(existing(f"{lstm.removesuffix('0')}{{}}", tensors)),
         "latent_dim": latent.shape[0],
         "decoder_width": tensors["decoder.0.weight"].shape[0],
-        "decoder_ratios": _strides(tensors, decoder),
-        "num_codebooks": len(_existing("quantizer.{}.codebook.weight", tensors)),
+        "decoder_ratios": strides(tensors, decoder),
+        "num_codebooks": len(existing("quantizer.{}.codebook.weight", tensors)),
         "codebook_size": codebook.shape[0],
         "codebook_dim": codebook.shape[1],
     }
@@ -329,9 +290,9 @@ def _var(checkpoint: Checkpoint, settings: Mapping[str, Any] | None) -> Converte
         *weight_names(decoder, "decoder.layers.", TAMING.decoder(config)),
     ]
     tensors = {here: checkpoint.take(there) for here, there in names}
-    phis = len(_existing("quantize.quant_resi.qresi_ls.{}.weight", checkpoint.tensors))
+    phis = len(existing("quantize.quant_resi.qresi_ls.{}.weight", checkpoint.tensors))
     rules = {r"quantize\.embedding\.": "quantizer.embedding.", r"quantize\.quant_resi\.qresi_ls\.": "quantizer.phis."}
-    tensors |= _take_all(checkpoint, rules | {r"quant_conv\.": "quant_conv.", r"post_quant_conv\.": "post_quant_conv."})
+    tensors |= take_all(checkpoint, rules | {r"quant_conv\.": "quant_conv.", r"post_quant_conv\.": "post_quant_conv."})
     facts = {"model_type": "var_tokenizer", "network": network, "scales": VAR_SCALES, "quant_resi": 0.5}
     size = tensors["quantizer.embedding.weight"].shape[0]
     return facts | {"codebook_size": size, "dim": dim, "num_phis": phis}, tensors
@@ -359,6 +320,7 @@ FOLDERS = {
     "speechtokenizer": FolderFamily("quantizer.vq.layers.0._codebook.embed", _speechtokenizer),
     "bigcodec": FolderFamily("quantizer.layers.0._codebook.weight", _bigcodec),
     "var": FolderFamily("quantize.quant_resi.qresi_ls.0.weight", _var),
+    "neucodec": FolderFamily("CodecEnc.conv_blocks.0.weight_g", convert_neucodec),
     "titok": FolderFamily("latent_tokens", _titok),
 }
 

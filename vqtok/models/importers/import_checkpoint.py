@@ -13,6 +13,7 @@ from vqtok.config import Config, from_dict, merged
 from vqtok.errors import ModelError, UsageError
 from vqtok.files.atomic import refuse_existing
 from vqtok.files.paths import error_context
+from vqtok.models.hub import download
 from vqtok.models.importers.checkpoint import AVERAGES, Checkpoint, read_checkpoint
 from vqtok.models.importers.families import FAMILIES, family_of_class, recognize
 from vqtok.models.importers.folders import FOLDERS, folder_family_of, write_folder
@@ -44,14 +45,15 @@ def import_checkpoint(
     *,
     config: str | Path | None = None,
     family: str | None = None,
+    base: str | Path | None = None,
     force: bool = False,
 ) -> Imported:
     """Convert a checkpoint of another project to a model file.
 
     The families are taming-transformers and latent-diffusion (`vqgan` and `gumbel`, also inside a latent diffusion
     model), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) and IBQ (`ibq`). Descript's DAC (`dac`), WavTokenizer
-    (`wavtokenizer`), SpeechTokenizer (`speechtokenizer`), BigCodec (`bigcodec`), TiTok (`titok`) and the tokenizer of
-    VAR (`var`) become folders, which adapters open.
+    (`wavtokenizer`), SpeechTokenizer (`speechtokenizer`), BigCodec (`bigcodec`), NeuCodec (`neucodec`), TiTok (`titok`)
+    and the tokenizer of VAR (`var`) become folders, which adapters open.
 
     The model computes the same codes as the original. Every weight is either taken or dropped by a rule that the model
     card names. Averaged weights are preferred. The model has no code statistics, so that its token files are
@@ -62,11 +64,13 @@ def import_checkpoint(
         output: The model file, or the folder for the families that become one.
         config: The YAML of the checkpoint.
         family: The family; by default that of the class in `config`, or detected from the names of the weights.
+        base: The model that the checkpoint builds on, for NeuCodec that of speech: a folder of transformers, or
+            hf:ORG/NAME.
         force: Overwrite the output.
 
     Raises:
         ModelError: The checkpoint cannot be read safely, or its weights do not fit the family.
-        UsageError: The YAML is not a tokenizer's, or the family cannot be detected.
+        UsageError: The YAML is not a tokenizer's, the family cannot be detected, or `base` is missing or of no use.
         OutputError: The output exists.
     """
     checkpoint, output = Path(checkpoint), Path(output)
@@ -80,6 +84,10 @@ def import_checkpoint(
     with error_context(checkpoint):
         weights = read_checkpoint(checkpoint)
         folder_family = family or folder_family_of(weights.tensors)
+        if base is not None:
+            if folder_family != "neucodec":
+                raise UsageError("`base` is only for checkpoints of neucodec; leave it out")
+            weights.add_base(download(str(base)[3:]) if str(base).startswith("hf:") else Path(base))
         if folder_family in FOLDERS:
             converted = FOLDERS[folder_family].convert(weights, content if isinstance(content, Mapping) else None)
             weights.refuse_leftovers()
