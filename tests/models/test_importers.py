@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -433,17 +432,6 @@ def test_files_that_are_no_checkpoints(content: bytes, tmp_path: Path) -> None:
         import_checkpoint(path, tmp_path / "m.safetensors", family="vqgan")
     with pytest.raises(ModelError, match=r"b\.ckpt: cannot be read: No such file"):
         import_checkpoint(tmp_path / "b.ckpt", tmp_path / "m.safetensors", family="vqgan")
-
-
-def test_programs_are_refused(tmp_path: Path) -> None:
-    """TorchScript, as torch.jit.save writes it: a zip file with code."""
-    with zipfile.ZipFile(tmp_path / "encoder.jit", "w") as archive:
-        archive.writestr("encoder/code/__torch__.py", "")
-        archive.writestr("encoder/data.pkl", b"")
-    with pytest.raises(
-        ModelError, match=r"encoder\.jit: is a TorchScript archive, .*: a program, which vqtok does not"
-    ):
-        import_checkpoint(tmp_path / "encoder.jit", tmp_path / "m.safetensors")
 
 
 def test_what_exists_is_kept(made: Any, tmp_path: Path) -> None:

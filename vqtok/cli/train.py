@@ -228,7 +228,7 @@ def _show_model(model: Path, json: bool, quiet: bool) -> None:
 @command
 def import_checkpoint(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CKPT", parser=only_local, help="A .ckpt, .pt or .safetensors file.")
+        Path, typer.Argument(metavar="CKPT", parser=only_local, help="A .ckpt, .pt, .jit or .safetensors file.")
     ],
     output: Annotated[
         Path,
@@ -241,8 +241,8 @@ def import_checkpoint(
         str | None,
         FilesOption(
             metavar="NAME",
-            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, neucodec, titok "
-            "or var; default: detect it.",
+            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, neucodec, cosmos, "
+            "titok or var; default: detect it.",
         ),
     ] = None,
     base: Annotated[

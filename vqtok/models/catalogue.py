@@ -84,6 +84,10 @@ KNOWN = (
           where="import"),
     Known("FoundationVision/var", "var_tokenizer", "image", None, 256, 1, 4096, 108_900_000, "MIT (code)",
           sequence_length=680, needs="", where="import"),
+    Known("nvidia/Cosmos-0.1-Tokenizer-DI8x8", "cosmos_tokenizer", "image", None, 8, 1, 64_000, 79_000_000,
+          "NVIDIA Open Model License", needs="", where="import"),
+    Known("nvidia/Cosmos-0.1-Tokenizer-DI16x16", "cosmos_tokenizer", "image", None, 16, 1, 64_000, 83_700_000,
+          "NVIDIA Open Model License", needs="", where="import"),
 )
 # fmt: on
 

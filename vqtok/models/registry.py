@@ -108,6 +108,7 @@ ADAPTERS = {
     "snac": "vqtok.models.adapters.snac:Snac",
     "titok": "vqtok.models.adapters.titok:TiTok",
     "var_tokenizer": "vqtok.models.adapters.var:Var",
+    "cosmos_tokenizer": "vqtok.models.adapters.cosmos:Cosmos",
     "VQModel": "vqtok.models.adapters.diffusers:DiffusersVQModel",
     "emu3_vqgan": "vqtok.models.adapters.image_vq:ImageVQ",
     "emu3": "vqtok.models.adapters.image_vq:ImageVQ",

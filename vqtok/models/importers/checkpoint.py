@@ -6,11 +6,10 @@ import argparse
 import json
 import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from torch import Tensor
 from vqtok.errors import ModelError
 from vqtok.media.kinds import sniff
 from vqtok.models.adapters.digest import read_weights, weight_files
+from vqtok.models.importers.torchscript import is_torchscript, read_torchscript
 
 AVERAGES = "model_ema."
 """The prefix of averaged weights, whose names then have no dots."""
@@ -175,11 +175,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             if sniff(file.read(16)) == "model":
                 return load_file(path)
-            if _is_program(file):
-                raise ModelError(
-                    "is a TorchScript archive, the form in which Cosmos-Tokenizer is published: a program, which vqtok "
-                    "does not run; give a checkpoint that contains weights"
-                )
+            if is_torchscript(file):
+                return read_torchscript(file)
             file.seek(0)
             # A Namespace, in which training scripts store their settings, only has plain values.
             with torch.serialization.safe_globals([argparse.Namespace]):
@@ -201,17 +198,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ModelError(f"contains a {type(content).__name__} instead of weights by name")
     return content
-
-
-def _is_program(file: BinaryIO) -> bool:
-    """Return whether a file is an archive of TorchScript."""
-    if not zipfile.is_zipfile(file):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:

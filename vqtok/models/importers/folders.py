@@ -19,6 +19,7 @@ from vqtok.errors import ModelError, UsageError
 from vqtok.files.atomic import refuse_existing, write_error
 from vqtok.models.adapters.var import network_config
 from vqtok.models.importers.checkpoint import Checkpoint
+from vqtok.models.importers.cosmos import convert_cosmos
 from vqtok.models.importers.layouts import TAMING, weight_names
 from vqtok.models.importers.neucodec import convert_neucodec
 from vqtok.models.importers.renaming import Converted, existing, strides, take_all, without_weight_norm
@@ -320,6 +321,7 @@ FOLDERS = {
     "speechtokenizer": FolderFamily("quantizer.vq.layers.0._codebook.embed", _speechtokenizer),
     "bigcodec": FolderFamily("quantizer.layers.0._codebook.weight", _bigcodec),
     "var": FolderFamily("quantize.quant_resi.qresi_ls.0.weight", _var),
+    "cosmos": FolderFamily("quantizer._levels", convert_cosmos),
     "neucodec": FolderFamily("CodecEnc.conv_blocks.0.weight_g", convert_neucodec),
     "titok": FolderFamily("latent_tokens", _titok),
 }

@@ -52,15 +52,16 @@ def import_checkpoint(
 
     The families are taming-transformers and latent-diffusion (`vqgan` and `gumbel`, also inside a latent diffusion
     model), LlamaGen (`llamagen`), Open-MAGVIT2 (`magvit2`) and IBQ (`ibq`). Descript's DAC (`dac`), WavTokenizer
-    (`wavtokenizer`), SpeechTokenizer (`speechtokenizer`), BigCodec (`bigcodec`), NeuCodec (`neucodec`), TiTok (`titok`)
-    and the tokenizer of VAR (`var`) become folders, which adapters open.
+    (`wavtokenizer`), SpeechTokenizer (`speechtokenizer`), BigCodec (`bigcodec`), NeuCodec (`neucodec`),
+    Cosmos-Tokenizer for images (`cosmos`), TiTok (`titok`) and the tokenizer of VAR (`var`) become folders, which
+    adapters open.
 
     The model computes the same codes as the original. Every weight is either taken or dropped by a rule that the model
     card names. Averaged weights are preferred. The model has no code statistics, so that its token files are
     bit-packed; `train_prior` adds entropy tables and a prior.
 
     Args:
-        checkpoint: A PyTorch or safetensors file.
+        checkpoint: A PyTorch, TorchScript or safetensors file.
         output: The model file, or the folder for the families that become one.
         config: The YAML of the checkpoint.
         family: The family; by default that of the class in `config`, or detected from the names of the weights.

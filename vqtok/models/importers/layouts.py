@@ -68,7 +68,7 @@ class Layout:
             self._levels(self.down, len(config.widths)), config.encoder_blocks, strict=True
         ):
             yield from self._blocks(name, blocks, attends=bool(config.attention) and config.attention[level])
-            if level < len(config.widths) - 1:
+            if 2 in config.strides[level + 1 : level + 2]:
                 yield f"{name}.{self.downsample}"
         yield from self._ends("encoder", config, config.encoder_blocks[-1])
         yield from ("encoder.norm_out", "encoder.conv_out")
@@ -82,7 +82,7 @@ class Layout:
                 yield f"decoder.adaptive.{level}"
             blocks = config.decoder_blocks[level]
             yield from self._blocks(name, blocks, attends=bool(config.attention) and config.attention[level])
-            if level:
+            if config.strides[level] == 2:
                 yield f"{name}.{self.upsample}"
         yield from ("decoder.norm_out", "decoder.conv_out")
 
