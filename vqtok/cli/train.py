@@ -241,8 +241,8 @@ def import_checkpoint(
         str | None,
         FilesOption(
             metavar="NAME",
-            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, neucodec, cosmos, "
-            "titok or var; default: detect it.",
+            help="vqgan, gumbel, llamagen, magvit2, ibq, dac, wavtokenizer, speechtokenizer, bigcodec, neucodec, "
+            "cosmos, titok or var; default: detect it.",
         ),
     ] = None,
     base: Annotated[
