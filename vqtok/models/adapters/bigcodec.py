@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -12,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.errors import ModelError
-from vqtok.models.adapters.pretrained import SavedModel, fill, ready
+from vqtok.models.adapters.pretrained import SavedModel, load_imported
 
 TAPS = 12
 """The length of the filters around activations."""
@@ -41,14 +39,7 @@ class BigCodec(SavedModel):
         self.codebook_sizes = (self.config.codebook_size,) * self.config.num_codebooks
 
     def _load(self, modules: Sequence[str]) -> Any:
-        try:
-            facts = json.loads((self.folder / "config.json").read_bytes())
-            config = SimpleNamespace(**facts, to_dict=lambda: facts)
-            network = _Network(config)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ModelError(f"{self.folder}: its config.json is not that of BigCodec: {error!r}") from None
-        network.__dict__["config"] = config
-        return ready(fill(network, self.folder, self.files, modules))
+        return load_imported(self.folder, self.files, "BigCodec", lambda **config: _Network(SimpleNamespace(**config)))
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         z, codes = self.network.encoder(x), []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.errors import ModelError
-from vqtok.models.adapters.pretrained import SavedModel, fill, ready
+from vqtok.models.adapters.pretrained import SavedModel, load_imported
 from vqtok.models.adapters.var import network_config
 from vqtok.networks.vqgan import ResnetBlock, VQGANDecoder, VQGANEncoder
 from vqtok.quantizers.fsq import FSQ
@@ -38,13 +35,7 @@ class Cosmos(SavedModel):
         self.codebook_sizes = (math.prod(self.config.levels),)
 
     def _load(self, modules: Sequence[str]) -> Any:
-        try:
-            facts = json.loads((self.folder / "config.json").read_bytes())
-            network = CosmosNetwork(**{name: value for name, value in facts.items() if name != "model_type"})
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ModelError(f"{self.folder}: its config.json is not that of Cosmos-Tokenizer: {error!r}") from None
-        network.__dict__["config"] = SimpleNamespace(**facts, to_dict=lambda: facts)
-        return ready(fill(network, self.folder, self.files, modules))
+        return load_imported(self.folder, self.files, "Cosmos-Tokenizer", CosmosNetwork)
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
         network = self.network

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.errors import ModelError
-from vqtok.models.adapters.pretrained import SavedModel, fill, find_class, ready
+from vqtok.models.adapters.pretrained import SavedModel, fill, find_class, ready, with_config
 from vqtok.models.registry import folder_family
 
 
@@ -79,9 +78,9 @@ class Family:
 
 
 class ImageVQ(SavedModel):
-    """An image tokenizer of transformers, alone in its folder or within a larger model, of which the rest is not read.
+    """An image tokenizer of transformers. Of a larger model that contains one, only the tokenizer is loaded.
 
-    Images keep their size; the resizing of the library's image processors is left to the user.
+    Images are not resized, as the library's image processors do.
     """
 
     modality = "image"
@@ -155,7 +154,7 @@ def _encode_emu3(network: Any, x: Tensor) -> Tensor:
 
 
 def _decode_janus(network: Any, codes: Tensor) -> Tensor:
-    """Decode as the library does, but not only grids of `num_patches` x `num_patches`."""
+    """Decode grids of any size; the library only decodes those of `num_patches` x `num_patches`."""
     quantized = F.normalize(network.quantize.embedding(codes), p=2, dim=-1).permute(0, 3, 1, 2).contiguous()
     media: Tensor = network.decoder(network.post_quant_conv(quantized))
     return media
@@ -176,8 +175,7 @@ def load_glm_image(folder: Path, files: Sequence[Path], modules: Sequence[str]) 
         raise
     except Exception as error:  # The library may raise anything for a config that it cannot use.
         raise ModelError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
-    facts = {section: found.to_dict() for section, found in configs.items()}
-    network.__dict__["config"] = SimpleNamespace(**configs, to_dict=lambda: facts)
+    with_config(network, configs, {section: found.to_dict() for section, found in configs.items()})
     return ready(fill(network, folder, files, modules))
 
 
@@ -204,8 +202,8 @@ EMU3 = Family(
     _encode_emu3,
     lambda network, codes: network.decode(codes),
 )
-"""Wang et al. 2024, "Emu3: Next-Token Prediction is All You Need". An image is encoded as the library does it, as a
-video of equal frames."""
+"""Wang et al. 2024, "Emu3: Next-Token Prediction is All You Need". The library encodes an image as a video of equal
+frames."""
 
 JANUS = Family(
     "JanusVQVAE",

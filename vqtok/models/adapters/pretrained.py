@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -124,6 +125,34 @@ def load_part(folder: Path, files: Sequence[Path], network_class: str, section: 
     except Exception as error:  # The library may raise anything for a config that it cannot use.
         raise ModelError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
     return ready(fill(network, folder, files, modules))
+
+
+def load_imported(folder: Path, files: Sequence[Path], what: str, build: Callable[..., nn.Module]) -> Any:
+    """Load a network of vqtok from a folder that an importer wrote.
+
+    Args:
+        what: The name of the tokenizer, for messages.
+        build: Returns the network, given the entries of config.json as keyword arguments.
+    """
+    try:
+        facts = json.loads((folder / "config.json").read_bytes())
+        facts.pop("model_type")
+        network = build(**facts)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder}: its config.json is not that of {what}: {error!r}") from None
+    return ready(fill(with_config(network, facts), folder, files, ()))
+
+
+def with_config(network: Any, settings: Mapping[str, Any], described: Mapping[str, Any] | None = None) -> Any:
+    """Give a network a `config` like those of transformers.
+
+    Args:
+        settings: Its attributes.
+        described: What its `to_dict` returns; by default the settings.
+    """
+    facts = dict(settings if described is None else described)
+    network.__dict__["config"] = SimpleNamespace(**settings, to_dict=lambda: facts)
+    return network
 
 
 def fill(network: Any, folder: Path, files: Sequence[Path], modules: Sequence[str]) -> Any:

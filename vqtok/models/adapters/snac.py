@@ -6,22 +6,21 @@ import json
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ModelError
-from vqtok.models.adapters.pretrained import SavedModel, fill, find_class, ready
+from vqtok.models.adapters.pretrained import SavedModel, fill, find_class, ready, with_config
 from vqtok.networks.receptive_field import context, conv_layers
 
 
 class Snac(SavedModel):
     """The multi-scale codec of Hubert Siuzdak, as its package `snac` saves it.
 
-    A grid step is one code of the coarsest codebook, with the codes of the others in its time: 1, 2 and 4 in the model
-    for 24 kHz. Each of them counts as a codebook, coarse first, so that the grid is a rectangle.
+    A grid step has one code of the coarsest codebook and all codes of the others in the same time: 1, 2 and 4 in the
+    model for 24 kHz. Each of them counts as a codebook, coarse first, so that the grid is a rectangle.
 
     Source: Siuzdak et al. 2024, "SNAC: Multi-Scale Neural Audio Codec".
     Unlike: The decoder adds noise that is the same each time.
@@ -50,7 +49,7 @@ class Snac(SavedModel):
         self.levels = tuple(coarsest // stride for stride in strides)
         self.codebook_sizes = (network.codebook_size,) * sum(self.levels)
         self.unit = math.lcm(coarsest, network.attn_window_size or 1) // coarsest
-        """Grid steps to a multiple of which the library pads."""
+        """The library pads audio to a multiple of so many grid steps."""
         if network.attn_window_size:
             self.why_whole = "the windows of its attention begin with the audio"
         else:
@@ -64,8 +63,7 @@ class Snac(SavedModel):
         except Exception as error:  # The library may raise anything for a config that it cannot use.
             raise ModelError(f"{self.folder}: snac cannot load it: {type(error).__name__}: {error}") from error
         facts = {name: getattr(network, name) for name in self.settings}
-        network.__dict__["config"] = SimpleNamespace(**facts, to_dict=lambda: facts)
-        return ready(_with_fixed_noise(fill(network, self.folder, self.files, modules)))
+        return ready(_with_fixed_noise(fill(with_config(network, facts), self.folder, self.files, modules)))
 
     def num_steps(self, samples: int) -> int:
         return -(-samples // (self.stride * self.unit)) * self.unit

@@ -6,7 +6,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import count
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from vqtok.errors import ModelError
 from vqtok.models.adapters.digest import read_weights
-from vqtok.models.adapters.pretrained import SavedModel, fill, ready
+from vqtok.models.adapters.pretrained import SavedModel, fill, ready, with_config
+from vqtok.models.adapters.squares import cut, join
 
 HEAD_WIDTH = 64
 
@@ -24,7 +24,7 @@ class TiTok(SavedModel):
     """The 1-D tokenizer, as its project saves it for the Hugging Face Hub.
 
     A grid step is a square of the model's size, 256 x 256 pixels; its 32, 64, 128 or 256 tokens are its codebooks.
-    Larger images become several squares, each by itself.
+    Larger images are cut into independent squares.
 
     Source: Yu et al. 2024, "An Image is Worth 32 Tokens for Reconstruction and Generation"; code:
         github.com/bytedance/1d-tokenizer.
@@ -46,7 +46,7 @@ class TiTok(SavedModel):
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """All tokens: none of them is a coarse version of the image."""
+        """Only all tokens together: the first ones are not a coarse version of the image."""
         return (len(self.codebook_sizes),)
 
     def _load(self, modules: Sequence[str]) -> Any:
@@ -69,30 +69,25 @@ class TiTok(SavedModel):
             network = _Network(shapes, **facts)
         except (LookupError, ValueError, TypeError) as error:
             raise ModelError(f"{self.folder}: the weights do not match the config: {error!r}") from None
-        network.__dict__["config"] = SimpleNamespace(**facts, to_dict=lambda: config)
-        return ready(fill(network, self.folder, self.files, modules))
+        return ready(fill(with_config(network, facts, config), self.folder, self.files, modules))
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
-        size = self.stride
-        squares = x.unfold(2, size, size).unfold(3, size, size)  # batch, channels, rows, columns, size, size
-        batch, _, rows, columns, _, _ = squares.shape
-        codes = self.network.encode((squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous() + 1) / 2)
-        return codes.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+        rows, columns = (side // self.stride for side in x.shape[2:])
+        codes = self.network.encode((cut(x, self.stride) + 1) / 2)
+        return codes.view(-1, rows, columns, codes.shape[1]).permute(0, 3, 1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         if self.why_encode_only:
             return super().decode(codes)
-        batch, _, rows, columns = codes.shape
-        media = self.network.decode(codes.permute(0, 2, 3, 1).flatten(0, 2)) * 2 - 1
-        squares = media.view(batch, rows, columns, *media.shape[1:]).permute(0, 3, 1, 4, 2, 5)
-        return squares.flatten(4, 5).flatten(2, 3)
+        squares = self.network.decode(codes.permute(0, 2, 3, 1).flatten(0, 2)) * 2 - 1
+        return join(squares, *codes.shape[2:])
 
 
 Shapes = dict[str, torch.Size]
 
 
 class _Network(nn.Module):
-    """The network, with the names of the project's weights; sizes that are not in the config are those of `shapes`."""
+    """The network, whose weights have the names of the project. `shapes` has the sizes that are not in the config."""
 
     def __init__(
         self, shapes: Shapes, size: int, enc_patch: int, dec_patch: int, is_legacy: bool, use_l2_norm: bool
@@ -160,7 +155,7 @@ class _Block(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """What encoder and decoder have in common: a transformer on the patches of an image and on the latent tokens."""
+    """The common part of encoder and decoder: a transformer on the patches of an image and the latent tokens."""
 
     def __init__(self, width: int, depth: int, tokens: int, grid: int) -> None:
         super().__init__()
@@ -192,7 +187,7 @@ class _Encoder(_Transformer):
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)
         found = self.ln_post(self.run(patches, tokens.expand(len(x), -1, -1))[1])
         batch, length, width = found.shape
-        # The first models were trained with the axes of this reshaping mixed up.
+        # The first models were trained with a reshape that mixes up the axes.
         z = found.reshape(batch, width, length, 1) if self.is_legacy else found.transpose(1, 2)[..., None]
         latents: Tensor = self.conv_out(z).reshape(batch, -1, length).transpose(1, 2)
         return latents
@@ -219,7 +214,7 @@ class _Decoder(_Transformer):
 
 
 class _ToPixels(nn.Module):
-    """Rearranges channels (rows, columns, colors) of a patch to its pixels."""
+    """Rearranges channels, which are (rows, columns, colors) of a patch, to pixels."""
 
     def __init__(self, patch: int) -> None:
         super().__init__()
@@ -231,7 +226,7 @@ class _ToPixels(nn.Module):
 
 
 class _ResBlock(nn.Module):
-    """A residual block of MaskGIT's VQGAN, whose shortcut has the output of its convolutions as input."""
+    """A residual block of MaskGIT's VQGAN; its shortcut takes the output of the convolutions instead of the input."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import NetworkConfig
-from vqtok.errors import ModelError
-from vqtok.models.adapters.pretrained import SavedModel, fill, ready
+from vqtok.models.adapters.pretrained import SavedModel, load_imported
+from vqtok.models.adapters.squares import cut, join
 from vqtok.networks.vqgan import VQGANDecoder, VQGANEncoder
 
 
@@ -21,7 +19,7 @@ class Var(SavedModel):
     """A VQGAN whose latents are quantized in residual token maps of 1 x 1, 2 x 2, ..., 16 x 16 codes of one codebook.
 
     A grid step is a square of 256 x 256 pixels, whose 680 codes lie side by side in the order of the project, coarse
-    first. Larger images become several squares, each by itself. `vqtok import` writes the folder.
+    first. Larger images are cut into independent squares. `vqtok import` writes the folder.
 
     Source: Tian et al. 2024, "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction".
     """
@@ -40,27 +38,15 @@ class Var(SavedModel):
         self.codebook_sizes = (self.network.quantizer.embedding.num_embeddings,)
 
     def _load(self, modules: Sequence[str]) -> Any:
-        try:
-            config = json.loads((self.folder / "config.json").read_bytes())
-            facts = {name: config[name] for name in (*self.settings, "codebook_size", "dim", "num_phis")}
-            network = _Network(**facts)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ModelError(f"{self.folder}: its config.json is not that of VAR's tokenizer: {error!r}") from None
-        network.__dict__["config"] = SimpleNamespace(**facts, to_dict=lambda: facts)
-        return ready(fill(network, self.folder, self.files, modules))
+        return load_imported(self.folder, self.files, "VAR's tokenizer", _Network)
 
     def encode_first(self, x: Tensor, num_codebooks: int) -> Tensor:
-        size = self.stride
-        squares = x.unfold(2, size, size).unfold(3, size, size)  # batch, channels, rows, columns, size, size
-        batch, _, rows, _, _, _ = squares.shape
-        codes = self.network.encode(squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous())
-        return codes.reshape(batch, 1, rows, -1)
+        codes: Tensor = self.network.encode(cut(x, self.stride))
+        return codes.view(len(x), 1, x.shape[2] // self.stride, -1)
 
     def decode(self, codes: Tensor) -> Tensor:
         sequences = codes[:, 0].unflatten(2, (-1, self.sequence_length))  # batch, rows, columns, codes
-        media = self.network.decode(sequences.flatten(0, 2))
-        squares = media.view(*sequences.shape[:3], *media.shape[1:]).permute(0, 3, 1, 4, 2, 5)
-        return squares.flatten(4, 5).flatten(2, 3)
+        return join(self.network.decode(sequences.flatten(0, 2)), *sequences.shape[1:3])
 
 
 def network_config(settings: Mapping[str, Any]) -> NetworkConfig:
@@ -96,7 +82,10 @@ class _Network(nn.Module):
 
 
 class _Quantizer(nn.Module):
-    """Quantizes what is left of the latents, averaged to each scale. Every scale is smoothed by one of the `phis`."""
+    """Quantizes latents from the coarsest scale to the finest; each scale gets what the ones before it have left.
+
+    One of the convolutions `phis` smooths the vectors of each scale.
+    """
 
     def __init__(self, scales: list[int], quant_resi: float, codebook_size: int, dim: int, num_phis: int) -> None:
         super().__init__()
@@ -127,7 +116,7 @@ class _Quantizer(nn.Module):
         return z_q
 
     def _map(self, index: int, codes: Tensor) -> Tensor:
-        """Return what the codes `(batch, codes)` of a scale add to the latents."""
+        """Return the part of the latents that the codes `(batch, codes)` of a scale stand for."""
         scale, size = self.scales[index], self.scales[-1]
         vectors = self.embedding(codes).transpose(1, 2).unflatten(2, (scale, scale))
         if scale != size:
