@@ -62,6 +62,13 @@ def test_every_pixel_counts_for_every_code_so_that_nothing_is_tiled(network: Net
     assert Codec(model, options=CodecOptions(tile=16)).decode(whole).data.shape == (3, 37, 45)
 
 
+def test_an_image_of_a_single_position_with_groups_of_one_value() -> None:
+    network = dataclasses.replace(NETWORK, widths=(32, 32, 32))
+    z = VQGANEncoder(network, 3, 5)(torch.randn(1, 3, 4, 4))
+    assert z.shape == (1, 5, 1, 1)
+    assert VQGANDecoder(network, 3, 5)(z).isfinite().all()
+
+
 def test_a_grid_of_a_single_position_decodes() -> None:
     assert model_of(MAGVIT2).decode(torch.zeros(1, 1, 1, 1, dtype=torch.int64)).isfinite().all()
 
