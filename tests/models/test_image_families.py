@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rounding import assert_same_codes
 from safetensors.torch import load_file
 from torch import nn
@@ -300,6 +301,17 @@ def test_an_encode_only_model_says_so(tokens_of_encoder, run, photo, tmp_path):
     found = vqtok.read_export(tmp_path / "a.jsonl")["photo"].codes
     expected = open_tokenizer(folder).encode(torch.from_numpy(read_pixels(photo, 3) / np.float32(127.5) - 1)[None])
     assert_same_codes(found, expected[0].numpy())
+
+
+def test_an_image_that_a_library_refuses_does_not_stop_the_others(saved, run, tmp_path):
+    """Group norm of torch refuses groups of one value; published models have wider ones."""
+    _, folder = saved("chameleon")
+    for name, size in {"a.png": (9, 8), "b.png": (1, 1), "c.png": (8, 7)}.items():
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    shown = run("encode", tmp_path, "-m", folder, "-o", tmp_path / "out")
+    assert shown.exit_code == 1, shown.output
+    assert f"{tmp_path / 'b.png'}: its library cannot process this: ValueError: Expected more than 1" in shown.stderr
+    assert [(tmp_path / f"out/{name}.vqt").exists() for name in "abc"] == [True, False, True]
 
 
 def test_an_encode_only_model_is_evaluated(tokens_of_encoder, run, photo, tmp_path, image_model):

@@ -17,12 +17,27 @@ from torch import Tensor
 
 from vqtok.codec.batches import Batches, Run
 from vqtok.compute.device import Precision, channels_last, tf32
+from vqtok.errors import ModelError
 from vqtok.models.tokenizer import Tokenizer
+from vqtok.models.vqmodel import VQModel
 
 NO_SIDE_DATA: NDArray[np.float32] = np.zeros(0, np.float32)
 BATCH_POSITIONS = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Pixels or samples in a batch of small windows; larger windows run one by one, since batches make them no faster."""
 Result = TypeVar("Result")
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turn what a library may raise for an odd item into an error of this item, so that the others go on."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"its library cannot process this: {type(error).__name__}: {reason}") from error
+
 
 _gpu_flags = threading.Lock()
 """Held while torch's process-wide TF32 flags are changed."""
@@ -113,8 +128,14 @@ class Inference:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Compute in the chosen precision. GPUs use TF32 only if it was chosen."""
+        """Compute in the chosen precision. GPUs use TF32 only if it was chosen.
+
+        Raises:
+            ModelError: The code of another library fails for this item.
+        """
         with ExitStack() as context:
+            if not isinstance(self._tokenizer, VQModel):
+                context.enter_context(_library_errors())
             context.enter_context(torch.inference_mode())
             bfloat16 = self._precision == "bfloat16"
             context.enter_context(torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16))
