@@ -98,6 +98,7 @@ def test_a_sigmoid_window(tmp_path: Path) -> None:
 
 def test_white_is_the_smallest_value_of_monochrome1(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", VALUES, PhotometricInterpretation="MONOCHROME1")
+    assert read_windowed(path, 1)[1] == (3000, -2000)
     np.testing.assert_allclose(
         read_image(path, 1).data[0, 0], [-value for value in scaled(VALUES[0].tolist(), -2000, 3000)], atol=4e-5
     )

@@ -98,7 +98,7 @@ def read_dicom(source: Source, frame: int = 0) -> tuple[NDArray[np.float32], Win
         else:
             values = (values - black) * (2 / (white - black)) - 1
         if dataset.PhotometricInterpretation == "MONOCHROME1":
-            values = -values
+            values, window = -values, (white, black)
         return np.asarray(values.clip(-1, 1), np.float32), window
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtok.errors import MediaError
 from vqtok.media.kinds import is_installed
-
-_lock = threading.Lock()
 
 
 class Volume:
@@ -33,14 +29,20 @@ class Volume:
 
         self.path = path
         try:
-            image = nibabel.as_closest_canonical(nibabel.load(path))
+            image = nibabel.load(path)
             self._data, header = image.dataobj, image.header
-            shape = self._data.shape
+            # Axes that run to the right, to the front and up; the data are not read for it.
+            self._turn = nibabel.io_orientation(image.affine)
+            shape = list(self._data.shape)
+            for axis, place in enumerate(self._turn[: len(shape), 0].astype(int)):
+                shape[place] = self._data.shape[axis]
         except Exception as error:  # nibabel may raise anything for damaged files, with parts of the header.
             raise MediaError(f"{path}: is no NIfTI volume, or damaged ({type(error).__name__})") from None
         if header.get_data_dtype().kind not in "iuf" or len(shape) < 2 or 0 in shape:
-            raise MediaError(f"{path}: has values of {header.get_data_dtype()} in the shape {shape}, no gray slices")
-        self.shape: tuple[int, ...] = shape if len(shape) > 2 else (*shape, 1)
+            raise MediaError(
+                f"{path}: has values of {header.get_data_dtype()} in the shape {tuple(shape)}, no gray slices"
+            )
+        self.shape: tuple[int, ...] = (*shape, 1) if len(shape) == 2 else tuple(shape)
         shown = float(header["cal_min"]), float(header["cal_max"])
         self._shown = shown if all(map(math.isfinite, shown)) and shown[0] < shown[1] else None
 
@@ -58,13 +60,16 @@ class Volume:
         return low, high if high > low else low + 1
 
     @functools.cached_property
-    def _values(self) -> NDArray[Any]:
-        """All values. A compressed file has to be read from the start for each slice otherwise."""
-        with _lock:
-            try:
-                return np.asarray(self._data).reshape(*self.shape[:2], -1, order="F")
-            except Exception as error:
-                raise MediaError(f"{self.path}: is cut off or damaged ({type(error).__name__})") from None
+    def _values(self) -> NDArray[np.float32]:
+        """All values `(right, front, slices)`. A compressed file would be read from the start for each slice."""
+        from nibabel import apply_orientation
+
+        try:
+            values = self._data.__array__(np.float32)
+            turned = apply_orientation(values, self._turn[: values.ndim])
+        except Exception as error:
+            raise MediaError(f"{self.path}: is cut off or damaged ({type(error).__name__})") from None
+        return np.reshape(turned, (*self.shape[:2], -1), order="F")
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
         """Return a slice `(height, width)` in [-1, 1]. Values that are no numbers become black."""
