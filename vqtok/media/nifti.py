@@ -36,6 +36,8 @@ class Volume:
             shape = list(self._data.shape)
             for axis, place in enumerate(self._turn[: len(shape), 0].astype(int)):
                 shape[place] = self._data.shape[axis]
+        except FileNotFoundError:
+            raise MediaError(f"{path}: no such file") from None
         except Exception as error:  # nibabel may raise anything for damaged files, with parts of the header.
             raise MediaError(f"{path}: is no NIfTI volume, or damaged ({type(error).__name__})") from None
         if header.get_data_dtype().kind not in "iuf" or len(shape) < 2 or 0 in shape:

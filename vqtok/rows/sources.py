@@ -144,7 +144,7 @@ def _with_prefixes(sources: Sequence[Source]) -> list[Source]:
 def _bare(name: str) -> str:
     known = (*SUFFIXES, *NIFTI_SUFFIXES, *DICOM_SUFFIXES)
     suffix = next((suffix for suffix in known if name.lower().endswith(suffix)), "")
-    return name.removesuffix(name[len(name) - len(suffix) :])
+    return name[: len(name) - len(suffix)]
 
 
 def _has_rows(path: Path) -> bool:
