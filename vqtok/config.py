@@ -138,6 +138,8 @@ class LossConfig:
     l1: float = 0.0
     l2: float = 0.0
     mel: float = 0.0
+    mel_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
+    """Window sizes in samples of the mel loss. Few are enough for small models, where the loss takes the most time."""
     stft: float = 0.0
     sdr: float = 0.0
     loudness: float = 0.0
@@ -224,6 +226,9 @@ class AdversarialConfig:
     """Weight of the differences in the discriminators' features."""
     lecam: float = 0.001
     """Weight of the LeCam regularization, which stabilizes the discriminators."""
+    gradient_penalty: float = 0.0
+    """Weight of the squared gradient of the discriminators at originals (R1), which keeps them smooth and from winning;
+    0.3 is a value to try. A step of the discriminators takes twice as long."""
     weighting: Literal["fixed", "adaptive", "balanced"] = "fixed"
     """With "adaptive", `weight` is relative to the weight that makes the adversarial gradient at the last layer as
     large as that of the other losses. With "balanced", all weights are shares of the gradient at the
@@ -306,6 +311,8 @@ class Config:
         one_codebook = (quantizer.kind, quantizer.metric, quantizer.depth, quantizer.groups) == ("vq", "l2", 1, 1)
         if self.loss.code_matching and (not one_codebook or quantizer.projected_dim not in (0, quantizer.dim)):
             yield "loss.code_matching needs one learned codebook (kind vq, metric l2, depth 1, groups 1), or must be 0"
+        if self.loss.mel and min(self.loss.mel_windows, default=0) < 32:
+            yield "loss.mel_windows needs at least one window, none below 32 samples, for example [512]"
         if self.adversarial.weight:
             yield from self._adversarial_problems()
         if quantizer.codebook_size < 2:

@@ -52,6 +52,23 @@ def test_images_and_audio_of_captions_are_as_asked(generator, world, name):
         assert [session.media("text", codes) for codes in captions].count(word) >= 6
 
 
+def test_a_caption_can_come_between(go, world, generator, tmp_path):
+    sources = [argument for index in range(2) for argument in ("--from", world.media / f"{index}.png")]
+    shown = go(*sources, "--to", "audio", "--via", "text", "-o", f"{tmp_path}/")
+    assert "(seed 0, caption 'dark')\n" in shown.stderr
+    result = go(*sources, "--to", "audio", "--via", "text", "-o", f"{tmp_path}/", "--force", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()][:-1]
+    assert [row["caption"] for row in rows] == [*WORDS]
+    session = Generation(generator, world.named)
+    given = session.condition(world.media / "0.png")
+    (chained,) = session.chain("text", [given], [0])
+    assert session.media("text", chained["text"]) == WORDS[0]
+    (codes,) = session.sample("audio", [given | session.text_condition(WORDS[0])], [0])
+    direct = session.media("audio", codes)
+    (made,) = vqtok.generate(generator, to="audio", source=world.media / "0.png", via="text", tokenizers=world.named)
+    np.testing.assert_array_equal(made.data, direct.data)
+
+
 def test_writes_numbered_files_and_a_sheet(go, tmp_path):
     result = go("-n", 5, "-o", f"{tmp_path}/out/", "--text", "light", "--to", "image", "--steps", 2)
     assert result.exit_code == 0, result.stderr
@@ -186,6 +203,8 @@ def test_each_wrong_input_is_one_clear_line(go, run, world, generator, make_mode
         (go("--from", tmp_path / "none.png", "--to", "text"), 2, "none.png"),
         (go("-o", out, "--to", "image", "--size", "3"), 2, "WIDTHxHEIGHT"),
         (go("-n", 2), 2, "-o FILE"),
+        (go("--to", "image", "--via", "text", "-o", out), 2, "--via text"),
+        (go("--from", image, "--to", "audio", "--via", "image", "-o", out), 2, "is given already"),
         (go("--mask", image, "-o", out), 2, "--from"),
         (go("--extend", 1, "--replace", "1-2", "--from", audio), 2, "give one of them"),
         (run("encode", image, "-m", generator), 3, "is a generator of tokens, not a tokenizer"),

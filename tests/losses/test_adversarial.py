@@ -18,6 +18,7 @@ from vqtok.losses.adversarial import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    gradient_penalty,
     mean_logits,
 )
 
@@ -105,6 +106,17 @@ def test_feature_matching_does_not_move_the_originals_features() -> None:
     assert real.grad is None
     assert fake.grad is not None
     assert fake.grad.abs().sum() > 0
+
+
+def test_gradient_penalty_by_hand() -> None:
+    x = noise(3, 1, 2, 2).requires_grad_()
+    weight = torch.tensor([1.0, 2.0, -1.0, 0.0], requires_grad=True)
+    # Two patches with logits of w x and 3 w x; their mean has the gradient 2 w. The second discriminator ignores x.
+    patches = torch.stack([x.flatten(1) @ weight, 3 * x.flatten(1) @ weight], 1).view(3, 1, 1, 2)
+    penalty = gradient_penalty([patches, 0 * patches], x)
+    assert penalty.item() == pytest.approx((1 + 4 + 1) / 2)
+    penalty.backward()
+    torch.testing.assert_close(weight.grad, weight.detach())
 
 
 def lecam_step(lecam: LeCam, real: list[Tensor], fake: list[Tensor]) -> Tensor:

@@ -18,7 +18,8 @@ from vqtok.models.entropy_model import entropy_model
 from vqtok.models.model_file import decoding_state, load_model, save_model
 from vqtok.models.registry import bundled_models, find_model
 from vqtok.models.token_reader import entropy_model_of, read_entropy_model
-from vqtok.models.vqmodel import VQModel
+from vqtok.models.vqmodel import VQModel, code_prices
+from vqtok.quantizers import VQ, Residual
 from vqtok.tokens.coding.frequencies import frequencies
 
 
@@ -259,3 +260,22 @@ def test_models_by_name_and_path(bundled, image_model, tmp_path, monkeypatch):
     assert find_model(str(image_model)) == image_model
     with pytest.raises(ModelError, match=r"none: is neither a model file nor a bundled model \(audio, image\)"):
         find_model("none")
+
+
+def test_a_longer_search_avoids_codes_that_take_many_bits():
+    quantizer = Residual([VQ(2, 4), VQ(2, 4)]).eval()
+    for part in quantizer.parts:
+        part.codebook.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) / 2)
+    even, skewed = np.full(4, 4096, np.uint16), np.array([16000, 128, 128, 128], np.uint16)
+    prices = code_prices(quantizer, [even, skewed], 2)
+    # All vectors have an energy of 1/4. Bits cost what the second codebook explains, a quarter of 1/4 for its entropy.
+    shares = skewed / skewed.sum()
+    bits = -np.log2(shares)
+    expected = 0.25 * 0.25 / (shares * bits).sum()
+    torch.testing.assert_close(prices[1], torch.tensor(expected * bits, dtype=torch.float32))
+    torch.testing.assert_close(prices[0], torch.full((4,), expected * 2, dtype=torch.float32))
+    assert code_prices(quantizer, [even, None], 2) == code_prices(quantizer, [even], 2) == []
+    assert code_prices(quantizer, [even, skewed], 1) == []
+    z = torch.tensor([-0.45, 0.5]).view(1, 2, 1, 1)
+    assert sorted(quantizer.encode(z, beam=4).flatten().tolist()) == [1, 2]
+    assert quantizer.encode(z, beam=4, prices=prices)[0, 1] == 0

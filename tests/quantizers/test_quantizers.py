@@ -470,6 +470,20 @@ def test_a_wider_beam_has_less_error_and_one_path_is_that_of_the_nearest() -> No
     assert torch.equal(quantizer.search(vectors, 4, 1), quantizer.assign(vectors))
 
 
+def test_prices_count_like_errors() -> None:
+    quantizer, z = residual_of(5, 4), torch.randn(3, 4, 7, 6)
+    prices = [torch.rand(5), torch.rand(4)]
+    every = torch.cartesian_prod(torch.arange(5), torch.arange(4)).view(-1, 2, 1, 1)
+    own = (prices[0][every[:, 0]] + prices[1][every[:, 1]])[:, None]
+    costs = torch.stack([errors(quantizer, z, code.expand(3, 2, 7, 6)) for code in every]) + own
+    codes = quantizer.encode(z, beam=20, prices=prices)
+    found = errors(quantizer, z, codes) + prices[0][codes[:, 0]] + prices[1][codes[:, 1]]
+    torch.testing.assert_close(found, costs.amin(0))
+    grouped = Grouped([quantizer, residual_of(9, 9)]).eval()
+    both = grouped.encode(torch.cat([z, z], 1), beam=20, prices=[*prices, torch.zeros(9), torch.zeros(9)])
+    assert torch.equal(both[:, :2], codes)
+
+
 def test_the_beam_is_for_the_codebooks_that_are_asked_for() -> None:
     quantizer, z = residual_of(20, 20, 20), torch.randn(2, 4, 30, 40)
     few, all_of_them = quantizer.encode(z, 2, beam=4), quantizer.encode(z, beam=4)

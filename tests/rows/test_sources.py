@@ -338,3 +338,11 @@ def test_media_and_data_sets_together_are_refused(run, tars, photo, tmp_path):
     assert run("encode", tars / "train-0000.tar").exit_code == 2
     assert run("encode", tars / "train-0000.tar", "-o", "x.vqts").exit_code == 2
     assert run("encode", tars / "train-0000.tar", "-o", photo).exit_code == 2
+
+
+def test_damage_of_a_source_is_told_again_by_a_second_run(run, image_model, tmp_path):
+    (tmp_path / "bad.tar").write_bytes(b"x" * 3000)
+    for _ in range(2):
+        result = run("encode", tmp_path / "bad.tar", "-m", image_model, "-o", tmp_path / "out")
+        assert result.exit_code == 1
+        assert "bad.tar: cannot be read, cut off or damaged" in result.stderr

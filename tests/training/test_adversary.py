@@ -165,6 +165,26 @@ def test_lecam_weighs_in() -> None:
     assert gaps[0] < 0.5 * gaps[1]
 
 
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_the_gradient_penalty_keeps_discriminators_smooth(modality: str) -> None:
+    slopes = []
+    for weight in (0, 10):
+        adversary = adversary_of(
+            f"adversarial.gradient_penalty={weight}", "adversarial.learning_rate=5e-3", modality=modality
+        )
+        x, x_hat = pair(modality)
+        for _ in range(20):
+            adversary.losses(x, x_hat, 0.4, 1.0)
+            report = adversary.step(0.0, 1.0)
+        assert ("gradient_penalty" in report) == (weight > 0)
+        assert not x.requires_grad
+        given = x.clone().requires_grad_()
+        sum(judged.logits.mean() for judged in adversary._judge(given)).backward()  # type: ignore[union-attr]
+        assert given.grad is not None
+        slopes.append(given.grad.norm().item())
+    assert slopes[1] < 0.5 * slopes[0]
+
+
 def test_fixed_weights_are_those_of_the_settings() -> None:
     adversary = adversary_of("loss.l1=3", "adversarial.weight=0.2", "adversarial.feature_matching=4")
     x, x_hat = pair()

@@ -44,6 +44,10 @@ def generate(
             help="Image, audio, token file or folder to start from; repeatable.",
         ),
     ] = None,
+    via: Annotated[
+        Literal["image", "audio", "text"] | None,
+        ConditionOption(help="Generate this of --from first, and then the output from both."),
+    ] = None,
     mask: Annotated[
         Path | None,
         ConditionOption(metavar="IMAGE", parser=only_local, help="Regenerate what is white in this image."),
@@ -81,8 +85,10 @@ def generate(
     edits = [name for name, value in (("--mask", mask), ("--replace", replace), ("--extend", extend)) if value]
     if len(edits) > 1:
         raise UsageError(f"{' and '.join(edits)}: give one of them")
-    if edits and (not sources or text is not None or to or size or seconds):
-        raise UsageError(f"{edits[0]} repairs what --from names; without --text, --to, --size and --seconds")
+    if edits and (not sources or text is not None or to or via or size or seconds):
+        raise UsageError(f"{edits[0]} repairs what --from names; without --text, --to, --via, --size and --seconds")
+    if via and (via == to or (via == "text" and text is not None) or not (sources or text)):
+        raise UsageError(f"--via {via}: must be neither given nor the output; give what to start from with --from")
     part = _parse_part(replace)
     from vqtok.cli.lines import generated_line
     from vqtok.cli.progress import ItemProgress
@@ -101,6 +107,7 @@ def generate(
         requests,
         folder,
         text,
+        via,
         mask,
         part,
         extend,
@@ -110,6 +117,8 @@ def generate(
     )
     if text is not None:
         session.text_condition(text)  # An error in the caption is one error, not one for each output.
+    if via is not None:
+        session.stream(via)
     progress = ItemProgress(len(requests), quiet)
     outcomes = run(session, plan, Existing(force, skip_existing), progress.finish)
     print_outcomes(

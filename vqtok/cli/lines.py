@@ -113,9 +113,10 @@ def exported_line(facts: Mapping[str, Any]) -> str:
 def generated_line(facts: Mapping[str, Any]) -> str:
     """Return the line for one generated output, or a caption after its source and a tab."""
     source = f"{facts['file']} -> " if "file" in facts else ""
-    if "caption" in facts:
+    if facts["modality"] == "text":
         return "\t".join([*([facts["file"]] if "file" in facts else []), facts["caption"]])
-    return f"{source}{facts['output']} {media_size(facts)} (seed {facts['seed']})"
+    caption = f", caption {facts['caption']!r}" if "caption" in facts else ""
+    return f"{source}{facts['output']} {media_size(facts)} (seed {facts['seed']}{caption})"
 
 
 def bits_line(alone: Mapping[str, float], given_rest: Mapping[str, float]) -> str:

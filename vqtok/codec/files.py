@@ -23,15 +23,15 @@ from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, can_store, open_audio
 from vqtok.media.convert import as_media
-from vqtok.media.image import read_pixels, write_pixels
-from vqtok.media.kinds import kind_of, modality_of, sniff
+from vqtok.media.image import read_windowed, write_pixels
+from vqtok.media.kinds import HEAD_BYTES, kind_of, modality_of, sniff
 from vqtok.media.limits import BYTES
 from vqtok.media.media import Media, spool
 from vqtok.media.transforms import WHOLE, Part
 from vqtok.models.registry import find_model, is_adapted, open_tokenizer, wrong_model
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.tokens.fields import pack_metadata
-from vqtok.tokens.tokens import SUBTYPE, Tokens
+from vqtok.tokens.tokens import SUBTYPE, WINDOW, Tokens
 from vqtok.tokens.vqt.file import load_parts
 from vqtok.tokens.vqt.header import Parts, parse_parts, parse_whole
 
@@ -153,7 +153,7 @@ def open_media(source: Path | BinaryIO) -> Iterator[tuple[Path | BinaryIO, str]]
             kind = kind_of(source)
         else:
             medium = opened.enter_context(_opened_once(source)) if isinstance(source, Path) else source
-            kind = sniff(medium.read(64)) or (modality_of(source) if isinstance(source, RemotePath) else None)
+            kind = sniff(medium.read(HEAD_BYTES)) or (modality_of(source) if isinstance(source, RemotePath) else None)
             medium.seek(0)
         if kind not in MEDIA_SUFFIX:
             raise MediaError("neither an image nor audio" + (f", but a {kind} file" if kind else ""))
@@ -184,7 +184,9 @@ def encode_opened(
         part: What is done to the media before, and which part of them is encoded.
     """
     if kind == "image":
-        return codec.encode_image(part.image(read_pixels(source, codec.tokenizer.channels)), num_codebooks)
+        pixels, window = read_windowed(source, codec.tokenizer.channels)
+        tokens = codec.encode_image(part.image(pixels), num_codebooks)
+        return replace(tokens, metadata={**tokens.metadata, WINDOW: list(window)}) if window else tokens
     with open_audio(source, mono) as audio:
         blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
         tokens = codec.encode_audio(

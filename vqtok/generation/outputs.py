@@ -18,7 +18,7 @@ from vqtok.files.paths import as_path
 from vqtok.generation.generate import BATCH, Generation
 from vqtok.generation.media import contact_sheet, to_tokens
 from vqtok.generation.sampling import SamplingOptions
-from vqtok.generation.streams import StreamName
+from vqtok.generation.streams import StreamName, text_of
 from vqtok.jobs.job import Existing, Job, Outcome, done, failed, skipped
 from vqtok.jobs.mapping import plan_jobs
 from vqtok.media.audio import write_audio
@@ -55,6 +55,8 @@ class Plan:
     folder: Path | None = None
     """The folder of several outputs."""
     text: str | None = None
+    via: StreamName | None = None
+    """What is generated first, as a further condition."""
     mask: Path | None = None
     replace: tuple[float, float] | None = None
     extend: float | None = None
@@ -168,8 +170,11 @@ def _run_batch(
             outcomes[index] = failed(job, error)
     found: dict[int, Codes] = {}
     for group in _alike(conditions):
-        seeds = [requests[index].seed for index in group]
-        sampled = session.sample(plan.to, [conditions[i] for i in group], seeds, plan.options, _grid(session, plan))
+        seeds, given = [requests[index].seed for index in group], [conditions[index] for index in group]
+        if plan.via is not None:
+            given = session.chain(plan.via, given, seeds)
+            conditions |= zip(group, given, strict=True)
+        sampled = session.sample(plan.to, given, seeds, plan.options, _grid(session, plan))
         found |= dict(zip(group, sampled, strict=True))
     for index, request in enumerate(requests):
         if index in outcomes:
@@ -181,6 +186,8 @@ def _run_batch(
             else:
                 result = session.media(plan.to, found[index], plan.size)
             facts = _write(session, plan, request, result, found.get(index))
+            if plan.via == "text":
+                facts["caption"] = text_of(conditions[index]["text"])
             is_written = request.job.target != NOWHERE
             yield done(request.job, facts) if is_written else Outcome(request.job, facts), result
         except VqtokError as error:

@@ -72,11 +72,13 @@ def attempt(job: Job, work: Callable[[], Result]) -> Result | Outcome:
 
 
 def is_settled(job: Job, existing: Existing, is_current: Callable[[Path], bool]) -> bool:
-    """Return whether the output exists and can stay.
+    """Return whether the output exists and can stay. A job that is a fault has no output.
 
     Raises:
         OutputError: It exists, and is neither to be overwritten nor skipped.
     """
+    if job.row is not None and job.row.fault:
+        return False
     try:
         return existing.check(job.target) and is_current(job.target)
     except OSError:

@@ -62,6 +62,21 @@ def feature_matching_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Ten
     )
 
 
+def gradient_penalty(logits: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Compute half the squared norm of the gradient of the mean logit of an original, averaged over originals (R1).
+
+    Args:
+        logits: Those of each discriminator for `x`.
+        x: The originals, which need a gradient.
+
+    Source: Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?", section 4.1.
+    Unlike: The mean over patches and discriminators takes the place of a single logit.
+    """
+    mean = _mean(own.float().flatten(1).mean(1).sum() for own in logits)
+    (gradient,) = torch.autograd.grad(mean, x, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1).mean() / 2
+
+
 class LeCam(nn.Module):
     """Regularizes discriminators: pulls their logits of originals towards the running mean of those of reconstructions,
     and the other way round.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,24 +50,24 @@ def magnitudes(x: Tensor, window_size: int) -> Tensor:
 class MelLoss(nn.Module):
     """Mean absolute difference of log10 mel spectrograms, averaged over several window sizes.
 
+    Args:
+        windows: Window sizes; 32 samples have 5 mel bands, longer windows in proportion.
+
     Shapes:
         x, x_hat: `(batch, channels, samples)`.
 
     Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.4.
     """
 
-    windows = (32, 64, 128, 256, 512, 1024, 2048)
-    num_mels = (5, 10, 20, 40, 80, 160, 320)
-
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, windows: Sequence[int]) -> None:
         super().__init__()
-        self.sample_rate = sample_rate
+        self.sample_rate, self.windows = sample_rate, windows
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         x, x_hat = x.flatten(0, 1).float(), x_hat.flatten(0, 1).float()
         total = x.new_zeros(())
-        for window_size, num_mels in zip(self.windows, self.num_mels, strict=True):
-            filters = mel_filters(self.sample_rate, window_size, num_mels).to(x.device)
+        for window_size in self.windows:
+            filters = mel_filters(self.sample_rate, window_size, window_size * 5 // 32).to(x.device)
             target, estimate = (filters @ magnitudes(signal, window_size) for signal in (x, x_hat))
             total = total + (_log(estimate) - _log(target)).abs().mean()
         return total / len(self.windows)
@@ -158,7 +158,7 @@ class ReconstructionLoss(nn.Module):
         for_any: dict[str, Callable[[], nn.Module]] = {"l1": nn.L1Loss, "l2": nn.MSELoss}
         for_images = {"perceptual": lambda: build_perceptual_loss(config.perceptual_kind)}
         for_audio: dict[str, Callable[[], nn.Module]] = {
-            "mel": lambda: MelLoss(sample_rate),
+            "mel": lambda: MelLoss(sample_rate, config.mel_windows),
             "stft": STFTLoss,
             "sdr": SDRLoss,
             "loudness": lambda: LoudnessLoss(sample_rate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import threading
 import warnings
@@ -19,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, Unidentif
 from vqtok.errors import MediaError, UsageError
 from vqtok.media import tiff
 from vqtok.media.color import ColorSpace, bits_per_channel, stated_color_space
+from vqtok.media.dicom import Window, dicom_size, is_dicom, num_frames, read_dicom
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.plugins import prepare_for
 
@@ -67,6 +69,8 @@ def read_pixels(source: Source, channels: int = 3) -> StoredPixels:
         `(channels, height, width)`; uint16 for gray images with more than 8 bits, else uint8.
     """
     name = source_name(source)
+    if is_dicom(source):
+        return read_windowed(source, channels)[0]
     with _opened(source) as image:
         if getattr(image, "is_animated", False) and image.format not in (
             "MPO",
@@ -90,6 +94,26 @@ def read_pixels(source: Source, channels: int = 3) -> StoredPixels:
         logger.warning("%s: %d-bit colors are rounded to 8 bits", name, 16 if has_16_bits else bits)
     pixels: NDArray[np.uint8] = np.asarray(_flattened(upright, color, name).convert(_MODES[channels]))
     return np.atleast_3d(pixels).transpose(2, 0, 1)
+
+
+def read_windowed(source: Source, channels: int = 3, frame: int | None = None) -> tuple[StoredPixels, Window | None]:
+    """Read an image like `read_pixels`; return it with the values of black and white if it is gray DICOM, else None.
+
+    Args:
+        frame: Which image of a DICOM file with several is read; by default the first, with a warning.
+    """
+    if not is_dicom(source):
+        return read_pixels(source, channels), None
+    name = source_name(source)
+    with _size_limit(name):
+        _check_size(*dicom_size(source))
+    if frame is None and (count := num_frames(source)) > 1:
+        logger.warning("%s: only the first of %d frames is used; give this file alone for all", name, count)
+    data, window = read_dicom(source, frame or 0)
+    if window:
+        return np.repeat(as_deep(data)[None], channels, axis=0), window
+    pixels: NDArray[np.uint8] = np.asarray(Image.fromarray(as_bytes(data)).convert(_MODES[channels]))
+    return np.atleast_3d(pixels).transpose(2, 0, 1), None
 
 
 def as_float(pixels: Pixels) -> NDArray[np.float32]:
@@ -119,6 +143,8 @@ def image_size(source: Source) -> tuple[int, int]:
     Raises:
         MediaError: As for `read_image`, if the header shows it.
     """
+    if is_dicom(source):
+        return dicom_size(source)
     with _opened(source) as image:
         width, height = image.size
         if image.format == "TIFF":  # Pillow has already rotated the size.
@@ -136,6 +162,8 @@ def num_pixels(source: Source) -> int:
     Raises:
         MediaError: As for `image_size`.
     """
+    if is_dicom(source):
+        return math.prod(dicom_size(source))
     with _opened(source) as image:
         return image.width * image.height
 
@@ -185,17 +213,25 @@ def write_pixels(pixels: StoredPixels, target: Path | BinaryIO, format: str | No
 
 
 @contextmanager
+def _size_limit(name: str) -> Iterator[None]:
+    """Turn what Pillow raises for images that are too large into a MediaError."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
+        raise MediaError(f"{name}: has more than {limit}; `max_megapixels` allows more") from error
+
+
+@contextmanager
 def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     """Open an image. All exceptions of Pillow, while opening or using it, become a MediaError."""
     name = source_name(source)
     with open_source(source) as file:
         try:
-            image = _open(file)
-            _check_size(image.width, image.height)
-            yield image
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
-            raise MediaError(f"{name}: has more than {limit}; `max_megapixels` allows more") from error
+            with _size_limit(name):
+                image = _open(file)
+                _check_size(image.width, image.height)
+                yield image
         except UnidentifiedImageError as error:
             what = tiff.describe(file) if _is_tiff(file) else _UNKNOWN
             raise MediaError(f"{name}: {what}") from error

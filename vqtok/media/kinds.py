@@ -23,6 +23,7 @@ PLUGIN_SUFFIXES: dict[str, tuple[frozenset[str], Literal["image", "audio"]]] = {
     "av": (frozenset({".aac", ".m4a", ".m4b", ".mka", ".weba", ".webm", ".wma"}), "audio"),
     "pillow_heif": (frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"}), "image"),
     "pillow_jxl": (frozenset({".jxl"}), "image"),
+    "pydicom": (frozenset({".dcm", ".dicom"}), "image"),
 }
 # fmt: on
 
@@ -30,7 +31,7 @@ _SIGNATURES = {
     "image": re.compile(
         rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]"
         rb"|....ftyp(?:avi[fs]|hei[cxms]|hev[cxms]|mif1|msf1)|\xff\x0a|\0\0\0\x0cJXL "
-        rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|8BPS\0|qoif|P[1-6]\s",
+        rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|8BPS\0|qoif|P[1-6]\s|.{128}DICM",
         re.DOTALL,
     ),
     # An MPEG frame is 11 bits of sync, layer II or III (layer I would match UTF-16 text) and a valid rate. The last
@@ -44,6 +45,8 @@ _SIGNATURES = {
     "tokens": re.compile(rb"\x89VQ\n"),
     "shard": re.compile(rb"\x89VS\n"),
 }
+HEAD_BYTES = 132
+"""By so many first bytes of a file its kind is known; DICOM has the longest signature."""
 _MAX_MODEL_HEADER_BYTES = 100_000_000  # the limit of safetensors
 
 
@@ -70,7 +73,7 @@ def stem(key: str) -> str:
 
 
 def sniff(head: bytes) -> Literal["image", "audio", "tokens", "shard", "model"] | None:
-    """Return the kind of a file by its first bytes (16 are enough)."""
+    """Return the kind of a file by its first `HEAD_BYTES` bytes."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_MODEL_HEADER_BYTES:
         return "model"
     for kind in ("image", "audio", "tokens", "shard"):
@@ -89,7 +92,7 @@ def kind_of(path: Path) -> str | None:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
     # The suffixes of vqtok's own formats count too, so that a damaged file is reported as damaged.

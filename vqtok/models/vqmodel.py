@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtok.config import Modality, ModelConfig
@@ -15,6 +17,10 @@ from vqtok.networks import build_decoder, build_encoder, network_context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import Quantizer, QuantizerOutput, build_quantizer
 from vqtok.tokens.coding.coders import NO_MODEL
+
+BIT_VALUE = 0.25
+"""The error that a bit may cost, in units of what a bit of the last codebook saves. Below 1, since the prior knows more
+than the static tables. Tuned on 10 photographs at 2 and 4 codebooks."""
 
 
 class VQModel(nn.Module, Tokenizer):
@@ -80,7 +86,8 @@ class VQModel(nn.Module, Tokenizer):
 
     @torch.no_grad()
     def encode_searching(self, x: Tensor, num_codebooks: int, effort: int) -> Tensor:
-        return self.quantizer.encode(self.encoder(x), num_codebooks, effort)
+        prices = code_prices(self.quantizer, self.entropy_model.tables, num_codebooks)
+        return self.quantizer.encode(self.encoder(x), num_codebooks, effort, prices)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -121,6 +128,27 @@ class FusionModel(VQModel):
 
     def forward(self, x: Tensor, *, quantize: bool = True) -> tuple[Tensor, QuantizerOutput | None]:
         raise TypeError("a fusion model is used by its sides: model.of(modality)")
+
+
+def code_prices(quantizer: Quantizer, tables: Sequence[NDArray[np.uint16] | None], num_codebooks: int) -> list[Tensor]:
+    """Return the price of each code in squared error, `(codebook_size,)` for each of the first codebooks.
+
+    It is the number of bits in the static tables, times the error that one bit saves: what the last of the codebooks
+    explains of the latents, divided by its entropy, and a constant. There are none if a codebook has no table, or for a
+    single codebook, where bits can only be bought with error.
+
+    Source: Sullivan and Wiegand 1998, "Rate-Distortion Optimization for Video Compression" (the Lagrangian of error and
+        bits).
+    """
+    codebooks = quantizer.codebooks()[:num_codebooks]
+    if num_codebooks == 1 or len(tables) < num_codebooks or any(table is None for table in tables[:num_codebooks]):
+        return []
+    shares = [torch.from_numpy(table.astype(np.float32)) for table in tables[:num_codebooks] if table is not None]
+    shares = [share.to(codebooks[0].device) / share.sum() for share in shares]
+    bits = [-share.clamp(min=1e-9).log2() for share in shares]
+    energy = (shares[-1] * codebooks[-1].square().sum(1)).sum()
+    per_bit = BIT_VALUE * energy / (shares[-1] * bits[-1]).sum().clamp(min=1e-6)
+    return [per_bit * own for own in bits]
 
 
 def build_model(config: ModelConfig) -> VQModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -49,16 +49,27 @@ class Quantizer(nn.Module):
         """Return the codes `(batch, positions, num_codebooks)` of unbounded vectors `(batch, positions, dim)`."""
         raise NotImplementedError
 
-    def nearest_several(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def nearest_several(self, z: Tensor, count: int, prices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the codes `(n, count)` with the smallest squared distances to vectors `(n, dim)`, and the distances.
+
+        Args:
+            z: The vectors.
+            count: The number of codes.
+            prices: What is added to the distance to each code, `(codebook_size,)`.
 
         Raises:
             UsageError: This kind has no codebook to search.
         """
         raise UsageError("`effort` above 1 needs residual codebooks of the kind vq with the metric l2; leave it out")
 
-    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+    def search(self, z: Tensor, num_codebooks: int, beam: int, prices: Sequence[Tensor] = ()) -> Tensor:
         """Return codes of the first codebooks with a smaller error than those of `assign`, as `assign` does.
+
+        Args:
+            z: The vectors.
+            num_codebooks: The number of codebooks whose sum is to come close.
+            beam: The number of best paths through residual codebooks that are followed.
+            prices: What is added to the squared error for each code of each codebook, such as for its bits.
 
         Raises:
             UsageError: This kind has no residual codebooks to search.
@@ -135,19 +146,21 @@ class Quantizer(nn.Module):
             return to_grid(self.relax(to_vectors(z.float())), z.shape[2:]).to(z.dtype)
 
     @torch.no_grad()
-    def encode(self, z: Tensor, num_codebooks: int | None = None, beam: int = 1) -> Tensor:
+    def encode(
+        self, z: Tensor, num_codebooks: int | None = None, beam: int = 1, prices: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Return the int64 codes `(batch, num_codebooks, *grid)` of latents `(batch, dim, *grid)`.
 
         Args:
             z: The latents.
-            num_codebooks: With a beam, the number of codebooks whose sum is to come close; by default all.
-            beam: Above 1, the number of best paths through residual codebooks that are followed.
+            num_codebooks, beam, prices: As for `search`, which is used with a beam above 1; by default all codebooks.
         """
         with exact(z.device):
             vectors = to_vectors(z.float())
-            codes = (
-                self.search(vectors, num_codebooks or self.num_codebooks, beam) if beam > 1 else self.assign(vectors)
-            )
+            if beam > 1:
+                codes = self.search(vectors, num_codebooks or self.num_codebooks, beam, prices)
+            else:
+                codes = self.assign(vectors)
             return to_grid(codes, z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -37,15 +37,22 @@ def nearest(vectors: Tensor, codebook: Tensor, metric: Literal["l2", "dot"] = "l
 
 
 @torch.no_grad()
-def nearest_several(vectors: Tensor, codebook: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest_several(
+    vectors: Tensor, codebook: Tensor, count: int, prices: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the `count` nearest rows of a codebook for each vector, and their squared distances.
 
     As for `nearest`, what is found for a vector does not depend on the other vectors.
 
+    Args:
+        prices: What is added to the squared distance to each row.
+
     Shapes:
-        vectors: `(n, dim)`; codebook: `(size, dim)`; returns `(n, count)` twice, the nearest first.
+        vectors: `(n, dim)`; codebook: `(size, dim)`; prices: `(size,)`; returns `(n, count)` twice, the nearest first.
     """
     weights, biases = _blocks(codebook, "l2")
+    if prices is not None:
+        biases.view(-1)[: len(codebook)] -= prices / 2
     # The copies that fill the last block must not be found.
     biases.view(-1)[len(codebook) :] = -torch.inf
     codes, scores = [], []

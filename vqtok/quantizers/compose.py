@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import cast
 
 import torch
@@ -61,24 +62,27 @@ class Residual(_Composition):
             z = z - part.lookup(codes[-1])
         return torch.cat(codes, dim=-1)
 
-    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
-        """Follow the `beam` best paths through the codebooks, and return the one with the smallest error.
+    def search(self, z: Tensor, num_codebooks: int, beam: int, prices: Sequence[Tensor] = ()) -> Tensor:
+        """Follow the `beam` best paths through the codebooks, and return the one with the smallest error and price.
 
         Source: Babenko and Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", section 3.1 (beam
             search).
         """
         residuals = z.flatten(0, 1)[:, None]  # (positions, paths, dim)
         paths = torch.zeros(*residuals.shape[:2], 0, dtype=torch.int64, device=z.device)
-        for part in self.parts[:num_codebooks]:
+        paid = residuals.new_zeros(paths.shape[:2])
+        for part, own in zip_longest(self.parts[:num_codebooks], prices[:num_codebooks]):
             count = residuals.shape[1]
-            codes, errors = part.nearest_several(residuals.flatten(0, 1), beam)
+            codes, costs = part.nearest_several(residuals.flatten(0, 1), beam, own)
             candidates = codes.shape[1]
-            errors = errors.view(-1, count * candidates)
-            kept = errors.topk(min(beam, errors.shape[1]), dim=1, largest=False).indices
+            costs = (costs.view(-1, count, candidates) + paid[..., None]).flatten(1)
+            kept = costs.topk(min(beam, costs.shape[1]), dim=1, largest=False).indices
             codes = codes.view(-1, count * candidates).gather(1, kept)
             origin = kept // candidates
             residuals = _rows_of(residuals, origin) - part.lookup(codes[..., None])
             paths = torch.cat([_rows_of(paths, origin), codes[..., None]], dim=-1)
+            if own is not None:
+                paid = paid.gather(1, origin) + own[codes]
         return paths[:, 0].view(*z.shape[:2], -1)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -138,12 +142,12 @@ class Grouped(_Composition):
         slices = z.split(self._dims, dim=-1)
         return torch.cat([part.assign(own) for part, own in zip(self.parts, slices, strict=True)], dim=-1)
 
-    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
+    def search(self, z: Tensor, num_codebooks: int, beam: int, prices: Sequence[Tensor] = ()) -> Tensor:
         found = []
         for part, own in zip(self.parts, z.split(self._dims, dim=-1), strict=True):
             if num_codebooks > 0:
-                found.append(part.search(own, min(num_codebooks, part.num_codebooks), beam))
-            num_codebooks -= part.num_codebooks
+                found.append(part.search(own, min(num_codebooks, part.num_codebooks), beam, prices))
+            num_codebooks, prices = num_codebooks - part.num_codebooks, prices[part.num_codebooks :]
         return torch.cat(found, dim=-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -183,8 +187,8 @@ class Projected(Quantizer):
     def assign(self, z: Tensor) -> Tensor:
         return self.inner.assign(self.project_in(z))
 
-    def search(self, z: Tensor, num_codebooks: int, beam: int) -> Tensor:
-        return self.inner.search(self.project_in(z), num_codebooks, beam)
+    def search(self, z: Tensor, num_codebooks: int, beam: int, prices: Sequence[Tensor] = ()) -> Tensor:
+        return self.inner.search(self.project_in(z), num_codebooks, beam, prices)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return self.project_out(self.inner.lookup(codes))

@@ -75,10 +75,10 @@ class VQ(Quantizer):
         vectors = self._normalize(z.flatten(0, 1))
         return nearest(vectors, self._normalize(self.codebook)).view(*z.shape[:2], 1)
 
-    def nearest_several(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def nearest_several(self, z: Tensor, count: int, prices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.metric == "cosine":
-            return super().nearest_several(z, count)
-        return nearest_several(z, self.codebook, min(count, len(self.codebook)))
+            return super().nearest_several(z, count, prices)
+        return nearest_several(z, self.codebook, min(count, len(self.codebook)), prices)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[..., 0], self._normalize(self.codebook))

@@ -11,16 +11,18 @@ from vqtok.errors import MediaError, UsageError
 from vqtok.files.paths import RemotePath, absolute
 from vqtok.files.walk import files_below
 from vqtok.media.kinds import modality_of
+from vqtok.media.volume import DICOM_SUFFIXES, NIFTI_SUFFIXES, is_volume
 from vqtok.rows.archive import zip_count, zip_rows
 from vqtok.rows.patterns import expand, is_pattern
 from vqtok.rows.row import ColumnChoice, Row
 from vqtok.rows.table import SAVED_FILES, HubDataset, check_parquet, columns_of_parquet, parquet_rows
 from vqtok.rows.tar import tar_count, tar_rows
+from vqtok.rows.volume import volume_count, volume_rows
 
 HUB_PREFIX = "hf-dataset:"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 SUFFIXES = (*TAR_SUFFIXES, ".parquet", ".zip")
-"""Names of files that hold rows."""
+"""Names of files that hold rows, beside volumes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Source:
             yield from parquet_rows(self.path, choice.media, choice.key, choice.names)
         elif name.endswith(".zip"):
             yield from zip_rows(self.path, choice.media)
+        elif not name.endswith(SUFFIXES):
+            yield from volume_rows(self.path)
         else:
             yield from tar_rows(self.path, choice.media)
 
@@ -72,6 +76,8 @@ class Source:
             return check_parquet(self.path, choice.media, choice.key)
         if name.endswith(".zip"):
             return zip_count(self.path, choice.media)
+        if not name.endswith(SUFFIXES):
+            return volume_count(self.path)
         return tar_count(self.path, choice.media) if tars else None
 
 
@@ -136,20 +142,31 @@ def _with_prefixes(sources: Sequence[Source]) -> list[Source]:
 
 
 def _bare(name: str) -> str:
-    suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
-    return name[: -len(suffix)]
+    known = (*SUFFIXES, *NIFTI_SUFFIXES, *DICOM_SUFFIXES)
+    suffix = next((suffix for suffix in known if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def _has_rows(path: Path) -> bool:
-    return str(path).lower().endswith(SUFFIXES) and not path.is_dir()
+    return (_is_data_set(path) and not path.is_dir()) or (not isinstance(path, RemotePath) and is_volume(path))
+
+
+def _is_data_set(path: Path) -> bool:
+    return str(path).lower().endswith((*SUFFIXES, *NIFTI_SUFFIXES))
 
 
 def _files_of_rows(folder: Path) -> list[Path]:
-    """Return the tars, tables and archives in a folder without media."""
+    """Return the tars, tables, archives and volumes in a folder without images and audio of their own.
+
+    DICOM files count as volumes if the first one is, so that not all have to be opened.
+    """
     try:
-        if any(True for _ in files_below(folder, lambda path: modality_of(path) is not None)):
-            return []
-        return [folder / name for name in files_below(folder, lambda path: str(path).lower().endswith(SUFFIXES))]
+        media = files_below(folder, lambda path: modality_of(path) is not None)
+        first = next(media, None)
+        if first is None:
+            return [folder / name for name in files_below(folder, _is_data_set)]
+        names = [first, *media] if is_volume(folder / first) else []
+        return [folder / name for name in names] if all(n.lower().endswith(DICOM_SUFFIXES) for n in names) else []
     except MediaError:
         return []
 

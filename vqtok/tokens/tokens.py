@@ -21,6 +21,8 @@ MAX_SIDE_DATA = 12_000
 """The most numbers that fit into metadata of 64 KiB with some room; EnCodec at 48 kHz needs them for 3.25 hours."""
 BITS = "bits"
 """The key of the bits per pixel in the metadata of a gray image that had more than 8: 16."""
+WINDOW = "window"
+"""The key of the values of black and white in the metadata of a medical image, two numbers in the file's units."""
 SUBTYPE = "subtype"
 """The key of the kind of the samples in the metadata of audio that had more than 16 bits: PCM_24, PCM_32 or FLOAT."""
 

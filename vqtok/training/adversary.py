@@ -19,6 +19,7 @@ from vqtok.losses.adversarial import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    gradient_penalty,
     mean_logits,
 )
 from vqtok.networks.discriminators import DiscriminatorOutput, build_discriminators
@@ -101,11 +102,17 @@ class Adversary(nn.Module):
     def _learn(self, x: Tensor, x_hat: Tensor, part: float) -> list[DiscriminatorOutput]:
         """Add the gradients of the discriminators, and return their outputs for originals, then reconstructions."""
         config = self.config
+        x = x.detach().requires_grad_(config.gradient_penalty > 0)
         judged = self._judge(torch.cat([x, x_hat]))
         halves = [judgement.logits.float().chunk(2) for judgement in judged]
         real, fake = [half[0] for half in halves], [half[1] for half in halves]
         loss = discriminator_loss(config.kind, real, fake)
-        (part * (loss + config.lecam * self.lecam(real, fake))).backward()
+        total = loss + config.lecam * self.lecam(real, fake)
+        if config.gradient_penalty:
+            penalty = gradient_penalty(real, x)
+            total = total + config.gradient_penalty * penalty
+            self._report["gradient_penalty"] += part * penalty.item()
+        (part * total).backward()
         self._mean_logits += part * mean_logits(real, fake)
         self._report["discriminator"] += part * loss.item()
         self._report["discriminator_accuracy"] += part * accuracy(config.kind, real, fake).item()

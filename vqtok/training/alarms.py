@@ -106,7 +106,7 @@ def discriminator_problems(figures: Mapping[str, float]) -> dict[str, str]:
     if "adversarial" in figures and accuracy >= WON:
         problems["discriminators have won"] = (
             f"the discriminators tell {accuracy:.1%} of the patches, so that the model learns little from them; "
-            "lower adversarial.learning_rate, raise adversarial.every or adversarial.lecam"
+            "set adversarial.gradient_penalty, lower adversarial.learning_rate, or raise adversarial.every"
         )
     return problems
 

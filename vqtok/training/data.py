@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,10 @@ from vqtok.files.sidecars import is_sidecar
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.degrade import Degrader, parse_rules
-from vqtok.media.image import read_image, read_pixels
+from vqtok.media.image import StoredPixels, as_float, read_image, read_pixels
 from vqtok.media.kinds import modality_of, stem
 from vqtok.media.media import Media
+from vqtok.media.volume import is_volume, num_slices, slices
 from vqtok.training.state import RUN_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingItem:
-    """One image or audio of the training data: a file, or one entry of an array file."""
+    """One image or audio of the training data: a file, one entry of an array file, or one image of a volume."""
 
     path: Path
     name: str
     """Relative to the data folder."""
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     """The image, if it comes from an array file, which stays in memory (a `.npy` file is mapped)."""
+    slice: int | None = None
+    """The number of the image in a volume."""
     weight: float = 1.0
     """How often it is drawn: equally often for images, in proportion to its duration for audio."""
+
+    @property
+    def unit(self) -> str:
+        """What is held out or trained on as a whole: the item, or the volume that it is a slice of."""
+        return self.name if self.slice is None else self.name.rpartition("/")[0]
 
     @property
     def modality(self) -> Modality:
@@ -94,7 +102,9 @@ def find_items(folder: Path, *modalities: Modality) -> list[TrainingItem]:
     in_order = sorted(names)  # Files are listed folder by folder.
     for path, name in zip(files, names, strict=True):
         try:
-            if (modality := modality_of(path)) in modalities:
+            if "image" in modalities and is_volume(path):
+                items += [TrainingItem(path, f"{name}/{number}", slice=number) for number in range(num_slices(path))]
+            elif (modality := modality_of(path)) in modalities:
                 weight = 1.0
                 if modality == "audio":
                     samples, sample_rate, _ = audio_info(path)
@@ -151,7 +161,7 @@ def held_out_count(total: int, fraction: float) -> int:
 
 
 def split_items(
-    items: Sequence[TrainingItem], fraction: float, name: Callable[[TrainingItem], str] = lambda item: item.name
+    items: Sequence[TrainingItem], fraction: float, name: Callable[[TrainingItem], str] = lambda item: item.unit
 ) -> tuple[list[TrainingItem], list[TrainingItem]]:
     """Split into training and validation items by a hash of each name, which keeps the split if files are added.
 
@@ -191,6 +201,8 @@ class MediaCache:
         model = self.config.model
         if item.pixels is not None:
             return Media("image", _planes(item.pixels, model.channels).astype(np.float32) / np.float32(127.5) - 1)
+        if item.slice is not None:
+            return None if (stored := self.get(item)) is None else Media("image", as_float(cast(StoredPixels, stored)))
         if item.modality == "image":
             return self._tried(item, lambda: read_image(item.path, channels=model.channels))
         return self._tried(item, lambda: read_audio(item.path, sample_rate=model.sample_rate))
@@ -216,15 +228,27 @@ class MediaCache:
         stored = self._tried(item, lambda: self._stored(item))
         if stored is None:
             return None
-        with self._lock:
-            if item.name not in self._kept and stored.nbytes <= self._budget:
-                self._budget -= stored.nbytes
-                self._kept[item.name] = stored
+        self._keep(item.name, stored)
         return stored
 
+    def _keep(self, name: str, stored: NDArray[np.integer[Any]]) -> None:
+        with self._lock:
+            if name not in self._kept and stored.nbytes <= self._budget:
+                self._budget -= stored.nbytes
+                self._kept[name] = stored
+
     def _stored(self, item: TrainingItem) -> NDArray[np.integer[Any]]:
-        """Return audio in 16 bits, and images in 8, or in 16 if they have more than 8."""
+        """Return audio in 16 bits, and images in 8, or in 16 if they have more than 8.
+
+        Of a volume, all images are kept, since it has to be decoded as a whole.
+        """
         model = self.config.model
+        if item.slice is not None:
+            images = [pixels for pixels, _ in slices(item.path, model.channels)]
+            volume = item.name.removesuffix(str(item.slice))
+            for number, pixels in enumerate(images):
+                self._keep(f"{volume}{number}", pixels)
+            return images[item.slice]
         if item.modality == "audio":
             scale, _ = FULL_SCALE["int16"]
             samples = read_audio(item.path, sample_rate=model.sample_rate).data

@@ -208,7 +208,10 @@ def _find(folder: Path, config: Config) -> tuple[list[TrainingItem], list[Traini
         count = len(items_of(items, modality))
         if count < 2:
             raise TrainingError(f"{folder}: needs at least 2 readable {modality} files, has {count}")
-    name = pair_stem if len(modalities) > 1 else attrgetter("name")
+    name = pair_stem if len(modalities) > 1 else attrgetter("unit")
+    if len({item.unit for item in items}) == 1:
+        logger.warning("%s: of the only volume, slices are held out; they look like their neighbors", folder)
+        name = attrgetter("name")
     return split_items(items, config.data.validation_fraction, name)
 
 
