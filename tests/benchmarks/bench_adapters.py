@@ -1,7 +1,7 @@
 """Print the processor time of encoding with vqtok, relative to a call of the library with prepared tensors.
 
 python tests/benchmarks/bench_adapters.py [seconds] [threads]
-python tests/benchmarks/bench_adapters.py together [threads]     # sounds in a batch, relative to one by one
+python tests/benchmarks/bench_adapters.py together [threads]     # audio in batches of 8, relative to one by one
 
 The models have the published sizes and random weights, which are as fast as trained ones.
 """
@@ -80,6 +80,11 @@ CASES: dict[str, tuple[Callable[[], Any], int | None, Encode]] = {
         8,
         lambda model, x: model.encode(x, num_quantizers=8),
     ),
+    "WavTokenizer": (
+        lambda: transformers.WavTokenizerModel(transformers.WavTokenizerConfig()),
+        None,
+        lambda model, x: model.encode(x),
+    ),
     "X-codec": (
         lambda: transformers.XcodecModel(transformers.XcodecConfig()),
         None,
@@ -107,9 +112,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def bench_together() -> None:
-    """Print the time of 8 sounds in a batch, and how many codes differ, for the families that encode together."""
-    print("| model | seconds | one by one s | together / one by one | codes that differ |\n|---|---|---|---|---|")
-    for name in ("EnCodec 24 kHz", "DAC 44.1 kHz", "Mimi", "X-codec"):
+    """Print the time of 8 pieces of audio in a batch, relative to one by one, and how many codes differ."""
+    print("| model | seconds each | one by one s | together / one by one | codes that differ |\n|---|---|---|---|---|")
+    for name in ("EnCodec 24 kHz", "WavTokenizer", "Mimi", "X-codec"):
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             CASES[name][0]().eval().save_pretrained(folder)
             tokenizer = open_tokenizer(folder)
