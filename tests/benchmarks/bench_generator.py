@@ -4,8 +4,8 @@ python tests/benchmarks/bench_generator.py digits-av/ mnist10k.npz WORK/ [--minu
 
 Of the triples (image, spoken digit, word) 200 are held out and 500 are for the judge of spoken digits; models are
 trained on the rest, and on half of the digits of MNIST that are in none of the triples, each an image with its word.
-The other half is for the judge of images. The generator also learns from each image shifted by a pixel or two. WORK/
-keeps what is done, so that the script continues there: delete a file to make it again.
+The other half is for the judge of images. The generator also learns from each image shifted, turned and scaled a
+little, in several ways. WORK/ keeps what is done, so that the script continues there: delete a file to make it again.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HELD_OUT, FOR_JUDGE = 200, 500
 RATE, SAMPLES = 16_000, 12_800
 PER_WORD = 50
-SHIFTS = (0, 0), (1, 2), (-2, 1), (2, -1)
-"""Rows and columns by which images are shifted for the generator. Digits have a margin of four pixels."""
+VARIANTS = 7
+"""Images that the generator learns from beside each original."""
 
 
 def main() -> None:
@@ -85,15 +85,27 @@ def digest(stem: str) -> bytes:
 
 
 def write_item(media: Path, stem: str, image: NDArray[np.uint8], digit: int, audio: Path | None = None) -> None:
-    """Write an image, its word, and a link to its audio if it has any; and the same with the image shifted."""
-    for index, shift in enumerate(SHIFTS):
-        path = media / (f"shifted/{stem}-{index}.png" if index else f"original/{stem}.png")
+    """Write an image, its word, and a link to its audio if it has any; and the same with variants of the image."""
+    rng = np.random.default_rng(int.from_bytes(digest(stem)[:8], "little"))
+    for index in range(VARIANTS + 1):
+        path = media / (f"variants/{stem}-{index}.png" if index else f"original/{stem}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
+        found = moved(Image.fromarray(image), rng) if index else Image.fromarray(image)
         if not path.exists():
-            Image.fromarray(np.roll(image, shift, axis=(0, 1))).save(path)
+            found.save(path)
             path.with_suffix(".txt").write_text(WORDS[digit])
-            if audio:
+            if audio and not index:
                 path.with_suffix(".ogg").symlink_to(audio.resolve())
+
+
+def moved(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Shift an image by up to two pixels, turn it by up to 12 degrees and scale it by up to a tenth."""
+    angle, scale = np.radians(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    middle = (np.array(image.size) - 1) / 2
+    begin = middle - matrix @ (middle + rng.uniform(-2, 2, 2))
+    rows = (*matrix[0], begin[0], *matrix[1], begin[1])
+    return image.transform(image.size, Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR)
 
 
 def train(media: Path, work: Path, for_tokenizer: float, for_generator: float) -> Path:
@@ -104,6 +116,11 @@ def train(media: Path, work: Path, for_tokenizer: float, for_generator: float) -
         "train", media / "original", "-o", tokenizer, "--preset", "fusion", "--minutes", for_tokenizer, made=tokenizer
     )
     vqtok("encode", media, "-m", tokenizer, "-o", tokens, "-q", made=tokens)
+    for audio in (tokens / "original").glob("*.ogg.vqt"):
+        for index in range(1, VARIANTS + 1):
+            path = tokens / "variants" / f"{audio.name.removesuffix('.ogg.vqt')}-{index}.ogg.vqt"
+            if not path.exists():
+                path.symlink_to(audio.resolve())
     vqtok("train", tokens, "-o", generator, "--tokenizer", tokenizer, "--minutes", for_generator, made=generator)
     return generator
 
@@ -272,8 +289,11 @@ def report(
                 work / "text-to-image.png",
             )
     for source, target in (("audio", "image"), ("image", "audio")):
-        made = generate(session, target, given[source])
-        row(source, target, *judges[target](torch.stack(list(map(tensor_of, made))), y))
+        for via in ("", "text"):
+            conditions = session.chain("text", given[source], range(len(stems))) if via else given[source]
+            made = generate(session, target, conditions)
+            right, variety = judges[target](torch.stack(list(map(tensor_of, made))), y)
+            row(source + (", via text" if via else ""), target, right, variety)
         if target == "image":
             write_image(contact_sheet(made[:40], 10), work / "audio-to-image.png")
     for source in ("image", "audio"):
