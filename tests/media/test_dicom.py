@@ -17,6 +17,7 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+import vqtok
 from vqtok.errors import MediaError
 from vqtok.media import dicom
 from vqtok.media.image import image_size, num_pixels, read_image, read_pixels, read_windowed
@@ -222,3 +223,13 @@ def test_nothing_of_a_patient_gets_out(make_model, run, tmp_path, caplog, monkey
     for text in (result.stdout, result.stderr, shown.stdout, caplog.text, written.decode("latin-1")):
         assert "Jane" not in text
         assert "4711" not in text
+
+
+def test_the_window_is_kept_on_every_way_in(make_model, run, tmp_path):
+    model = make_model("image", channels=1)
+    path = write_dicom(tmp_path / "a.dcm", VALUES.repeat(16, 0).repeat(4, 1))
+    assert vqtok.encode(path, str(model)).metadata == {"bits": 16, "window": [-2000, 3000]}
+    assert vqtok.encode(path.read_bytes(), str(model)).metadata == {"bits": 16, "window": [-2000, 3000]}
+    run("encode", path, "-m", model, "-o", tmp_path / "a.vqt", "--target-psnr", 99)
+    shown = run("inspect", tmp_path / "a.vqt", "--json")
+    assert json.loads(shown.stdout)["metadata"] == {"bits": 16, "window": [-2000, 3000]}

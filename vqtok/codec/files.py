@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from vqtok.files.sidecars import read_columns
 from vqtok.inspection import losses
 from vqtok.media.audio import audio_writer, can_store, open_audio
 from vqtok.media.convert import as_media
-from vqtok.media.image import read_windowed, write_pixels
+from vqtok.media.image import Pixels, read_windowed, write_pixels
 from vqtok.media.kinds import HEAD_BYTES, kind_of, modality_of, sniff
 from vqtok.media.limits import BYTES
 from vqtok.media.media import Media, spool
@@ -92,6 +93,8 @@ def encode(
     Raises:
         VqtokError: The media cannot be read, or the model is not found.
     """
+    if isinstance(source, bytes):
+        return encode_media(BytesIO(source), Codecs(model), num_codebooks=num_codebooks, mono=mono)[0]
     if not isinstance(source, str | Path):
         codecs = Codecs(model)
         media = as_media(source, sample_rate, mono=mono)
@@ -184,9 +187,7 @@ def encode_opened(
         part: What is done to the media before, and which part of them is encoded.
     """
     if kind == "image":
-        pixels, window = read_windowed(source, codec.tokenizer.channels)
-        tokens = codec.encode_image(part.image(pixels), num_codebooks)
-        return replace(tokens, metadata={**tokens.metadata, WINDOW: list(window)}) if window else tokens
+        return encode_image_file(source, codec, num_codebooks, part)[1]
     with open_audio(source, mono) as audio:
         blocks = audio.blocks(max(1, round(codec.options.chunk_seconds * audio.sample_rate)))
         tokens = codec.encode_audio(
@@ -194,6 +195,16 @@ def encode_opened(
         )
         finer = BYTES.get(audio.subtype, 0) > BYTES["PCM_16"]
         return replace(tokens, metadata={**tokens.metadata, SUBTYPE: audio.subtype}) if finer else tokens
+
+
+def encode_image_file(
+    source: Path | BinaryIO, codec: Codec, num_codebooks: int | None, part: Part = WHOLE
+) -> tuple[Pixels, Tokens]:
+    """Encode an image that `open_media` yields, and return its pixels, too."""
+    read, window = read_windowed(source, codec.tokenizer.channels)
+    pixels = part.image(read)
+    tokens = codec.encode_image(pixels, num_codebooks)
+    return pixels, replace(tokens, metadata={**tokens.metadata, WINDOW: list(window)}) if window else tokens
 
 
 def with_columns(tokens: Tokens, columns: Mapping[str, Any], source: object) -> Tokens:

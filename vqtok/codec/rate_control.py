@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from vqtok.codec.codec import Codec
-from vqtok.codec.files import with_columns
+from vqtok.codec.files import encode_image_file, with_columns
 from vqtok.codec.prefixes import Prefixes
 from vqtok.errors import MediaError, UsageError
 from vqtok.media.audio import read_audio
-from vqtok.media.image import as_float, read_pixels
+from vqtok.media.image import as_float
 from vqtok.media.media import Media
 from vqtok.metrics.catalogue import METRICS, why_missing
 from vqtok.metrics.measure import measure, measures
@@ -114,8 +114,8 @@ def encode_to_target(
     """
     own = target.for_modality(modality)
     if modality == "image":
-        pixels = read_pixels(source, codec.tokenizer.channels)
-        original, tokens = Media("image", as_float(pixels)), codec.encode_image(pixels, num_codebooks)
+        pixels, tokens = encode_image_file(source, codec, num_codebooks)
+        original = Media("image", as_float(pixels))
     else:
         original = read_audio(source, mono=mono)
         tokens = codec.encode(original, num_codebooks)
