@@ -21,7 +21,7 @@ from vqtok.jobs.encode import encode_files
 from vqtok.jobs.job import Job
 from vqtok.jobs.runner import Existing
 from vqtok.jobs.shards import encode_shard
-from vqtok.media.image import read_image, read_pixels
+from vqtok.media.image import read_image, read_windowed
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.vqt.file import dump, load
 
@@ -136,9 +136,9 @@ def test_memory_for_media_is_shared_out(bundled, folder, tmp_path, monkeypatch):
         assert len(reading) == 1
         time.sleep(0.01)
         reading.remove(source)
-        return read_pixels(source, channels)
+        return read_windowed(source, channels)
 
-    monkeypatch.setattr("vqtok.codec.files.read_pixels", read)
+    monkeypatch.setattr("vqtok.codec.files.read_windowed", read)
     jobs = planned(folder, tmp_path / "out")
     assert (
         sum(not outcome.error for outcome in encode_files(jobs, Codecs(options=CodecOptions(jobs=2)))) == len(jobs) - 1
