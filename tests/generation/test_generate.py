@@ -65,6 +65,9 @@ def test_a_caption_can_come_between(go, world, generator, tmp_path):
     assert session.media("text", chained["text"]) == WORDS[0]
     (codes,) = session.sample("audio", [given | session.text_condition(WORDS[0])], [0])
     direct = session.media("audio", codes)
+    # Without `to`, what comes between is not the output.
+    shown = go(*sources, "--via", "audio", "--json")
+    assert [json.loads(line)["modality"] for line in shown.stdout.splitlines()[:-1]] == ["text", "text"]
     (made,) = vqtok.generate(generator, to="audio", source=world.media / "0.png", via="text", tokenizers=world.named)
     np.testing.assert_array_equal(made.data, direct.data)
 

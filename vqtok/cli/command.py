@@ -93,6 +93,7 @@ OPTIONS = {
     "to": "--to",
     "tokenizer": "--tokenizer",
     "tolerance": "--tolerance",
+    "via": "--via",
 }
 """The option that sets a library function's argument, for messages."""
 

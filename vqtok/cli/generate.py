@@ -97,7 +97,7 @@ def generate(
     from vqtok.jobs.job import Existing
 
     target, requests, folder = plan_requests(
-        model, sources or (), output, count, seed, to=to, text=text, as_tokens=tokens, edits=bool(edits)
+        model, sources or (), output, count, seed, to=to, text=text, via=via, as_tokens=tokens, edits=bool(edits)
     )
     from vqtok.compute.device import choose_device
 

@@ -356,7 +356,7 @@ def generate(
         given |= session.text_condition(text)
     if source is not None:
         given |= session.condition(source)
-    to = to or default_target(session, list(given))
+    to = to or default_target(session, [*given, *([via] if via else [])])
     conditions, seeds = [given] * count, range(seed, seed + count)
     if via is not None:
         conditions = session.chain(via, conditions, seeds)

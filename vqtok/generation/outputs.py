@@ -75,6 +75,7 @@ def plan_requests(
     *,
     to: str | None = None,
     text: str | None = None,
+    via: str | None = None,
     as_tokens: bool = False,
     edits: bool = False,
 ) -> tuple[StreamName, list[Request], Path | None]:
@@ -88,7 +89,7 @@ def plan_requests(
         ModelError: The generator cannot be read.
     """
     streams: list[StreamName] = [stream["name"] for stream in read_generator_card(generator).streams]
-    given = {_kind(path) for path in sources} | ({"text"} if text is not None else set())
+    given = {_kind(path) for path in sources} | ({"text"} if text is not None else set()) | {via}
     target: str
     if edits:
         target = next((name for name in streams if name in given), streams[0])
