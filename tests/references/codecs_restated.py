@@ -57,12 +57,12 @@ class Block(nn.Module):
         return x + self.block(x) if self.is_residual else self.block(x)
 
 
-def units(dim: int) -> list[nn.Module]:
+def units(dim: int, activation: type[nn.Module] = Snake1d) -> list[nn.Module]:
     return [
         Block(
-            Snake1d(dim),
+            activation(dim),
             conv(dim, dim, 7, dilation=d, padding=3 * d),
-            Snake1d(dim),
+            activation(dim),
             conv(dim, dim, 1),
             is_residual=True,
         )
@@ -417,19 +417,6 @@ class FactorizedVectorQuantize(nn.Module):
         return self.out_proj(F.embedding(codes, self._codebook.weight)).transpose(1, 2)
 
 
-def bigcodec_units(dim: int) -> list[nn.Module]:
-    return [
-        Block(
-            Activation1d(dim),
-            conv(dim, dim, 7, dilation=d, padding=3 * d),
-            Activation1d(dim),
-            conv(dim, dim, 1),
-            is_residual=True,
-        )
-        for d in (1, 3, 9)
-    ]
-
-
 class BigCodec(nn.Module):
     """The encoder and the decoder with the names that they have in training."""
 
@@ -440,7 +427,7 @@ class BigCodec(nn.Module):
         layers: list[nn.Module] = [conv(1, width, 7, padding=3)]
         for stride in ratios:
             down = conv(width, 2 * width, 2 * stride, stride=stride, padding=stride // 2 + stride % 2)
-            layers.append(Block(*bigcodec_units(width), Activation1d(width), down))
+            layers.append(Block(*units(width, Activation1d), Activation1d(width), down))
             width *= 2
         self.CodecEnc, self.generator = Block(), nn.Module()
         self.generator.quantizer = nn.Module()
@@ -453,7 +440,7 @@ class BigCodec(nn.Module):
         for stride in reversed(ratios):
             padding, extra = stride // 2 + stride % 2, stride % 2
             up = nn.ConvTranspose1d(top, top // 2, 2 * stride, stride, padding, output_padding=extra)
-            layers.append(Block(Activation1d(top), WeightNorm(up), *bigcodec_units(top // 2)))
+            layers.append(Block(Activation1d(top), WeightNorm(up), *units(top // 2, Activation1d)))
             top //= 2
         self.generator.model = nn.Sequential(*layers, Activation1d(top), conv(top, 1, 7, padding=3), nn.Tanh())
 
@@ -504,7 +491,7 @@ class NeuCodec(nn.Module):
         blocks: list[nn.Module] = [conv(1, width, 7, padding=3)]
         for stride in ratios:
             down = conv(width, 2 * width, 2 * stride, stride=stride, padding=stride // 2 + stride % 2)
-            blocks.append(Block(*bigcodec_units(width), Activation1d(width), down))
+            blocks.append(Block(*units(width, Activation1d), Activation1d(width), down))
             width *= 2
         self.CodecEnc, self.SemanticEncoder_module, self.generator = nn.Module(), nn.Module(), nn.Module()
         self.CodecEnc.conv_blocks = nn.Sequential(*blocks)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import LossConfig
@@ -170,10 +171,10 @@ class STOILoss(nn.Module):
         target, estimate = (self._segments(signal.mean(1).float()) for signal in (x, x_hat))
         level = target.square().sum((1, 3))
         loud = (level > 1e-4 * level.amax(1, keepdim=True) + SILENT_POWER).float()
-        estimate = _unit(estimate) * target.norm(dim=-1, keepdim=True)
+        estimate = F.normalize(estimate, dim=-1) * target.norm(dim=-1, keepdim=True)
         estimate = torch.minimum(estimate, target * self.limit)
         target, estimate = (part - part.mean(-1, keepdim=True) for part in (target, estimate))
-        correlation = (_unit(target) * _unit(estimate)).sum(-1).mean(1)
+        correlation = F.cosine_similarity(target, estimate, dim=-1).mean(1)
         return (loud * (1 - correlation)).sum() / loud.sum().clamp(min=1)
 
     def _segments(self, x: Tensor) -> Tensor:
@@ -181,10 +182,6 @@ class STOILoss(nn.Module):
         spectrum = torch.stft(x, 2 * self.hop, self.hop, window=self.window, center=False, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
         return (self.filters @ power + 1e-12).sqrt().unfold(-1, self.segment, 1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / (x.norm(dim=-1, keepdim=True) + 1e-8)
 
 
 def _log(magnitude: Tensor) -> Tensor:

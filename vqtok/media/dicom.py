@@ -48,39 +48,56 @@ def is_dicom(source: Source) -> bool:
 
 
 def num_frames(source: Source) -> int:
-    """Return the number of images in a DICOM file.
-
-    Raises:
-        MediaError: It cannot be read, or pydicom is not installed.
-    """
-    with _dataset(source, pixels=False) as dataset:
-        return _num_frames(dataset)
+    """Return the number of images in a DICOM file, without decoding them. Raises as `open_dicom` does."""
+    with open_dicom(source, pixels=False) as opened:
+        return opened.num_frames
 
 
 def dicom_size(source: Source) -> tuple[int, int]:
-    """Return `(width, height)` of the images in a DICOM file, without decoding them. Raises as `num_frames` does."""
-    with _dataset(source, pixels=False) as dataset:
-        return _size(dataset)
+    """Return `(width, height)` of the images in a DICOM file, without decoding them. Raises as `open_dicom` does."""
+    with open_dicom(source, pixels=False) as opened:
+        return opened.size
 
 
-def read_dicom(source: Source, frame: int = 0) -> tuple[NDArray[np.float32], Window | None]:
-    """Read an image of a DICOM file, and return it with its window if it is gray.
+class Dicom:
+    """An opened DICOM file; methods raise anything for damaged ones, which `open_dicom` turns into a MediaError."""
 
-    Values of gray images are rescaled to the file's units, and the first window of the file is the range from black to
-    white. Without a window that is the range of the image, or, of 8 bits and fewer, the one that these allow.
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
 
-    Raises:
-        MediaError: It cannot be read, its compression needs a package, or pydicom is not installed.
+    @property
+    def num_frames(self) -> int:
+        return max(1, int(self._dataset.get("NumberOfFrames") or 1))
 
-    Shapes:
-        float32 in [-1, 1], `(height, width)` for gray images, `(height, width, 3)` for color ones.
+    @property
+    def size(self) -> tuple[int, int]:
+        """The width and height of its images.
 
-    Source: the DICOM standard, PS3.3, sections C.7.6.3.1.2 (photometric interpretation), C.11.1 (rescale slope) and
-        C.11.2.1 (windows).
-    """
-    with _dataset(source) as dataset:
+        Raises:
+            MediaError: It has none.
+        """
+        if "Rows" not in self._dataset:
+            raise MediaError("is a DICOM file without an image")
+        return int(self._dataset.Columns), int(self._dataset.Rows)
+
+    def read(self, frame: int = 0) -> tuple[NDArray[np.float32], Window | None]:
+        """Decode an image, and return it with its window if it is gray.
+
+        Values of gray images are rescaled to the file's units, and the first window of the file is the range from black
+        to white. Without a window that is the range of the image, or, of 8 bits and fewer, the one that these allow.
+
+        Raises:
+            MediaError: Its compression needs a package.
+
+        Shapes:
+            float32 in [-1, 1], `(height, width)` for gray images, `(height, width, 3)` for color ones.
+
+        Source: the DICOM standard, PS3.3, sections C.7.6.3.1.2 (photometric interpretation), C.11.1 (rescale slope) and
+            C.11.2.1 (windows).
+        """
         import pydicom.pixels
 
+        dataset = self._dataset
         _check_compression(dataset)
         pixels = pydicom.pixels.pixel_array(dataset, index=frame)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -103,8 +120,15 @@ def read_dicom(source: Source, frame: int = 0) -> tuple[NDArray[np.float32], Win
 
 
 @contextmanager
-def _dataset(source: Source, *, pixels: bool = True) -> Iterator[Dataset]:
-    """Read a file; all exceptions while it is used become a MediaError that quotes nothing of it."""
+def open_dicom(source: Source, *, pixels: bool = True) -> Iterator[Dicom]:
+    """Open a DICOM file. All exceptions while it is used become a MediaError that quotes nothing of it.
+
+    Args:
+        pixels: Whether images are going to be read; False reads the header only.
+
+    Raises:
+        MediaError: It cannot be read, or pydicom is not installed.
+    """
     name = source_name(source)
     with error_context(name):
         _load_pydicom()
@@ -113,7 +137,7 @@ def _dataset(source: Source, *, pixels: bool = True) -> Iterator[Dataset]:
     with open_source(source) as file:
         start = file.tell()
         try:
-            yield dcmread(file, stop_before_pixels=not pixels)
+            yield Dicom(dcmread(file, stop_before_pixels=not pixels))
         except MediaError as error:
             raise MediaError(f"{name}: {error}") from None
         except RuntimeError:
@@ -145,16 +169,6 @@ def _check_compression(dataset: Dataset) -> None:
     if not decoder.is_available:
         needed = " or ".join(part.partition(" - ")[0] for part in decoder.missing_dependencies)
         raise MediaError(f"is compressed as {syntax.name}, which pydicom reads with {needed}; install one of them")
-
-
-def _num_frames(dataset: Dataset) -> int:
-    return max(1, int(dataset.get("NumberOfFrames") or 1))
-
-
-def _size(dataset: Dataset) -> tuple[int, int]:
-    if "Rows" not in dataset:
-        raise MediaError("is a DICOM file without an image")
-    return int(dataset.Columns), int(dataset.Rows)
 
 
 def _is_color(dataset: Dataset) -> bool:

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, Unidentif
 from vqtok.errors import MediaError, UsageError
 from vqtok.media import tiff
 from vqtok.media.color import ColorSpace, bits_per_channel, stated_color_space
-from vqtok.media.dicom import Window, dicom_size, is_dicom, num_frames, read_dicom
+from vqtok.media.dicom import Dicom, Window, dicom_size, is_dicom, open_dicom
 from vqtok.media.media import Media, Source, open_source, save_target, source_name, target_suffix
 from vqtok.media.plugins import prepare_for
 
@@ -68,9 +68,12 @@ def read_pixels(source: Source, channels: int = 3) -> StoredPixels:
     Shapes:
         `(channels, height, width)`; uint16 for gray images with more than 8 bits, else uint8.
     """
+    return read_windowed(source, channels)[0]
+
+
+def _decoded(source: Source, channels: int) -> StoredPixels:
+    """Read an image with Pillow."""
     name = source_name(source)
-    if is_dicom(source):
-        return read_windowed(source, channels)[0]
     with _opened(source) as image:
         if getattr(image, "is_animated", False) and image.format not in (
             "MPO",
@@ -103,13 +106,21 @@ def read_windowed(source: Source, channels: int = 3, frame: int | None = None) -
         frame: Which image of a DICOM file with several is read; by default the first, with a warning.
     """
     if not is_dicom(source):
-        return read_pixels(source, channels), None
-    name = source_name(source)
-    with _size_limit(name):
-        _check_size(*dicom_size(source))
-    if frame is None and (count := num_frames(source)) > 1:
-        logger.warning("%s: only the first of %d frames is used; give this file alone for all", name, count)
-    data, window = read_dicom(source, frame or 0)
+        return _decoded(source, channels), None
+    with open_dicom(source) as opened:
+        if frame is None and opened.num_frames > 1:
+            name = source_name(source)
+            logger.warning(
+                "%s: only the first of %d frames is used; give this file alone for all", name, opened.num_frames
+            )
+        return dicom_pixels(opened, channels, frame or 0)
+
+
+def dicom_pixels(opened: Dicom, channels: int, frame: int) -> tuple[StoredPixels, Window | None]:
+    """Return an image of an opened DICOM file as `read_windowed` does."""
+    with _size_limit():
+        _check_size(*opened.size)
+    data, window = opened.read(frame)
     if window:
         return np.repeat(as_deep(data)[None], channels, axis=0), window
     pixels: NDArray[np.uint8] = np.asarray(Image.fromarray(as_bytes(data)).convert(_MODES[channels]))
@@ -213,13 +224,13 @@ def write_pixels(pixels: StoredPixels, target: Path | BinaryIO, format: str | No
 
 
 @contextmanager
-def _size_limit(name: str) -> Iterator[None]:
+def _size_limit() -> Iterator[None]:
     """Turn what Pillow raises for images that are too large into a MediaError."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} megapixels"
-        raise MediaError(f"{name}: has more than {limit}; `max_megapixels` allows more") from error
+        raise MediaError(f"has more than {limit}; `max_megapixels` allows more") from error
 
 
 @contextmanager
@@ -228,7 +239,7 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     name = source_name(source)
     with open_source(source) as file:
         try:
-            with _size_limit(name):
+            with _size_limit():
                 image = _open(file)
                 _check_size(image.width, image.height)
                 yield image

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vqtok.errors import MediaError
-from vqtok.media.dicom import Window, is_dicom, num_frames
-from vqtok.media.image import StoredPixels, as_deep, read_windowed
+from vqtok.media.dicom import Window, is_dicom, num_frames, open_dicom
+from vqtok.media.image import StoredPixels, as_deep, dicom_pixels
 from vqtok.media.kinds import is_installed
 from vqtok.media.nifti import Volume
 
@@ -51,5 +51,6 @@ def slices(path: Path, channels: int) -> Iterator[tuple[StoredPixels, Window | N
         for number in range(len(volume)):
             yield as_deep(volume[number])[None].repeat(channels, axis=0), volume.window
         return
-    for number in range(num_frames(path)):
-        yield read_windowed(path, channels, number)
+    with open_dicom(path) as opened:
+        for number in range(opened.num_frames):
+            yield dicom_pixels(opened, channels, number)

@@ -140,15 +140,16 @@ def code_prices(quantizer: Quantizer, tables: Sequence[NDArray[np.uint16] | None
     Source: Sullivan and Wiegand 1998, "Rate-Distortion Optimization for Video Compression" (the Lagrangian of error and
         bits).
     """
-    codebooks = quantizer.codebooks()[:num_codebooks]
-    if num_codebooks == 1 or len(tables) < num_codebooks or any(table is None for table in tables[:num_codebooks]):
+    own = [table for table in tables[:num_codebooks] if table is not None]
+    if num_codebooks == 1 or len(own) < num_codebooks:
         return []
-    shares = [torch.from_numpy(table.astype(np.float32)) for table in tables[:num_codebooks] if table is not None]
-    shares = [share.to(codebooks[0].device) / share.sum() for share in shares]
+    last = quantizer.codebooks()[num_codebooks - 1]
+    shares = [torch.from_numpy(table.astype(np.float32)).to(last.device) for table in own]
+    shares = [share / share.sum() for share in shares]
     bits = [-share.clamp(min=1e-9).log2() for share in shares]
-    energy = (shares[-1] * codebooks[-1].square().sum(1)).sum()
+    energy = (shares[-1] * last.square().sum(1)).sum()
     per_bit = BIT_VALUE * energy / (shares[-1] * bits[-1]).sum().clamp(min=1e-6)
-    return [per_bit * own for own in bits]
+    return [per_bit * count for count in bits]
 
 
 def build_model(config: ModelConfig) -> VQModel:

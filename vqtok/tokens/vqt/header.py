@@ -92,7 +92,7 @@ class Header(Layout):
 
     @property
     def sequence_length(self) -> int:
-        """Codes of each codebook for every square of `stride` pixels of an image; 1 but for models of sequences."""
+        """Codes of each codebook for every square of `stride` pixels of an image; 1 except for models of sequences."""
         return sequence_length(self.modality, self.grid, self.size, self.stride)
 
     @property
