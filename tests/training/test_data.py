@@ -19,6 +19,7 @@ from vqtok.config import Config, load_preset
 from vqtok.errors import TrainingError, UsageError
 from vqtok.media.containers.mpeg import parse_header
 from vqtok.media.image import read_image
+from vqtok.media.tiling import padded
 from vqtok.training.data import (
     BatchLoader,
     MediaCache,
@@ -327,16 +328,22 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
 
 
 def test_validation_crops_are_the_middle_in_whole_grid_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_picture(tmp_path / "a.png", 41, 150)
-    write_picture(tmp_path / "b.png", 3, 100)
+    write_picture(tmp_path / "a.png", 40, 150)
     (tmp_path / "c.png").write_bytes(b"nothing")
     config = image_config()
     cache = MediaCache(config)
     ((item, crop),) = validation_crops(config, find_items(tmp_path, "image"), cache.read)
     assert item.name == "a.png"
     whole = read_image(tmp_path / "a.png").data
-    assert np.array_equal(crop, whole[:, 11 : 11 + 128, :40])
+    assert np.array_equal(crop, whole[:, 12 : 12 + 128, :40])
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_validation_extends_small_images_by_reflection(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 30, 3)
+    config = image_config()
+    ((_, crop),) = validation_crops(config, find_items(tmp_path, "image"), MediaCache(config).read)
+    assert np.array_equal(crop, padded(read_image(tmp_path / "a.png").data, 4))
 
 
 def test_validation_takes_two_seconds_of_the_first_channel(tmp_path: Path) -> None:

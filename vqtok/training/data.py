@@ -28,6 +28,7 @@ from vqtok.media.degrade import Degrader, parse_rules
 from vqtok.media.image import StoredPixels, as_float, read_image, read_pixels
 from vqtok.media.kinds import modality_of, stem
 from vqtok.media.media import Media
+from vqtok.media.tiling import padded
 from vqtok.media.volume import is_volume, num_slices, slices
 from vqtok.training.state import RUN_SUFFIX
 
@@ -454,7 +455,10 @@ def crop_samples(config: Config) -> int:
 def validation_crops(
     config: Config, items: Sequence[TrainingItem], read: Callable[[TrainingItem], Media | None]
 ) -> Iterator[tuple[TrainingItem, NDArray[np.float32]]]:
-    """Yield the center of each item for validation: at most 128 pixels per side or 2 s."""
+    """Yield the center of each item for validation: at most 128 pixels per side or 2 s.
+
+    A smaller item is taken as a whole, extended by reflection to a multiple of the stride.
+    """
     stride = math.prod(config.model.network.strides)
     longest = 128 if config.model.modality == "image" else 2 * config.model.sample_rate
     for item in items:
@@ -462,9 +466,10 @@ def validation_crops(
         if media is None:
             continue
         data = media.data if media.modality == "image" else media.data[:1]
-        sizes = [min(length, longest) // stride * stride for length in data.shape[1:]]
-        if 0 in sizes:
+        if 0 in data.shape:
             continue
+        data = padded(data, stride)
+        sizes = [min(length, longest) // stride * stride for length in data.shape[1:]]
         starts = [(length - size) // 2 for length, size in zip(data.shape[1:], sizes, strict=True)]
         window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         yield item, np.ascontiguousarray(data[(slice(None), *window)])
