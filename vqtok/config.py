@@ -230,7 +230,7 @@ class AdversarialConfig:
     """Weight of the LeCam regularization, which stabilizes the discriminators."""
     gradient_penalty: float = 0.0
     """Weight of the squared gradient of the discriminators at originals (R1), which keeps them smooth and from winning;
-    0.3 is a value to try. A step of the discriminators takes twice as long."""
+    0.3 is a value to try. A quarter of the steps of the discriminators takes twice as long."""
     weighting: Literal["fixed", "adaptive", "balanced"] = "fixed"
     """With "adaptive", `weight` is relative to the weight that makes the adversarial gradient at the last layer as
     large as that of the other losses. With "balanced", all weights are shares of the gradient at the

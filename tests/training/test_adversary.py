@@ -152,6 +152,21 @@ def test_sounds_are_judged_at_full_level_but_silence_is_not_blown_up() -> None:
     assert hiss.grad.norm() < 1000 * level.grad.norm()
 
 
+def test_images_are_judged_as_they_are_written() -> None:
+    adversary = adversary_of()
+    x, _ = pair()
+    x_hat = (3 * x).requires_grad_()
+    loss = adversary.losses(x, x_hat, 0.6, 1.0)["adversarial"]
+    written = adversary.losses(x, x_hat.detach().clamp(-1, 1), 0.6, 1.0)["adversarial"]
+    torch.testing.assert_close(loss, written)
+    loss.backward()
+    assert x_hat.grad is not None
+    outside = x_hat.abs() > 1
+    assert outside.any()
+    assert not x_hat.grad[outside].any()
+    assert x_hat.grad[~outside].all()
+
+
 def test_lecam_weighs_in() -> None:
     steady, free = adversary_of("adversarial.lecam=10"), adversary_of("adversarial.lecam=0")
     x, x_hat = pair()
@@ -173,10 +188,11 @@ def test_the_gradient_penalty_keeps_discriminators_smooth(modality: str) -> None
             f"adversarial.gradient_penalty={weight}", "adversarial.learning_rate=5e-3", modality=modality
         )
         x, x_hat = pair(modality)
+        reports = []
         for _ in range(20):
             adversary.losses(x, x_hat, 0.4, 1.0)
-            report = adversary.step(0.0, 1.0)
-        assert ("gradient_penalty" in report) == (weight > 0)
+            reports.append(adversary.step(0.0, 1.0))
+        assert ["gradient_penalty" in report for report in reports] == [weight > 0, False, False, False] * 5
         assert not x.requires_grad
         given = x.clone().requires_grad_()
         sum(judged.logits.mean() for judged in adversary._judge(given)).backward()  # type: ignore[union-attr]
@@ -226,6 +242,18 @@ def test_balanced_weights_are_shares() -> None:
     report = adversary.step(0.6, 1.0)
     assert report["adversarial_share"] == pytest.approx(0.75)
     assert report["gradient.l2"] == pytest.approx(norms["l2"].item())
+
+
+def test_the_norms_behind_balanced_weights_are_measured_in_some_steps() -> None:
+    adversary = adversary_of("adversarial.weighting=balanced", "loss.l2=1")
+    x, x_hat = pair()
+    weights = []
+    for step in range(11):
+        losses = {"l2": (1 + step) * (x - x_hat).square().mean()} | adversary.losses(x, x_hat, 0.6, 1.0)
+        weights.append(adversary.weights(losses, x_hat, torch.nn.Linear(1, 1), 1.0)["adversarial"])
+        adversary.step(0.6, 1.0)
+    assert len(set(weights[:10])) == 1
+    assert weights[10] > 2 * weights[0]
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "adaptive"])

@@ -26,7 +26,10 @@ from vqtok.networks.discriminators import DiscriminatorOutput, build_discriminat
 from vqtok.training.optim import cosine
 
 NORM_STEPS = 10
-"""How often the norms of the gradients are measured only to be reported; the balancer needs them in every step."""
+"""How often the norms of the gradients are measured. Each takes a backward pass through the discriminators."""
+PENALTY_STEPS = 4
+"""How often the gradient penalty is used. Its weight is multiplied by this ("lazy regularization", Karras et al. 2020,
+"Analyzing and Improving the Image Quality of StyleGAN", section 2.1)."""
 LOWEST_PEAK = 0.01
 """Audio is normalized to a peak of 1, as in DAC. Lower peaks count as this one, so that noise is not amplified."""
 
@@ -79,6 +82,10 @@ class Adversary(nn.Module):
         self._has_seen = True
         if config.crop < 1:
             x, x_hat = self._crop(x, x_hat)
+        if not self.is_audio:
+            # As an image file would have them. Black and white are then exact as soon as the model overshoots a little;
+            # otherwise the faint noise around them would always give it away.
+            x_hat = x_hat.clamp(-1, 1)
         if self.is_audio:
             # Both are divided by the peak of the original, so that the discriminators also see an error of the level.
             level = x.abs().amax((1, 2), keepdim=True).clamp(min=LOWEST_PEAK)
@@ -102,15 +109,16 @@ class Adversary(nn.Module):
     def _learn(self, x: Tensor, x_hat: Tensor, part: float) -> list[DiscriminatorOutput]:
         """Add the gradients of the discriminators, and return their outputs for originals, then reconstructions."""
         config = self.config
-        x = x.detach().requires_grad_(config.gradient_penalty > 0)
+        is_penalized = config.gradient_penalty > 0 and self.steps.item() // config.every % PENALTY_STEPS == 0
+        x = x.detach().requires_grad_(is_penalized)
         judged = self._judge(torch.cat([x, x_hat]))
         halves = [judgement.logits.float().chunk(2) for judgement in judged]
         real, fake = [half[0] for half in halves], [half[1] for half in halves]
         loss = discriminator_loss(config.kind, real, fake)
         total = loss + config.lecam * self.lecam(real, fake)
-        if config.gradient_penalty:
+        if is_penalized:
             penalty = gradient_penalty(real, x)
-            total = total + config.gradient_penalty * penalty
+            total = total + PENALTY_STEPS * config.gradient_penalty * penalty
             self._report["gradient_penalty"] += part * penalty.item()
         (part * total).backward()
         self._mean_logits += part * mean_logits(real, fake)
@@ -157,9 +165,11 @@ class Adversary(nn.Module):
         """
         weights = dict(self.loss_weights)
         is_balanced = self.config.weighting == "balanced"
-        norms: dict[str, float] = {}
-        if is_balanced or ("adversarial" in losses and self.steps.item() % NORM_STEPS == 0):
-            norms = self.balancer.norms(losses, x_hat)
+        norms = self.balancer.norms(losses)
+        is_first = not norms.keys() >= self.balancer.shares.keys() & losses.keys()
+        if (is_balanced or "adversarial" in losses) and (is_first or self.steps.item() % NORM_STEPS == 0):
+            self.balancer.measure(losses, x_hat)
+            norms = self.balancer.norms(losses)
         if is_balanced:
             weights |= self.balancer.weights(norms)
         elif self.config.weighting == "adaptive" and "adversarial" in losses:
