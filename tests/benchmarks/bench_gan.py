@@ -1,93 +1,155 @@
-"""Train the preset digits-gan with and without its discriminator, and compare what comes out with real digits.
+"""Train a preset with and without its discriminator, and compare what comes out with real images.
 
 python tests/benchmarks/bench_gan.py mnist10k.npz WORK/ [--minutes 12] [--preset digits-gan]
+python tests/benchmarks/bench_gan.py PHOTOS/ WORK/ [--minutes 12] [--preset texture-gan]
 
-Of the digits, 1,000 are held out, 3,000 are for the classifier that judges, and the models are trained on the rest.
-WORK/ keeps what is done, so that the script continues there: delete a file to make it again.
+Of the digits, 1,000 are held out, 3,000 are for the classifier that judges, and the models are trained on the rest. Of
+a folder of photographs of one kind, every fifth one is held out, and its crops of 64 x 64 pixels are compared by
+features of EfficientNet. WORK/ keeps what is done, so that the script continues there: delete a file to make it again.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_generator import CACHE, Judge, judge_of_images, vqtok
+from bench_generator import CACHE, judge_of_images, vqtok
 from torch import Tensor
 
+from vqtok.codec.codec import Codec
+from vqtok.files.walk import files_below
 from vqtok.generation.media import contact_sheet
-from vqtok.media.image import write_image
+from vqtok.media.image import read_image, write_image
+from vqtok.media.kinds import modality_of
 from vqtok.media.media import Media
 from vqtok.metrics.image import psnr
 from vqtok.metrics.means import Moments, frechet_distance
+from vqtok.metrics.measure import features
 from vqtok.metrics.texture import TextureDistance
+from vqtok.metrics.view import View
 from vqtok.models.model_file import load_model
 
 HELD_OUT, FOR_JUDGE = 1000, 3000
+CROP, EVERY = 64, 5
 SHOWN = 16
 QUANTILES = torch.tensor([0.9, 0.95, 0.99])
-"""Of the differences between neighboring pixels: how steep the edges of the strokes are."""
+"""Of the differences between neighboring pixels: how steep edges are."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A kind of images.
+
+    Args:
+        preset: What is trained if no other preset is given.
+        x: The held-out images `(count, channels, height, width)`.
+        features: Returns the features of images, one row each, that the Frechet distance compares.
+        recognized: Returns the fraction of reconstructions of `x` that are classified as what they are; None without
+            labels.
+    """
+
+    preset: str
+    x: Tensor
+    features: Callable[[Tensor], Tensor]
+    recognized: Callable[[Tensor], float] | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mnist", type=Path)
+    parser.add_argument("data", type=Path, help="mnist10k.npz, or a folder of photographs")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--preset", default="digits-gan")
+    parser.add_argument("--preset")
     parser.add_argument("--minutes", type=float, default=12, help="for each of the two models")
     options = parser.parse_args()
     CACHE["folder"] = options.work
-    arrays = np.load(options.mnist)
-    order = np.random.default_rng(0).permutation(len(arrays["labels"]))
-    pixels, labels = arrays["images"][order], arrays["labels"][order]
     media = options.work / "media"
     media.mkdir(parents=True, exist_ok=True)
-    np.save(media / "digits.npy", pixels[HELD_OUT + FOR_JUDGE :])
+    domain = (photographs if options.data.is_dir() else digits)(options.data, media)
     models = {"squared error alone": "plain", "with the discriminator": "gan"}
     for name in models.values():
         settings = ["--set", "adversarial.weight=0"] if name == "plain" else []
         path = options.work / f"{name}.safetensors"
-        train = ("train", media, "-o", path, "--preset", options.preset, "--minutes", options.minutes)
+        preset = options.preset or domain.preset
+        train = ("train", media, "-o", path, "--preset", preset, "--minutes", options.minutes)
         vqtok(*train, *settings, made=path)
+    decoded, usage = {"real": domain.x}, {"real": float("nan")}
+    for title, name in models.items():
+        codec = Codec(load_model(options.work / f"{name}.safetensors"))
+        tokens = [codec.encode(Media("image", image)) for image in domain.x.numpy()]
+        decoded[title] = torch.from_numpy(np.stack([codec.decode(image).data for image in tokens])).clamp(-1, 1)
+        used = {int(code) for image in tokens for code in image.codes.flat}
+        usage[title] = len(used) / tokens[0].codebook_sizes[0]
+    report(domain, decoded, usage)
+    step = len(domain.x) // SHOWN if options.data.is_dir() else 1
+    shown = [Media("image", version[step * index].numpy()) for version in decoded.values() for index in range(SHOWN)]
+    write_image(contact_sheet(shown, SHOWN), options.work / "pictures.png")
+
+
+def digits(data: Path, media: Path) -> Domain:
+    """Write the digits to train on to `media`, and return the others."""
+    arrays = np.load(data)
+    order = np.random.default_rng(0).permutation(len(arrays["labels"]))
+    pixels, labels = arrays["images"][order], arrays["labels"][order]
+    np.save(media / "digits.npy", pixels[HELD_OUT + FOR_JUDGE :])
     judge = judge_of_images(pixels[HELD_OUT:][:FOR_JUDGE], labels[HELD_OUT:][:FOR_JUDGE])
     x = torch.from_numpy(pixels[:HELD_OUT].astype(np.float32) / 127.5 - 1)[:, None]
-    decoded, usage = {"real": x}, {"real": float("nan")}
-    for title, name in models.items():
-        with torch.inference_mode():
-            model = load_model(options.work / f"{name}.safetensors")
-            codes = model.encode(x)
-            decoded[title] = model.decode(codes).clamp(-1, 1)
-            usage[title] = len(codes.unique()) / model.codebook_sizes[0]
-    report(decoded, usage, torch.from_numpy(labels[:HELD_OUT].astype(np.int64)), judge)
-    shown = [Media("image", version[index].numpy()) for version in decoded.values() for index in range(SHOWN)]
-    write_image(contact_sheet(shown, SHOWN), options.work / "digits-gan.png")
+    own = torch.from_numpy(labels[:HELD_OUT].astype(np.int64))
+    return Domain(
+        "digits-gan",
+        x,
+        lambda images: judge.model[:-1](judge.inputs(images)),
+        lambda images: judge(images, own)[0],
+    )
 
 
-def report(decoded: dict[str, Tensor], usage: dict[str, float], labels: Tensor, judge: Judge) -> None:
-    x = decoded["real"]
+def photographs(data: Path, media: Path) -> Domain:
+    """Link the photographs to train on in `media`, and return crops of the others."""
+    crops = []
+    for number, name in enumerate(files_below(data, lambda path: modality_of(path) == "image")):
+        if number % EVERY:
+            link = media / f"{number:05d}{Path(name).suffix}"
+            if not link.exists():
+                link.symlink_to((data / name).resolve())
+            continue
+        rows = torch.from_numpy(read_image(data / name).data).unfold(1, CROP, CROP).unfold(2, CROP, CROP)
+        crops.append(rows.permute(1, 2, 0, 3, 4).flatten(0, 1))
+
+    def embedded(images: Tensor) -> Tensor:
+        views = (View(Media("image", image)) for image in images.numpy())
+        return torch.from_numpy(np.stack([features("frechet_efficientnet", view) for view in views]))
+
+    return Domain("texture-gan", torch.cat(crops), embedded)
+
+
+def report(domain: Domain, decoded: dict[str, Tensor], usage: dict[str, float]) -> None:
     edges = " | ".join(f"edges {quantile:.0%}" for quantile in QUANTILES.tolist())
-    print(f"\n| | PSNR dB | Frechet | texture | {edges} | recognized | usage |\n|{'---|' * 9}")
+    recognized = " recognized |" if domain.recognized else ""
+    print(f"\n| | PSNR dB | Frechet | texture | {edges} |{recognized} usage |\n|{'---|' * (8 + bool(recognized))}")
+    real = moments(domain, domain.x)
     for title, x_hat in decoded.items():
         texture = TextureDistance()
-        for pair in zip(x.numpy(), x_hat.numpy(), strict=True):
+        for pair in zip(domain.x.numpy(), x_hat.numpy(), strict=True):
             texture.add(*pair)
         figures = [
-            f"{psnr(x, x_hat).clamp(max=99).mean():.2f}",
-            f"{frechet_distance(moments(judge, x), moments(judge, x_hat)):.3f}",
+            f"{psnr(domain.x, x_hat).clamp(max=99).mean():.2f}",
+            f"{frechet_distance(real, moments(domain, x_hat)):.3f}",
             f"{texture.distance():.4f}",
-            *(f"{value:.3f}" for value in differences(x_hat).quantile(QUANTILES).tolist()),
-            f"{judge(x_hat, labels)[0]:.1%}",
+            *(f"{value:.3f}" for value in np.quantile(differences(x_hat).numpy(), QUANTILES.numpy())),
+            *([f"{domain.recognized(x_hat):.1%}"] if domain.recognized else []),
             f"{usage[title]:.1%}",
         ]
         print(f"| {title} | {' | '.join(figures)} |", flush=True)
 
 
 @torch.no_grad()
-def moments(judge: Judge, x: Tensor) -> Moments:
-    """Return the moments of the classifier's features."""
+def moments(domain: Domain, x: Tensor) -> Moments:
+    """Return the moments of the features of images."""
     found = Moments()
-    found.add(judge.model[:-1](judge.inputs(x)).numpy())
+    found.add(domain.features(x).numpy())
     return found
 
 
