@@ -1,16 +1,19 @@
 """Measure fusion models on held-out pairs: reconstruction, shared codes, and retrieval by the histograms of codes.
 
 python tests/benchmarks/bench_fusion.py PAIRS MODEL...
+python tests/benchmarks/bench_fusion.py PAIRS --link FOLDER TRAINING/
 
-PAIRS is a folder such as digits-av: images, audio and captions with stems in common. Models of one modality are
-measured by their reconstruction alone. An item finds its partner among all held-out items of the other modality by the
-negative symmetric cross entropy of the histograms of their codes. Recall at 1 and 10 and the median rank count the
-partner itself; the last column the items whose first find has the same caption. Equal scores are in random order.
+The second command links the files of a folder in TRAINING/, without those of the held-out pairs: models of one modality
+would hold out others. PAIRS is a folder such as digits-av: images, audio and captions with stems in common. Models of
+one modality are measured by their reconstruction alone. An item finds its partner among all held-out items of the other
+modality by the negative symmetric cross entropy of the histograms of their codes. Recall at 1 and 10 and the median
+rank count the partner itself; the last column the items whose first find has the same caption. Equal scores are in
+random order.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +36,17 @@ FLOOR = 1e-3
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, *models = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--link", type=Path, nargs=2, metavar=("FOLDER", "TRAINING"))
+    options = parser.parse_args()
+    folder, models = options.pairs, options.models
     items = find_items(folder, "image", "audio")
     _, held_out = split_items(items, 0.05, pair_stem)
+    if options.link:
+        link(*options.link, {pair_stem(item) for item in held_out})
+        return
     captions = [read_columns(item.path).get("caption") for item in items_of(held_out, "image")]
     print(f"{len(captions)} held-out pairs\n")
     columns = (
@@ -78,6 +89,13 @@ def main() -> None:
     chance = np.mean([captions.count(caption) for caption in captions]) / len(captions)
     count = len(captions)
     print(f"| chance | | | | | | {1 / count:.3f} | {10 / count:.3f} | {(count + 1) / 2:.1f} | {chance:.3f} |")
+
+
+def link(folder: Path, training: Path, held_out: set[str]) -> None:
+    training.mkdir(parents=True)
+    for path in folder.resolve().iterdir():
+        if path.stem not in held_out:
+            (training / path.name).symlink_to(path)
 
 
 def similarities(image: NDArray[np.int64], audio: NDArray[np.int64]) -> NDArray[np.float64]:

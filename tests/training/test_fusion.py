@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ from training.conftest import quick as quick
 from vqtok.config import Config, from_dict, load_preset
 from vqtok.errors import ModelError, TrainingError, UsageError, WrongModelError
 from vqtok.losses.code_matching import code_distributions, code_matching_loss
+from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.card import read_card
 from vqtok.models.model_file import load_model
 from vqtok.models.vqmodel import FusionModel, VQModel, build_model
-from vqtok.quantizers import VQ
+from vqtok.quantizers import VQ, one_update
 from vqtok.tokens.statistics import jensen_shannon_bits, shared_fraction
-from vqtok.training.data import MediaCache, PairLoader, find_items, make_loader, pair_stem, split_items
+from vqtok.training.data import NO_PAIR, MediaCache, PairLoader, find_items, make_loader, pair_stem, split_items
+from vqtok.training.objective import Objective, TensorBatch
 from vqtok.training.optim import Budget
 from vqtok.training.train import train, train_prior
 
@@ -138,11 +141,21 @@ def test_sides_share_the_quantizer_and_are_in_the_state_once() -> None:
 
 def test_code_matching_prefers_equal_codes_of_partners() -> None:
     distributions = torch.eye(6) * 0.9 + 0.1 / 6
-    matched = code_matching_loss(distributions, distributions)
-    assert float(matched) < 0.1
-    assert float(code_matching_loss(distributions, distributions.roll(1, 0))) > 3
+    apart = torch.arange(6)
+    assert float(code_matching_loss(distributions, distributions, apart)) < 0.1
+    assert float(code_matching_loss(distributions, distributions.roll(1, 0), apart)) > 3
     same = torch.full((6, 6), 1 / 6)
-    assert float(code_matching_loss(same, same)) == pytest.approx(math.log(6))
+    assert float(code_matching_loss(same, same, apart)) == pytest.approx(math.log(6))
+
+
+def test_pairs_with_one_caption_are_partners_of_each_other() -> None:
+    image = torch.eye(6)[[0, 0, 1, 1]] * 0.9 + 0.1 / 6
+    captions = torch.tensor([5, 5, 2, 2])
+    # The chosen pair within a caption does not matter, and no similarity within it has to be low.
+    loss = code_matching_loss(image, image, captions)
+    torch.testing.assert_close(code_matching_loss(image, image[[1, 0, 3, 2]], captions), loss)
+    assert float(loss) == pytest.approx(math.log(2), abs=0.05)
+    assert float(code_matching_loss(image, image.roll(2, 0), captions)) > 3
 
 
 def test_code_distributions_follow_the_nearest_vectors() -> None:
@@ -169,7 +182,8 @@ def test_gradient_descent_brings_pairs_to_the_same_codes() -> None:
     codebook = quantizer.codebook
     optimizer = torch.optim.Adam([image, audio], lr=0.03)
     for _ in range(150):
-        loss = code_matching_loss(code_distributions(image, codebook), code_distributions(audio, codebook))
+        distributions = [code_distributions(z, codebook) for z in (image, audio)]
+        loss = code_matching_loss(*distributions, torch.arange(8))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,6 +191,43 @@ def test_gradient_descent_brings_pairs_to_the_same_codes() -> None:
     codes = [quantizer.encode(z.detach()).flatten(1) for z in (image, audio)]
     shared = [len(set(a.tolist()) & set(b.tolist())) > 0 for a, b in zip(*codes, strict=True)]
     assert all(shared)
+
+
+def test_modalities_weigh_the_same_in_the_codebook() -> None:
+    quantizer = VQ(1, 2, decay=0.0)
+    quantizer.prepare(torch.tensor([[[0.0], [1.0]]]))
+    low, high = int(quantizer.codebook.argmin()), int(quantizer.codebook.argmax())
+    image, audio = torch.tensor([0.0, 0.2]).repeat(15).view(1, 1, 30), torch.tensor([[[1.0, 1.1, 1.2, 0.0]]])
+    with one_update(quantizer, equal=True):
+        quantizer(image)
+        quantizer(audio)
+    # A quarter of the audio is at 0.
+    torch.testing.assert_close(quantizer.counts[[low, high]], torch.tensor([1.25, 0.75]), atol=0.05, rtol=0)
+    assert float(quantizer.codebook[high]) == pytest.approx(1.1, abs=0.01)
+    with one_update(quantizer):
+        quantizer(image)
+        quantizer(audio)
+    torch.testing.assert_close(quantizer.counts[[low, high]], torch.tensor([62 / 34, 6 / 34]))
+
+
+def test_code_matching_falls_to_nothing(pairs: Path) -> None:
+    config = tiny(*FUSION, "loss.code_matching=1")
+    model = build_model(config.model)
+    sides = {modality: config.of(modality) for modality in config.model.modalities}
+    reconstruction = {name: ReconstructionLoss(side.loss, side.model.sample_rate) for name, side in sides.items()}
+    objective = Objective(config, reconstruction, None, torch.float32)
+    loader = make_loader(config, find_items(pairs, "image", "audio"), MediaCache(config), 0)
+    batch = TensorBatch.of(loader.batch(0), torch.device("cpu"))
+    model.quantizer.reset_statistics()  # type: ignore[operator]
+    model.eval()
+    norms = []
+    for weight, fraction in (1, 0.0), (1, 1.0), (0, 1.0):
+        own = replace(objective, config=replace(config, loss=replace(config.loss, code_matching=weight)))
+        model.zero_grad()
+        own.backward(model, batch, quantize=True, fraction=fraction)
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item())
+    assert norms[0] != pytest.approx(norms[2], rel=1e-3)
+    assert norms[1] == pytest.approx(norms[2], rel=1e-4)
 
 
 # The data.
@@ -189,6 +240,18 @@ def test_pairs_are_held_out_together(pairs: Path) -> None:
     stems = {pair_stem(item) for item in held_out}
     assert stems.isdisjoint(pair_stem(item) for item in training)
     assert len(held_out) > len(stems) > 3
+
+
+def test_with_code_matching_pairs_with_one_caption_have_one_number(pairs: Path) -> None:
+    (pairs / "2.txt").write_text("one")
+    (pairs / "3.txt").write_text("two")
+    items = find_items(pairs, "image", "audio")
+    for weight, count in (0, 16), (1, 15):
+        config = tiny(*FUSION, "train.batch_size=120", f"loss.code_matching={weight}")
+        batch = make_loader(config, items, MediaCache(config), 0).batch(3)
+        assert len(set(batch.pairs.tolist()) - {NO_PAIR}) == count
+    (pairs / "2.txt").unlink()
+    (pairs / "3.txt").unlink()
 
 
 def test_batches_hold_pairs_at_the_same_place(pairs: Path) -> None:
@@ -207,10 +270,11 @@ def test_batches_hold_pairs_at_the_same_place(pairs: Path) -> None:
         "audio": (120, 1, 200),
     }
     couples = list(zip(drawn[::2], drawn[1::2], strict=True))
-    assert [pair_stem(a) == pair_stem(b) for a, b in couples] == batch.pairs.tolist()
+    assert [pair_stem(a) == pair_stem(b) for a, b in couples] == (batch.pairs != NO_PAIR).tolist()
     assert {item.modality for item, _ in couples} == {"image", "audio"}  # Each is drawn first at every other place.
-    assert 0 < batch.pairs.sum() < 120
-    assert {pair_stem(a) for (a, _), pair in zip(couples, batch.pairs, strict=True) if not pair} <= {"alone", "only"}
+    are_pairs = batch.pairs != NO_PAIR
+    assert 0 < are_pairs.sum() < 120
+    assert {pair_stem(a) for (a, _), pair in zip(couples, are_pairs, strict=True) if not pair} <= {"alone", "only"}
     again = make_loader(config, items, MediaCache(config), 0).batch(3)
     assert all(np.array_equal(again.media[name], batch.media[name]) for name in batch.media)
 

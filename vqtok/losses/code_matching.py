@@ -37,20 +37,23 @@ def code_distributions(z: Tensor, codebook: Tensor) -> Tensor:
         return (-SHARPNESS * distances / spacing).softmax(-1).mean(1)
 
 
-def code_matching_loss(image: Tensor, audio: Tensor) -> Tensor:
+def code_matching_loss(image: Tensor, audio: Tensor, pairs: Tensor) -> Tensor:
     """Return how hard it is to find the partner of an item in the batch by the similarity of their code distributions.
 
     The similarity of two items is the negative symmetric cross entropy of their distributions. The loss is the cross
-    entropy of the softmax of an item's similarities to all items of the other modality, at its partner.
+    entropy of the softmax of an item's similarities to all items of the other modality, at its partners.
 
     Shapes:
         image, audio: `(pairs, codebook_size)`; rows at the same place belong together.
+        pairs: `(pairs,)`; pairs with the same number are partners of each other, too.
 
-    Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.3.
+    Source: Liu et al. 2022, "Cross-Modal Discrete Representation Learning", section 3.3; several partners as in Khosla
+        et al. 2020, "Supervised Contrastive Learning", section 3.2 (the sum outside of the logarithm).
     Unlike: Averaged over both directions, from images to audio and from audio to images.
     """
     similarity = image @ (audio + FLOOR).log().T + (image + FLOOR).log() @ audio.T
-    partners = torch.arange(len(image), device=image.device)
+    partners = (pairs[:, None] == pairs).float()
+    partners /= partners.sum(1, keepdim=True)
     return (F.cross_entropy(similarity, partners) + F.cross_entropy(similarity.T, partners)) / 2
 
 

@@ -92,18 +92,3 @@ def scale_to_data(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
     assert isinstance(from_latent, nn.Conv2d)
     to_latent.weight *= before[:, None, None]
     from_latent.weight /= before[:, None, None, None]
-
-
-@torch.no_grad()
-def scale_latents(encoder: Encoder, decoder: Decoder, x: Tensor) -> None:
-    """Scale the latents of untrained networks to unit standard deviation on media `x`; the decoder divides by it.
-
-    Latents of several modalities can then share a codebook. Otherwise nearly all of its vectors would go to the
-    modality with the larger latents.
-    """
-    to_latent, from_latent = encoder.layers[-1], decoder.layers[0]
-    assert isinstance(to_latent, nn.Conv2d)
-    assert isinstance(from_latent, nn.Conv2d)
-    deviation = encoder(x).std().clamp(min=1e-6)
-    to_latent.weight /= deviation
-    from_latent.weight *= deviation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Literal
 
@@ -148,3 +148,9 @@ def pick(vectors: Tensor, count: int) -> Tensor:
     if n < count:
         order = torch.cat([order, torch.randint(n, (count - n,), device=vectors.device)])
     return vectors[order]
+
+
+def repeated(sets: Sequence[Tensor]) -> list[Tensor]:
+    """Repeat the positions of the smaller ones of tensors `(items, positions, ...)` until all have as many."""
+    most = max(part.shape[1] for part in sets)
+    return [part[:, torch.arange(most, device=part.device) % part.shape[1]] for part in sets]

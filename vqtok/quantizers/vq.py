@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqtok.compute.distributed import all_reduce, broadcast
 from vqtok.quantizers.base import Losses, Quantizer
-from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, nearest_several, pick
+from vqtok.quantizers.codebook import cluster_sums, kmeans, nearest, nearest_several, pick, repeated
 
 
 class VQ(Quantizer):
@@ -139,8 +139,13 @@ class VQ(Quantizer):
 
 
 @contextmanager
-def one_update(module: nn.Module) -> Iterator[None]:
-    """Update codebooks only once, at the end, from all vectors quantized in between, such as the parts of a batch."""
+def one_update(module: nn.Module, *, equal: bool = False) -> Iterator[None]:
+    """Update codebooks only once, at the end, from all vectors quantized in between, such as the parts of a batch.
+
+    Args:
+        module: Contains the codebooks.
+        equal: Whether each call of a quantizer in between has the same weight, however many vectors it quantizes.
+    """
     codebooks = [part for part in module.modules() if isinstance(part, VQ)]
     for codebook in codebooks:
         codebook.waiting = []
@@ -152,4 +157,5 @@ def one_update(module: nn.Module) -> Iterator[None]:
             codebook.waiting = None
     for codebook, batches in zip(codebooks, gathered, strict=True):
         if batches:
-            codebook.update(*(torch.cat(tensors, dim=1) for tensors in zip(*batches, strict=True)))
+            sets = [repeated(tensors) if equal else tensors for tensors in zip(*batches, strict=True)]
+            codebook.update(*(torch.cat(tensors, dim=1) for tensors in sets))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqtok.config import Config, Modality
 from vqtok.errors import MediaError, TrainingError, UsageError
-from vqtok.files.sidecars import is_sidecar
+from vqtok.files.sidecars import is_sidecar, read_columns
 from vqtok.files.walk import describe_ignored, files_below
 from vqtok.media.audio import audio_info, read_audio
 from vqtok.media.degrade import Degrader, parse_rules
@@ -41,6 +41,9 @@ LUMA = (0.299, 0.587, 0.114)
 FULL_SCALE = {"uint8": (127.5, 127.5), "uint16": (32767.5, 32767.5), "int16": (32767.0, 0.0)}
 """Scale and offset from [-1, 1] of decoded media in memory: images, images with more than 8 bits, audio."""
 
+
+NO_PAIR = -1
+"""The number in `Batch.pairs` of a place whose image and audio do not belong together."""
 
 T = TypeVar("T")
 
@@ -76,12 +79,13 @@ class Batch:
     Shapes:
         media, inputs: For each modality float32 `(batch, channels, *crop)` in [-1, 1]; `inputs` are what is encoded,
             degraded media if `data.degrade` says so.
-        pairs: bool `(batch,)`: whether an image and an audio at the same place share a stem; False for one modality.
+        pairs: int64 `(batch,)`: a number for each place where an image and an audio share a stem, the same number for
+            the same caption; -1 elsewhere, and for one modality.
     """
 
     media: Mapping[Modality, NDArray[np.float32]]
     inputs: Mapping[Modality, NDArray[np.float32]]
-    pairs: NDArray[np.bool_]
+    pairs: NDArray[np.int64]
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -334,7 +338,7 @@ class BatchLoader(Loader):
             crops.append(self.crop(rng, self.draw(rng)))
         media = self.scaled(crops)
         inputs = self._degraded(media, step) if self.degrader.rules else media
-        return Batch({self.modality: media}, {self.modality: inputs}, np.zeros(len(crops), bool))
+        return Batch({self.modality: media}, {self.modality: inputs}, np.full(len(crops), NO_PAIR))
 
     def _degraded(self, crops: NDArray[np.float32], step: int) -> NDArray[np.float32]:
         rate = self.config.model.sample_rate or None
@@ -396,19 +400,24 @@ class PairLoader(Loader):
 
     Args:
         loaders: The loaders of both modalities, with the same seed.
+        captions: Whether pairs with the same caption have the same number in batches.
     """
 
-    def __init__(self, loaders: Mapping[Modality, BatchLoader]) -> None:
+    def __init__(self, loaders: Mapping[Modality, BatchLoader], *, captions: bool) -> None:
         self.loaders, self.config = loaders, loaders["image"].config
         self._partners: dict[Modality, dict[str, TrainingItem]] = {
             modality: {pair_stem(item): item for item in reversed(loader.items)} for modality, loader in loaders.items()
         }
+        image, audio = self._partners.values()
+        both = {stem: item.path for stem, item in audio.items() if stem in image}
+        keys = {stem: read_columns(path).get("caption", path) if captions else path for stem, path in both.items()}
+        numbers = {key: number for number, key in enumerate(keys.values())}
+        self._pairs = {stem: numbers[key] for stem, key in keys.items()}
 
     @property
     def num_pairs(self) -> int:
         """The number of stems that both modalities have."""
-        image, audio = self._partners.values()
-        return len(image.keys() & audio.keys())
+        return len(self._pairs)
 
     def batch(self, step: int) -> Batch:
         loader = self.loaders["image"]
@@ -423,7 +432,8 @@ class PairLoader(Loader):
             for modality, item in zip(order, both, strict=True):
                 crops[modality].append(self.loaders[modality].crop(rng, item))
             # An item that cannot be read was replaced by another.
-            pairs.append(partner is not None and not any(item.name in loader.cache.unreadable for item in both))
+            is_replaced = any(item.name in loader.cache.unreadable for item in both)
+            pairs.append(NO_PAIR if is_replaced else self._pairs.get(pair_stem(first), NO_PAIR))
         media = {modality: self.loaders[modality].scaled(found) for modality, found in crops.items()}
         return Batch(media, media, np.array(pairs))
 
@@ -438,7 +448,9 @@ def make_loader(config: Config, items: Sequence[TrainingItem], cache: MediaCache
         modality: BatchLoader(config.of(modality), items_of(items, modality), cache, seed, first)
         for modality in config.model.modalities
     }
-    return PairLoader(loaders) if len(loaders) > 1 else next(iter(loaders.values()))
+    if len(loaders) == 1:
+        return next(iter(loaders.values()))
+    return PairLoader(loaders, captions=config.loss.code_matching > 0)
 
 
 def items_of(items: Iterable[TrainingItem], modality: str) -> list[TrainingItem]:

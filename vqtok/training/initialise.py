@@ -18,6 +18,7 @@ from vqtok.errors import UsageError
 from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.networks.layers import Block
 from vqtok.quantizers import VQ
+from vqtok.quantizers.codebook import repeated
 from vqtok.training.objective import TensorBatch
 
 TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout"}
@@ -137,10 +138,10 @@ def start_codebooks(
 
 
 def _latents(model: VQModel, batch: TensorBatch, precision: torch.dtype) -> Tensor:
-    """Return the latents `(1, positions, dim)` of the batches of all processes, of all modalities."""
+    """Return the latents `(1, positions, dim)` of the batches of all processes, as many of each modality."""
     found = []
     for modality, side in model.sides.items():
         x = channels_last(batch.inputs[modality])
         with autocast(x.device, precision):
             found.append(gather(side.encoder(x).float().movedim(1, -1)).flatten(0, -2))
-    return torch.cat(found)[None]
+    return torch.cat(repeated([vectors[None] for vectors in found]), dim=1)

@@ -29,7 +29,7 @@ from vqtok.config import Config, Modality, from_dict
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.reconstruction import ReconstructionLoss
 from vqtok.models.vqmodel import VQModel
-from vqtok.networks import Decoder, Encoder, scale_latents, scale_to_data
+from vqtok.networks import Decoder, Encoder, scale_to_data
 from vqtok.quantizers import one_update
 from vqtok.training.adversary import Adversary
 from vqtok.training.alarms import (
@@ -364,12 +364,8 @@ class Trainer:
         if self.initial is None:
             batch = TensorBatch.of(self.loader.batch(0), self.device)
             for modality, side in self.model.sides.items():
-                if not (isinstance(side.encoder, Encoder) and isinstance(side.decoder, Decoder)):
-                    continue
-                x = gather(batch.media[modality])
-                scale_to_data(side.encoder, side.decoder, x)
-                if len(self.model.sides) > 1:
-                    scale_latents(side.encoder, side.decoder, x)
+                if isinstance(side.encoder, Encoder) and isinstance(side.decoder, Decoder):
+                    scale_to_data(side.encoder, side.decoder, gather(batch.media[modality]))
             broadcast_module(self.model)
             self.average.load_state_dict(self.model.state_dict())
         elif self.model.quantizer.ready:
@@ -396,7 +392,7 @@ class Trainer:
             group["lr"] = group["scale"] * self.learning_rate_scale * learning_rate(config, self.step, fraction)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with one_update(self.model.quantizer):
+        with one_update(self.model.quantizer, equal=len(self.model.sides) > 1):
             losses, codes = self.objective.backward(self.model, batch, quantize=not warm, fraction=fraction)
         if codes is not None:
             self.window.add(codes)
