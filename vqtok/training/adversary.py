@@ -82,14 +82,14 @@ class Adversary(nn.Module):
         self._has_seen = True
         if config.crop < 1:
             x, x_hat = self._crop(x, x_hat)
-        if not self.is_audio:
-            # As an image file would have them. Black and white are then exact as soon as the model overshoots a little;
-            # otherwise the faint noise around them would always give it away.
-            x_hat = x_hat.clamp(-1, 1)
         if self.is_audio:
             # Both are divided by the peak of the original, so that the discriminators also see an error of the level.
             level = x.abs().amax((1, 2), keepdim=True).clamp(min=LOWEST_PEAK)
             x, x_hat = x / level, x_hat / level
+        else:
+            # As an image file would have them. Black and white are then exact as soon as the model overshoots a little;
+            # otherwise the faint noise around them would always give it away.
+            x_hat = x_hat.clamp(-1, 1)
         judged = self._learn(x, x_hat.detach(), part) if self._learns else None
         return self._generator_losses(judged, x, x_hat) if self.is_active(fraction) else {}
 
