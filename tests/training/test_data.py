@@ -335,7 +335,7 @@ def test_validation_crops_are_the_middle_in_whole_grid_steps(tmp_path: Path, cap
     ((item, crop),) = validation_crops(config, find_items(tmp_path, "image"), cache.read)
     assert item.name == "a.png"
     whole = read_image(tmp_path / "a.png").data
-    assert np.array_equal(crop, whole[:, 12 : 12 + 128, :40])
+    assert np.array_equal(crop, whole[:, 11 : 11 + 128, :40])
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,16 +243,15 @@ def test_pairs_are_held_out_together(pairs: Path) -> None:
     assert len(held_out) > len(stems) > 3
 
 
-def test_with_code_matching_pairs_with_one_caption_have_one_number(pairs: Path) -> None:
-    (pairs / "2.txt").write_text("one")
-    (pairs / "3.txt").write_text("two")
-    items = find_items(pairs, "image", "audio")
+def test_with_code_matching_pairs_with_one_caption_have_one_number(pairs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pairs, tmp_path / "captions")
+    (folder / "2.txt").write_text("one")
+    (folder / "3.txt").write_text("two")
+    items = find_items(folder, "image", "audio")
     for weight, count in (0, 16), (1, 15):
         config = tiny(*FUSION, "train.batch_size=120", f"loss.code_matching={weight}")
         batch = make_loader(config, items, MediaCache(config), 0).batch(3)
         assert len(set(batch.pairs.tolist()) - {NO_PAIR}) == count
-    (pairs / "2.txt").unlink()
-    (pairs / "3.txt").unlink()
 
 
 def test_batches_hold_pairs_at_the_same_place(pairs: Path) -> None:

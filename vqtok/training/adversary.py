@@ -165,9 +165,9 @@ class Adversary(nn.Module):
         """
         weights = dict(self.loss_weights)
         is_balanced = self.config.weighting == "balanced"
-        norms = self.balancer.norms(losses)
-        is_first = not norms.keys() >= self.balancer.shares.keys() & losses.keys()
-        if (is_balanced or "adversarial" in losses) and (is_first or self.steps.item() % NORM_STEPS == 0):
+        norms = self.balancer.norms(losses) if is_balanced else {}
+        is_due = self.steps.item() % NORM_STEPS == 0 and (is_balanced or "adversarial" in losses)
+        if is_due or (is_balanced and not norms.keys() >= self.balancer.shares.keys() & losses.keys()):
             self.balancer.measure(losses, x_hat)
             norms = self.balancer.norms(losses)
         if is_balanced:

@@ -480,8 +480,7 @@ def validation_crops(
         data = media.data if media.modality == "image" else media.data[:1]
         if 0 in data.shape:
             continue
-        data = padded(data, stride)
-        sizes = [min(length, longest) // stride * stride for length in data.shape[1:]]
+        sizes = [min(length, longest // stride * stride) for length in data.shape[1:]]
         starts = [(length - size) // 2 for length, size in zip(data.shape[1:], sizes, strict=True)]
         window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-        yield item, np.ascontiguousarray(data[(slice(None), *window)])
+        yield item, padded(data[(slice(None), *window)], stride)

@@ -112,16 +112,18 @@ class Objective:
                 latents[modality] = z
             total = total + sum((weights[name] * loss for name, loss in own.items()), x.new_zeros(()))
             losses |= own if len(model.sides) == 1 else {f"{modality}.{name}": loss for name, loss in own.items()}
-        has_matching = bool(self.config.loss.code_matching and latents)
-        if has_matching and (are_pairs := (pairs := gather(batch.pairs)) != NO_PAIR).sum() > 1:
-            (codebook,) = model.quantizer.codebooks()
-            image, audio = (gather_own(code_distributions(z, codebook))[are_pairs] for z in latents.values())
-            losses["code_matching"] = code_matching_loss(image, audio, pairs[are_pairs])
-            # It falls to zero like the learning rate: the reconstruction pays for it, and codes that have met stay
-            # together in small steps. The loss is that of the batches of all processes, and the mean of their gradients
-            # divides it.
-            weight = self.config.loss.code_matching * cosine(fraction)
-            total = total + world_size() * weight * losses["code_matching"]
+        if self.config.loss.code_matching and latents:
+            pairs = gather(batch.pairs)
+            are_pairs = pairs != NO_PAIR
+            if are_pairs.sum() > 1:
+                (codebook,) = model.quantizer.codebooks()
+                image, audio = (gather_own(code_distributions(z, codebook))[are_pairs] for z in latents.values())
+                losses["code_matching"] = code_matching_loss(image, audio, pairs[are_pairs])
+                # It falls to zero like the learning rate: the reconstruction pays for it, and codes that have met stay
+                # together in small steps. The loss is that of the batches of all processes, and the mean of their
+                # gradients divides it.
+                weight = self.config.loss.code_matching * cosine(fraction)
+                total = total + world_size() * weight * losses["code_matching"]
         (part * total).backward()
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         figures = {name: part * value for name, value in zip(losses, values, strict=True)}
