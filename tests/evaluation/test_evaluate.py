@@ -12,11 +12,17 @@ import torch
 from conftest import wave
 from PIL import Image
 
+from vqtok.codec.codec import Codec
+from vqtok.codec.options import CodecOptions
 from vqtok.evaluation import run as run_module
 from vqtok.evaluation.items import Worker
+from vqtok.media.image import as_float
+from vqtok.media.media import Media
 from vqtok.metrics.audio import mel_distance
 from vqtok.metrics.image import psnr
 from vqtok.models.card import check_identity, read_card
+from vqtok.models.model_file import load_model
+from vqtok.models.registry import find_model
 
 
 def by_id(results, modality="image"):
@@ -41,6 +47,20 @@ def test_figures_are_those_of_encoded_and_decoded_files(evaluate, run, photos, t
         assert figures["bytes"] == np.mean(sizes)
         areas = [(48 + 8 * index) * 40 for index in range(4)]
         assert figures["bpp"] == pytest.approx(np.mean([8 * s / a for s, a in zip(sizes, areas, strict=True)]))
+
+
+def test_with_effort_each_number_of_codebooks_is_searched_for(evaluate, photos):
+    found = evaluate(photos, "--against", "none", "--codebooks", "2,4", "--effort", "4")
+    codec = Codec(load_model(find_model("image")), options=CodecOptions(effort=4))
+    for count in (2, 4):
+        media = [Media("image", pixels(photos / f"{index}.png")[0].numpy().astype(np.float32)) for index in range(4)]
+        tokens = [codec.encode(item, count) for item in media]
+        figures = [
+            float(psnr(torch.from_numpy(item.data)[None], torch.from_numpy(as_float(codec.decode_pixels(own)))[None]))
+            for item, own in zip(media, tokens, strict=True)
+        ]
+        assert by_id(found)[f"image@{count}"]["psnr"] == pytest.approx(np.mean(figures), abs=1e-3)
+    assert found["modalities"]["image"]["models"]["image"]["usage"]
 
 
 def test_audio_keeps_its_rate_and_channels(evaluate, run, recordings, tmp_path):

@@ -69,6 +69,9 @@ def evaluate(
         str | None,
         EvaluationOption(metavar="RULE,...", help="Degrade what is encoded, as noise:25; compare with the original."),
     ] = None,
+    effort: Annotated[
+        int, EvaluationOption(min=1, metavar="N", help="Follow N paths through the codebooks, as encode does.")
+    ] = 1,
     learnability: Annotated[
         str | None,
         EvaluationOption(metavar="TIME", help="Train a generator on each model's tokens for TIME, such as 5m."),
@@ -144,6 +147,7 @@ def evaluate(
         check_cards(opened)
     how: dict[str, Any] = {
         "degrade": tuple(_names(degrade) or ()),
+        "effort": effort,
         "stability": stability,
         "curves": curves,
         "device": str(choose_device(device)),

@@ -96,6 +96,8 @@ class Plan:
     mono: bool = False
     degrade: tuple[str, ...] = ()
     """Rules of `vqtok.media.degrade` for what is encoded; it is compared with the original."""
+    effort: int = 1
+    """Paths through residual codebooks that are followed in encoding."""
     stability: bool = True
     """Whether to measure how codes change when the input does."""
     curves: bool = True

@@ -109,6 +109,8 @@ def _protocol(plan: Plan) -> str:
         rules.append("audio mixed down to mono first")
     if plan.degrade:
         rules.append(f"inputs degraded: {','.join(plan.degrade)}")
+    if plan.effort > 1:
+        rules.append(f"encoded with an effort of {plan.effort}")
     for metric in map(METRICS.__getitem__, plan.metrics):
         if metric.packages:
             packages = ", ".join(f"{package} {version}" for package, version in versions(metric).items())

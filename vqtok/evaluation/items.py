@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        options = CodecOptions(precision=plan.precision, jobs=1)
+        options = CodecOptions(precision=plan.precision, effort=plan.effort, jobs=1)
         self.codecs: dict[str, Codec] = {
             model.name: Codecs(model.model, plan.device, options).get(plan.modality) for model in plan.models
         }
@@ -78,9 +77,16 @@ class Worker:
         """Return what is encoded: the original, or what the plan's rules make of it, always in the same way."""
         return self._degrader(original, np.random.default_rng(zlib.crc32(item.key.encode(errors="surrogateescape"))))
 
-    def encode(self, model: Model, given: Media) -> Prefixes:
+    def encode(self, model: Model, given: Media) -> dict[int, Prefixes]:
+        """Return the tokens of an item for each number of codebooks, and for all."""
         codec = self.codecs[model.name]
-        return Prefixes(codec, codec.encode(for_model(given, codec)))
+        given, every = for_model(given, codec), len(model.codebook_sizes)
+        whole = Prefixes(codec, codec.encode(given))
+        # A search is for the codebooks that are asked for; the greedy one finds the same for any number.
+        searched = (count for count in model.codebooks if count < every and self.plan.effort > 1)
+        return dict.fromkeys((*model.codebooks, every), whole) | {
+            count: Prefixes(codec, codec.encode(given, count)) for count in searched
+        }
 
     def evaluate(self, item: Item) -> dict[str, Any]:
         """Return all that is known about an item after evaluation, as JSON; only `error` if it failed."""
@@ -127,17 +133,15 @@ class Worker:
     def _evaluate_model(
         self, model: Model, view: View, given: Media, found: dict[Candidate, Measured]
     ) -> dict[str, Any]:
-        begin = time.perf_counter()
-        prefixes = self.encode(model, given)
-        seconds = time.perf_counter() - begin
+        encoded = self.encode(model, given)
         for count in model.codebooks:
-            num_bytes = len(prefixes.file(count))
+            num_bytes = len(encoded[count].file(count))
             if model.decodes:
-                measured = self._measure(view, like(view.media, prefixes.decode(count)), num_bytes)
+                measured = self._measure(view, like(view.media, encoded[count].decode(count)), num_bytes)
             else:
                 measured = Measured(num_bytes, {metric.name: math.nan for metric in self.plan.item_metrics}, {})
             found[Candidate(model.name, "model", count)] = measured
-        tokens, codec = prefixes.tokens, self.codecs[model.name]
+        tokens, codec = encoded[len(model.codebook_sizes)].tokens, self.codecs[model.name]
         counts = [
             np.bincount(plane.ravel(), minlength=size)
             for plane, size in zip(tokens.codes, tokens.codebook_sizes, strict=True)
@@ -146,7 +150,6 @@ class Worker:
         return {
             "num_tokens": tokens.num_tokens,
             "grid": list(tokens.grid),
-            "encode_seconds": seconds,
             "counts": [pack(count.astype(np.uint32)) for count in counts],
             "agreement": {name: {"equal": equal, "of": total} for name, (equal, total) in agreement.items()},
         }

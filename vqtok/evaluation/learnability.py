@@ -31,8 +31,9 @@ def measure_learnability(worker: Worker, model: Model, items: Sequence[Item], mi
         folder = Path(name) / "tokens"
         folder.mkdir()
         for number, item in enumerate(items):
-            prefixes = worker.encode(model, worker.degraded(item, worker.read(item)))
-            (folder / f"{number}.vqt").write_bytes(prefixes.file(max(model.codebooks)))
+            encoded = worker.encode(model, worker.degraded(item, worker.read(item)))
+            count = max(model.codebooks)
+            (folder / f"{number}.vqt").write_bytes(encoded[count].file(count))
         try:
             trained = train_generator(
                 [folder],

@@ -74,13 +74,15 @@ def keep(worker: Worker, item: Item, settings: Mapping[str, int], folder: Path, 
     for model in worker.plan.models:
         if not model.decodes:
             continue
-        prefixes = worker.encode(model, given)
+        encoded = worker.encode(model, given)
         for count in model.codebooks:
             candidate = Candidate(model.name, "model", count)
-            names[candidate.id] = _write(like(original, prefixes.decode(count)), folder / f"{stem}-{_safe(candidate)}")
-            for name, encoded in files.items():
+            names[candidate.id] = _write(
+                like(original, encoded[count].decode(count)), folder / f"{stem}-{_safe(candidate)}"
+            )
+            for name, classical in files.items():
                 matched = Candidate(name, "matched", count, model.name)
-                decoded = encoded.decode(settings[matched.id])
+                decoded = classical.decode(settings[matched.id])
                 names[matched.id] = _write(decoded, folder / f"{stem}-{_safe(matched)}")
     return names
 

@@ -79,6 +79,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "sample_rate": plan.sample_rate,
         "mono": plan.mono,
         "degrade": list(plan.degrade),
+        "effort": plan.effort,
         "stability": plan.stability,
         "device": plan.device,
         "precision": plan.precision,
