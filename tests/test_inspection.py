@@ -31,6 +31,7 @@ MODEL_KEYS = {
     "file_bytes",
     "config",
     "prior",
+    "bit_value",
     "training",
 }
 # fmt: on

@@ -145,6 +145,8 @@ class LossConfig:
     loudness: float = 0.0
     stoi: float = 0.0
     """For speech: its intelligibility."""
+    pesq: float = 0.0
+    """For speech: how far its quality is below the best one."""
     perceptual: float = 0.0
     perceptual_kind: PerceptualKind = "efficientnet"
     """The network whose features are compared; lpips downloads its weights at the first use."""
@@ -157,7 +159,7 @@ class LossConfig:
     def of(self, modality: Modality) -> LossConfig:
         """Return the weights for one side of a fusion model, where l1 and l2 are for images."""
         if modality == "image":
-            return replace(self, mel=0.0, stft=0.0, sdr=0.0, loudness=0.0, stoi=0.0, code_matching=0.0)
+            return replace(self, mel=0.0, stft=0.0, sdr=0.0, loudness=0.0, stoi=0.0, pesq=0.0, code_matching=0.0)
         return replace(self, l1=0.0, l2=0.0, perceptual=0.0, code_matching=0.0)
 
 

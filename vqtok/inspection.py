@@ -277,6 +277,7 @@ def model_facts(path: Path, card: ModelCard) -> Facts:
         "sample_rate": model["sample_rate"] or None,
         "file_bytes": card.file_bytes,
         "prior": card.has_prior,
+        "bit_value": card.bit_value,
         "config": card.config,
         "training": card.training,
     }

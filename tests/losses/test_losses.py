@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,15 +16,18 @@ from vqtok.losses.reconstruction import (
     ReconstructionLoss,
     SDRLoss,
     STFTLoss,
-    STOILoss,
     magnitudes,
     mel_filters,
 )
+from vqtok.losses.speech import PESQLoss, STOILoss, opinion
+from vqtok.media.audio import read_audio
 from vqtok.metrics.audio import stoi
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 RATE = 24_000
 MEL_WINDOWS = LossConfig().mel_windows
-SOUND_LOSSES = [MelLoss(RATE, MEL_WINDOWS), STFTLoss(), LoudnessLoss(RATE), SDRLoss(), STOILoss(RATE)]
+SPEECH_LOSSES = [STOILoss(RATE), PESQLoss(RATE)]
+SOUND_LOSSES = [MelLoss(RATE, MEL_WINDOWS), STFTLoss(), LoudnessLoss(RATE), SDRLoss(), *SPEECH_LOSSES]
 
 
 def noise(*shape: int) -> Tensor:
@@ -132,7 +137,7 @@ def test_losses_and_gradients_are_finite(loss: torch.nn.Module, samples: int, ta
     assert x_hat.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", SOUND_LOSSES[:-1])
+@pytest.mark.parametrize("loss", SOUND_LOSSES[:4])
 def test_losses_pull_towards_the_target(loss: torch.nn.Module) -> None:
     x = noise(2, 1, 4096)
     x_hat = (0.5 * x).requires_grad_()
@@ -151,8 +156,8 @@ def test_reconstruction_picks_its_terms() -> None:
     x, x_hat = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5)
     found = ReconstructionLoss(LossConfig(l1=0.1, l2=7.0), 0)(x, x_hat)
     assert {name: term.item() for name, term in found.items()} == {"l1": 0.5, "l2": 0.25}
-    audio = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1, loudness=1, stoi=1), RATE)
-    assert set(audio(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness", "stoi"}
+    audio = ReconstructionLoss(LossConfig(l1=1, mel=1, stft=1, sdr=1, loudness=1, stoi=1, pesq=1), RATE)
+    assert set(audio(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness", "stoi", "pesq"}
 
 
 def test_reconstruction_needs_a_term_that_fits() -> None:
@@ -197,3 +202,29 @@ def test_stoi_loss_leaves_out_what_is_silent_or_too_short() -> None:
     torch.testing.assert_close(both, loss(x, x_hat))
     assert loss(silent, hiss).item() == 0
     assert loss(x[..., : RATE // 4], hiss[..., : RATE // 4]).item() == 0
+
+
+def test_pesq_loss_is_near_the_standard() -> None:
+    media = read_audio(SAMPLES / "speech.flac", RATE, mono=True)
+    x = torch.from_numpy(media.data)[None]
+    hiss = x.std() * noise(*x.shape)
+    loss = PESQLoss(RATE)
+    # The package pesq 0.0.4 gives these for the same signals at 16 kHz.
+    for decibels, expected in ((10, 1.11), (20, 1.62), (30, 2.70), (40, 3.73)):
+        found = opinion(loss(x, x + 10 ** (-decibels / 20) * hiss)).item()
+        assert found == pytest.approx(expected, abs=0.25), decibels
+    assert opinion(loss(x, x)).item() == pytest.approx(4.64, abs=0.01)
+    # Less of the signal is not as bad as more of another.
+    assert loss(x, 0.9 * x) < loss(x, x + 0.1 * hiss)
+
+
+def test_pesq_loss_has_a_gradient_that_helps_and_leaves_silence_alone() -> None:
+    x = speech(RATE)
+    x_hat = (x + 0.1 * noise(1, 1, RATE)).requires_grad_()
+    loss = PESQLoss(RATE)(x, x_hat)
+    loss.backward()
+    assert x_hat.grad is not None
+    assert PESQLoss(RATE)(x, x_hat - 0.01 * x_hat.grad / x_hat.grad.abs().max()) < loss
+    silent = torch.zeros(1, 1, RATE)
+    assert PESQLoss(RATE)(silent, 1e-6 * noise(1, 1, RATE)) < 0.1
+    assert PESQLoss(RATE)(x[..., :100], x_hat[..., :100]).item() == 0

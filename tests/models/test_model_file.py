@@ -195,6 +195,18 @@ def test_odd_headers(tmp_path, header, error, message):
         read_card(path)
 
 
+def test_the_value_of_a_bit_is_in_the_file(image_model, tmp_path):
+    tensors, values = contents(image_model)
+    assert values["bit_value"] == load_model(image_model).bit_value == 0.25
+    path = write(tmp_path / "x.safetensors", tensors, values | {"bit_value": 0.5})
+    assert load_model(path).bit_value == read_card(path).bit_value == 0.5
+    for odd in ("x", -1, None):
+        with pytest.raises(CorruptFileError, match="the header is damaged"):
+            read_card(write(path, tensors, values | {"bit_value": odd}))
+    del values["bit_value"]  # As in files of earlier versions.
+    assert load_model(write(path, tensors, values)).bit_value == 0.25
+
+
 def test_foreign_safetensors(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
@@ -267,15 +279,17 @@ def test_a_longer_search_avoids_codes_that_take_many_bits():
     for part in quantizer.parts:
         part.codebook.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) / 2)
     even, skewed = np.full(4, 4096, np.uint16), np.array([16000, 128, 128, 128], np.uint16)
-    prices = code_prices(quantizer, [even, skewed], 2)
+    prices = code_prices(quantizer, [even, skewed], 2, 0.25)
     # All vectors have an energy of 1/4. Bits cost what the second codebook explains, a quarter of 1/4 for its entropy.
     shares = skewed / skewed.sum()
     bits = -np.log2(shares)
     expected = 0.25 * 0.25 / (shares * bits).sum()
     torch.testing.assert_close(prices[1], torch.tensor(expected * bits, dtype=torch.float32))
     torch.testing.assert_close(prices[0], torch.full((4,), expected * 2, dtype=torch.float32))
-    assert code_prices(quantizer, [even, None], 2) == code_prices(quantizer, [even], 2) == []
-    assert code_prices(quantizer, [even, skewed], 1) == []
+    assert code_prices(quantizer, [even, None], 2, 0.25) == code_prices(quantizer, [even], 2, 0.25) == []
+    assert code_prices(quantizer, [even, skewed], 1, 0.25) == []
+    free = code_prices(quantizer, [even, skewed], 2, 0)
+    torch.testing.assert_close(torch.stack(free), torch.zeros(2, 4))
     z = torch.tensor([-0.45, 0.5]).view(1, 2, 1, 1)
     assert sorted(quantizer.encode(z, beam=4).flatten().tolist()) == [1, 2]
     assert quantizer.encode(z, beam=4, prices=prices)[0, 1] == 0

@@ -6,17 +6,15 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import LossConfig
 from vqtok.errors import UsageError
 from vqtok.losses.perceptual import build_perceptual_loss
+from vqtok.losses.speech import PESQLoss, STOILoss
 
 FLOOR = 1e-5
 """Magnitudes below this count as silence."""
-SILENT_POWER = 1e-8
-"""Segments of speech whose bands together have less power count as silence."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -141,49 +139,6 @@ class SDRLoss(nn.Module):
         return x[:, 1:] - self.pre_emphasis * x[:, :-1]
 
 
-class STOILoss(nn.Module):
-    """1 minus the short-time objective intelligibility of speech: how far envelopes in bands are from correlated.
-
-    Source: Taal et al. 2011, "An Algorithm for Intelligibility Prediction of Time-Frequency Weighted Noisy Speech",
-        section II; Fu et al. 2018, "End-to-End Waveform Utterance Enhancement for Direct Evaluation Metrics
-        Optimization", section III (as a loss).
-    Unlike: Without resampling, and segments more than 40 dB below the loudest of an item are left out in place of
-        frames. Audio shorter than a segment (0.4 s) has a loss of 0.
-    """
-
-    filters: Tensor
-    window: Tensor
-    frame_seconds, bands, lowest, segment, limit = 0.0256, 15, 150.0, 30, 1 + 10 ** (15 / 20)
-
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__()
-        self.hop = round(sample_rate * self.frame_seconds / 2)
-        edges = self.lowest * 2 ** ((2 * torch.arange(self.bands + 1) - 1) / 6)
-        bins = torch.arange(self.hop + 1) * sample_rate / (2 * self.hop)
-        filters = (bins >= edges[:-1, None]) & (bins < edges[1:, None])
-        # At low rates the highest bands are empty, at short frames the lowest ones can be.
-        self.register_buffer("filters", filters[filters.any(1)].float(), persistent=False)
-        self.register_buffer("window", torch.hann_window(2 * self.hop), persistent=False)
-
-    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        if x.shape[-1] < (self.segment + 1) * self.hop:
-            return 0 * x_hat.float().sum()
-        target, estimate = (self._segments(signal.mean(1).float()) for signal in (x, x_hat))
-        level = target.square().sum((1, 3))
-        loud = (level > 1e-4 * level.amax(1, keepdim=True) + SILENT_POWER).float()
-        estimate = F.normalize(estimate, dim=-1) * target.norm(dim=-1, keepdim=True)
-        estimate = torch.minimum(estimate, target * self.limit)
-        target, estimate = (part - part.mean(-1, keepdim=True) for part in (target, estimate))
-        correlation = F.cosine_similarity(target, estimate, dim=-1).mean(1)
-        return (loud * (1 - correlation)).sum() / loud.sum().clamp(min=1)
-
-    def _segments(self, x: Tensor) -> Tensor:
-        """Return the magnitudes in bands of all segments, `(batch, bands, segments, frames)`."""
-        spectrum = torch.stft(x, 2 * self.hop, self.hop, window=self.window, center=False, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return (self.filters @ power + 1e-12).sqrt().unfold(-1, self.segment, 1)
-
-
 def _log(magnitude: Tensor) -> Tensor:
     return magnitude.clamp(min=FLOOR).log10()
 
@@ -209,6 +164,7 @@ class ReconstructionLoss(nn.Module):
             "sdr": SDRLoss,
             "loudness": lambda: LoudnessLoss(sample_rate),
             "stoi": lambda: STOILoss(sample_rate),
+            "pesq": lambda: PESQLoss(sample_rate),
         }
         makers = for_any | for_images | for_audio
         chosen = [name for name in makers if getattr(config, name) > 0]

@@ -19,7 +19,7 @@ from vqtok.config import Config, from_dict
 from vqtok.errors import CorruptFileError, ModelError, UsageError
 from vqtok.files.atomic import atomic_write
 from vqtok.files.paths import error_context
-from vqtok.models.card import FORMAT_VERSION, METADATA_KEY, hash_identity, read_card
+from vqtok.models.card import BIT_VALUE, FORMAT_VERSION, METADATA_KEY, hash_identity, read_card
 from vqtok.models.entropy_model import PREFIXES, TABLE_PREFIX, entropy_model
 from vqtok.models.vqmodel import VQModel, build_model
 from vqtok.quantizers import VQ
@@ -71,7 +71,9 @@ def save_part(
         if name.startswith(f"{part}."):
             tensors[name] = tensor.detach().cpu().to(tensors[name].dtype).contiguous()
     decodes = card.decodes if part == "encoder" else (card.identity, *card.decodes)
-    return _write(path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, decodes)
+    return _write(
+        path, model, config.to_dict() | {"model": card.config["model"]}, tensors, training, decodes, card.bit_value
+    )
 
 
 def _write(
@@ -81,6 +83,7 @@ def _write(
     tensors: Mapping[str, Tensor],
     training: Mapping[str, Any],
     decodes: Sequence[str] = (),
+    bit_value: float = BIT_VALUE,
 ) -> bytes:
     identity = compute_identity(config["model"], tensors)
     strides = [side.stride for side in model.sides.values()]
@@ -91,6 +94,7 @@ def _write(
         "training": dict(training),
         "codebook_sizes": model.codebook_sizes,
         "stride": strides[0] if len(strides) == 1 else strides,
+        "bit_value": bit_value,
     } | ({"decodes": list(decodes)} if decodes else {})
     atomic_write(path, to_safetensors(dict(tensors), metadata={METADATA_KEY: json.dumps(metadata)}))
     return identity
@@ -135,6 +139,7 @@ def load_model(path: Path) -> VQModel:
     for modality, side in model.sides.items():
         side.decodes = model.decodes
         side.identity, side.entropy_model = identity, model.entropy_model.of(modality)
+        side.bit_value = card.bit_value
     return model.eval().requires_grad_(False)
 
 

@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtok.config import Modality, ModelConfig
+from vqtok.models.card import BIT_VALUE
 from vqtok.models.tokenizer import Tokenizer
 from vqtok.networks import build_decoder, build_encoder, network_context
 from vqtok.networks.layers import Axes
 from vqtok.quantizers import Quantizer, QuantizerOutput, build_quantizer
 from vqtok.tokens.coding.coders import NO_MODEL
 
-BIT_VALUE = 0.25
-"""The error that a bit may cost, in units of what a bit of the last codebook saves. Below 1, since the prior knows more
-than the static tables. Tuned on 10 photographs at 2 and 4 codebooks."""
-
 
 class VQModel(nn.Module, Tokenizer):
     """A vector-quantized autoencoder: a `Tokenizer` that can be trained.
 
-    `identity` and `entropy_model` belong to the file it was loaded from; a model in training has none.
+    `identity`, `entropy_model` and `bit_value` belong to the file it was loaded from; a model in training has none.
 
     Args:
         config: The architecture.
@@ -53,6 +50,7 @@ class VQModel(nn.Module, Tokenizer):
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
         self.entropy_model = NO_MODEL
+        self.bit_value = BIT_VALUE
 
     @property
     def sides(self) -> Mapping[Modality, VQModel]:
@@ -86,7 +84,7 @@ class VQModel(nn.Module, Tokenizer):
 
     @torch.no_grad()
     def encode_searching(self, x: Tensor, num_codebooks: int, effort: int) -> Tensor:
-        prices = code_prices(self.quantizer, self.entropy_model.tables, num_codebooks)
+        prices = code_prices(self.quantizer, self.entropy_model.tables, num_codebooks, self.bit_value)
         return self.quantizer.encode(self.encoder(x), num_codebooks, effort, prices)
 
     @torch.no_grad()
@@ -130,12 +128,14 @@ class FusionModel(VQModel):
         raise TypeError("a fusion model is used by its sides: model.of(modality)")
 
 
-def code_prices(quantizer: Quantizer, tables: Sequence[NDArray[np.uint16] | None], num_codebooks: int) -> list[Tensor]:
+def code_prices(
+    quantizer: Quantizer, tables: Sequence[NDArray[np.uint16] | None], num_codebooks: int, bit_value: float
+) -> list[Tensor]:
     """Return the price of each code in squared error, `(codebook_size,)` for each of the first codebooks.
 
-    It is the number of bits in the static tables, times the error that one bit saves: what the last of the codebooks
-    explains of the latents, divided by its entropy, and a constant. There are none if a codebook has no table, or for a
-    single codebook, where bits can only be bought with error.
+    It is the number of bits in the static tables, times `bit_value`, times the error that one bit saves: what the last
+    of the codebooks explains of the latents, divided by its entropy. There are none if a codebook has no table, or for
+    a single codebook, where bits can only be bought with error.
 
     Source: Sullivan and Wiegand 1998, "Rate-Distortion Optimization for Video Compression" (the Lagrangian of error and
         bits).
@@ -148,7 +148,7 @@ def code_prices(quantizer: Quantizer, tables: Sequence[NDArray[np.uint16] | None
     shares = [share / share.sum() for share in shares]
     bits = [-share.clamp(min=1e-9).log2() for share in shares]
     energy = (shares[-1] * last.square().sum(1)).sum()
-    per_bit = BIT_VALUE * energy / (shares[-1] * bits[-1]).sum().clamp(min=1e-6)
+    per_bit = bit_value * energy / (shares[-1] * bits[-1]).sum().clamp(min=1e-6)
     return [per_bit * count for count in bits]
 
 
