@@ -127,6 +127,9 @@ class DataConfig:
     degrade: tuple[str, ...] = ()
     """Degradations of the encoder's inputs, as `vqtok.media.degrade` describes them, such as "noise:5-50"; one is drawn
     for each crop. The model learns to reconstruct the media as they were before."""
+    speech: str = ""
+    """Which files are speech: a pattern such as `speech/*` of names in the data folder. The losses for speech act on
+    crops of these; on all if empty."""
     note: str = ""
     """A note for the model card: the data and its licenses."""
 

@@ -160,6 +160,20 @@ def test_reconstruction_picks_its_terms() -> None:
     assert set(audio(noise(1, 1, 64), noise(1, 1, 64))) == {"l1", "mel", "stft", "sdr", "loudness", "stoi", "pesq"}
 
 
+def test_terms_for_speech_are_of_speech_only() -> None:
+    losses = ReconstructionLoss(LossConfig(mel=1, stoi=1, pesq=1), RATE)
+    x, x_hat = speech(RATE).repeat(4, 1, 1), (speech(RATE) + noise(4, 1, RATE)).requires_grad_()
+    of_all, of_some = losses(x, x_hat), losses(x, x_hat, torch.tensor([True, False, False, False]))
+    torch.testing.assert_close(of_some["mel"], of_all["mel"])
+    for name in ("stoi", "pesq"):
+        # The mean of one item and of three that count as 0.
+        torch.testing.assert_close(of_some[name], losses(x[:1], x_hat[:1])[name] / 4)
+    of_none = losses(x, x_hat, torch.zeros(4, dtype=torch.bool))
+    assert of_none["stoi"].item() == of_none["pesq"].item() == 0
+    sum(of_none.values(), torch.zeros(())).backward()
+    assert x_hat.grad is not None
+
+
 def test_reconstruction_needs_a_term_that_fits() -> None:
     with pytest.raises(UsageError, match="loss: no reconstruction term"):
         ReconstructionLoss(LossConfig(), RATE)

@@ -275,6 +275,21 @@ def test_sounds_are_drawn_by_duration(tmp_path: Path) -> None:
     assert 0.85 < (crops.mean(axis=(1, 2)) > 0).mean() < 0.95
 
 
+def test_crops_of_speech_are_told_by_the_names_of_their_files(tmp_path: Path) -> None:
+    for name, level in (("speech/a.wav", 0.5), ("speech/deep/b.wav", 0.5), ("music/c.wav", -0.5)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, np.full(RATE, level), RATE)
+    items = find_items(tmp_path, "audio")
+    batches = [loader(audio_config("data.speech=speech/*"), items).batch(step) for step in range(10)]
+    speech = np.concatenate([batch.speech for batch in batches])
+    levels = np.concatenate([batch.media["audio"][:, 0, 0] for batch in batches])
+    assert (speech == (levels > 0)).all()
+    assert {True, False} == set(speech.tolist())
+    assert loader(audio_config(), items).batch(0).speech.all()
+    with pytest.raises(UsageError, match=r"data\.speech=spech/\*: no file to train on has such a name"):
+        loader(audio_config("data.speech=spech/*"), items)
+
+
 def test_crops_are_whole_grid_steps() -> None:
     assert crop_samples(audio_config("data.crop_seconds=0.1")) == 800
     assert crop_samples(audio_config("data.crop_seconds=0.1001")) == 800

@@ -13,6 +13,7 @@ from vqtok.errors import UsageError
 from vqtok.losses.perceptual import build_perceptual_loss
 from vqtok.losses.speech import PESQLoss, STOILoss
 
+FOR_SPEECH = ("stoi", "pesq")
 FLOOR = 1e-5
 """Magnitudes below this count as silence."""
 
@@ -175,5 +176,21 @@ class ReconstructionLoss(nn.Module):
                 raise UsageError(f"loss.{name} is for {'images' if sample_rate else 'audio'}; use loss.l1 and loss.l2")
         self.terms = nn.ModuleDict({name: makers[name]() for name in chosen})
 
-    def forward(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
-        return {name: term(x, x_hat) for name, term in self.terms.items()}
+    def forward(self, x: Tensor, x_hat: Tensor, speech: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the mean of each term over the items of a batch.
+
+        Args:
+            speech: Which items are speech, `(batch,)`; of others, the terms for speech are 0. None stands for all.
+        """
+        return {
+            name: term(x, x_hat) if speech is None or name not in FOR_SPEECH else _of_some(term, x, x_hat, speech)
+            for name, term in self.terms.items()
+        }
+
+
+def _of_some(term: nn.Module, x: Tensor, x_hat: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of a term over all items of a batch, of which those that are not chosen have 0."""
+    if not chosen.any():
+        return 0 * x_hat.float().sum()
+    mean: Tensor = chosen.float().mean() * term(x[chosen], x_hat[chosen])
+    return mean

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -81,11 +82,18 @@ class Batch:
             degraded media if `data.degrade` says so.
         pairs: int64 `(batch,)`: a number for each place where an image and an audio share a stem, the same number for
             the same caption; -1 elsewhere, and for one modality.
+        speech: bool `(batch,)`: whether the audio at each place is speech.
     """
 
     media: Mapping[Modality, NDArray[np.float32]]
     inputs: Mapping[Modality, NDArray[np.float32]]
     pairs: NDArray[np.int64]
+    speech: NDArray[np.bool_]
+
+
+def is_speech(config: Config, name: str) -> bool:
+    """Return whether the losses for speech act on an item of this name."""
+    return fnmatchcase(name, config.data.speech or "*")
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -315,7 +323,7 @@ class BatchLoader(Loader):
         first: The position of this process's first crop in the batch of all processes.
 
     Raises:
-        UsageError: The crop size is not a multiple of the stride, or a degradation is not valid.
+        UsageError: The crop size is not a multiple of the stride, a degradation is not valid, or no item is speech.
     """
 
     def __init__(
@@ -328,17 +336,21 @@ class BatchLoader(Loader):
             raise UsageError(f"data.crop_pixels must be a multiple of {stride} (the stride)")
         self.config, self.items, self.cache, self.seed, self.first = config, items, cache, seed, first
         self.degrader = parse_rules(config.data.degrade, self.modality, config.model.sample_rate)
+        if config.data.speech and self.modality == "audio" and not any(is_speech(config, item.name) for item in items):
+            raise UsageError(f"data.speech={config.data.speech}: no file to train on has such a name")
         weights = np.array([item.weight for item in items])
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def batch(self, step: int) -> Batch:
-        crops = []
+        crops, speech = [], []
         for place in range(self.first, self.first + self.config.train.batch_size):
             rng = np.random.default_rng([self.seed, step, place])
-            crops.append(self.crop(rng, self.draw(rng)))
+            item = self.draw(rng)
+            crops.append(self.crop(rng, item))
+            speech.append(self.is_speech(item))
         media = self.scaled(crops)
         inputs = self._degraded(media, step) if self.degrader.rules else media
-        return Batch({self.modality: media}, {self.modality: inputs}, np.full(len(crops), NO_PAIR))
+        return Batch({self.modality: media}, {self.modality: inputs}, np.full(len(crops), NO_PAIR), np.array(speech))
 
     def _degraded(self, crops: NDArray[np.float32], step: int) -> NDArray[np.float32]:
         rate = self.config.model.sample_rate or None
@@ -367,6 +379,10 @@ class BatchLoader(Loader):
             if all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
             item = self.draw(rng)
+
+    def is_speech(self, item: TrainingItem) -> bool:
+        """Return whether the crop of an item is speech; one that replaces an unreadable item counts as none."""
+        return is_speech(self.config, item.name) and item.name not in self.cache.unreadable
 
     def scaled(self, crops: Sequence[NDArray[np.integer[Any]]]) -> NDArray[np.float32]:
         """Return crops as a batch in [-1, 1]."""
@@ -422,7 +438,7 @@ class PairLoader(Loader):
     def batch(self, step: int) -> Batch:
         loader = self.loaders["image"]
         crops: dict[Modality, list[NDArray[np.integer[Any]]]] = {modality: [] for modality in self.loaders}
-        pairs = []
+        pairs, speech = [], []
         for place in range(loader.first, loader.first + loader.config.train.batch_size):
             rng = np.random.default_rng([loader.seed, step, place])
             order: list[Modality] = ["image", "audio"] if place % 2 == 0 else ["audio", "image"]
@@ -431,11 +447,12 @@ class PairLoader(Loader):
             both = first, partner or self.loaders[order[1]].draw(rng)
             for modality, item in zip(order, both, strict=True):
                 crops[modality].append(self.loaders[modality].crop(rng, item))
+            speech.append(self.loaders["audio"].is_speech(both[order.index("audio")]))
             # An item that cannot be read was replaced by another.
             is_replaced = any(item.name in loader.cache.unreadable for item in both)
             pairs.append(NO_PAIR if is_replaced else self._pairs.get(pair_stem(first), NO_PAIR))
         media = {modality: self.loaders[modality].scaled(found) for modality, found in crops.items()}
-        return Batch(media, media, np.array(pairs))
+        return Batch(media, media, np.array(pairs), np.array(speech))
 
     @property
     def degraders(self) -> Mapping[Modality, Degrader]:

@@ -26,6 +26,7 @@ class TensorBatch:
     media: Mapping[Modality, Tensor]
     inputs: Mapping[Modality, Tensor]
     pairs: Tensor
+    speech: Tensor
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
@@ -34,7 +35,7 @@ class TensorBatch:
             {modality: torch.from_numpy(crops).to(device) for modality, crops in arrays.items()}
             for arrays in (batch.media, batch.inputs)
         )
-        return cls(media, inputs, torch.from_numpy(batch.pairs).to(device))
+        return cls(media, inputs, torch.from_numpy(batch.pairs).to(device), torch.from_numpy(batch.speech).to(device))
 
     def __len__(self) -> int:
         """Return the number of items of all modalities."""
@@ -46,8 +47,8 @@ class TensorBatch:
             {modality: x.chunk(count) for modality, x in tensors.items()} for tensors in (self.media, self.inputs)
         )
         return [
-            TensorBatch({name: x[i] for name, x in media.items()}, {name: x[i] for name, x in inputs.items()}, pairs)
-            for i, pairs in enumerate(self.pairs.chunk(count))
+            TensorBatch({name: x[i] for name, x in media.items()}, {name: x[i] for name, x in inputs.items()}, *facts)
+            for i, facts in enumerate(zip(self.pairs.chunk(count), self.speech.chunk(count), strict=True))
         ]
 
 
@@ -102,7 +103,7 @@ class Objective:
                 z = side.encoder(channels_last(batch.inputs[modality]))
                 x_hat, output = side.reconstruct(z, quantize=quantize)
             x_hat = x_hat.float()
-            own = self.reconstruction[modality](x, x_hat)
+            own = self.reconstruction[modality](x, x_hat, batch.speech)
             if self.adversary:
                 own |= self.adversary.losses(x, x_hat, fraction, part)
                 weights = self.adversary.weights(own, x_hat, side.decoder, part)

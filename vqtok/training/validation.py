@@ -24,6 +24,7 @@ from vqtok.metrics.texture import TextureDistance
 from vqtok.metrics.view import View
 from vqtok.models.vqmodel import VQModel
 from vqtok.tokens.statistics import perplexity, usage
+from vqtok.training.data import is_speech
 
 T = TypeVar("T")
 
@@ -117,8 +118,9 @@ def validate(
     textures = [TextureDistance(config.model.sample_rate) for _ in lengths] if texture else []
     ends = sorted({lengths[0], lengths[-1]})
     shown: list[list[NDArray[np.float32]]] = []
-    for number, (_, crop) in enumerate(held_out):
+    for number, (name, crop) in enumerate(held_out):
         x = torch.from_numpy(crop)[None].to(device)
+        speech = torch.tensor([is_speech(config, name)], device=device)
         given = degrader(Media(model.modality, crop, model.sample_rate), np.random.default_rng(number)).data
         codes = model.encode(torch.from_numpy(given)[None].to(device))
         for plane, count in zip(codes[0].cpu().numpy(), counts, strict=True):
@@ -128,7 +130,9 @@ def validate(
             results.append(given)
         for index, length in enumerate(lengths):
             x_hat = model.decode(codes[:, :length])
-            scores[index] += sum(getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat).items())
+            scores[index] += sum(
+                getattr(config.loss, name) * value.item() for name, value in loss(x, x_hat, speech).items()
+            )
             decoded = np.nan_to_num(x_hat[0].float().cpu().numpy())
             figures = measure(functions, original, View(Media(modality, decoded, sample_rate)))
             qualities[str(length)].append(figures[quality_name])
