@@ -4,14 +4,16 @@ python tests/benchmarks/bench_gan.py mnist10k.npz WORK/ [--minutes 12] [--preset
 python tests/benchmarks/bench_gan.py PHOTOS/ WORK/ [--minutes 12] [--preset texture-gan]
 
 Of the digits, 1,000 are held out, 3,000 are for the classifier that judges, and the models are trained on the rest. Of
-a folder of photographs of one kind, every fifth one is held out, and its crops of 64 x 64 pixels are compared by
-features of EfficientNet. WORK/ keeps what is done, so that the script continues there: delete a file to make it again.
+a folder of photographs, the 3,000 crops of 64 x 64 pixels are taken that have the most texture in the smoothest of
+their parts. Those of every fifth photograph are held out and compared by features of EfficientNet. WORK/ keeps what is
+done, so that the script continues there: delete a file to make it again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from vqtok.codec.codec import Codec
 from vqtok.files.walk import files_below
 from vqtok.generation.media import contact_sheet
-from vqtok.media.image import read_image, write_image
+from vqtok.media.image import as_bytes, read_image, write_image
 from vqtok.media.kinds import modality_of
 from vqtok.media.media import Media
 from vqtok.metrics.image import psnr
@@ -34,7 +36,7 @@ from vqtok.metrics.view import View
 from vqtok.models.model_file import load_model
 
 HELD_OUT, FOR_JUDGE = 1000, 3000
-CROP, EVERY = 64, 5
+CROP, PART, TEXTURED, EVERY = 64, 21, 3000, 5
 SHOWN = 16
 QUANTILES = torch.tensor([0.9, 0.95, 0.99])
 """Of the differences between neighboring pixels: how steep edges are."""
@@ -81,8 +83,9 @@ def main() -> None:
         codec = Codec(load_model(options.work / f"{name}.safetensors"))
         tokens = [codec.encode(Media("image", image)) for image in domain.x.numpy()]
         decoded[title] = torch.from_numpy(np.stack([codec.decode(image).data for image in tokens])).clamp(-1, 1)
-        used = {int(code) for image in tokens for code in image.codes.flat}
-        usage[title] = len(used) / tokens[0].codebook_sizes[0]
+        planes = np.stack([image.codes.reshape(image.num_codebooks, -1) for image in tokens], axis=1)
+        used = [len(np.unique(plane)) / size for plane, size in zip(planes, tokens[0].codebook_sizes, strict=True)]
+        usage[title] = min(used)
     report(domain, decoded, usage)
     step = len(domain.x) // SHOWN if options.data.is_dir() else 1
     shown = [Media("image", version[step * index].numpy()) for version in decoded.values() for index in range(SHOWN)]
@@ -107,22 +110,29 @@ def digits(data: Path, media: Path) -> Domain:
 
 
 def photographs(data: Path, media: Path) -> Domain:
-    """Link the photographs to train on in `media`, and return crops of the others."""
-    crops = []
-    for number, name in enumerate(files_below(data, lambda path: modality_of(path) == "image")):
-        if number % EVERY:
-            link = media / f"{number:05d}{Path(name).suffix}"
-            if not link.exists():
-                link.symlink_to((data / name).resolve())
-            continue
-        rows = torch.from_numpy(read_image(data / name).data).unfold(1, CROP, CROP).unfold(2, CROP, CROP)
-        crops.append(rows.permute(1, 2, 0, 3, 4).flatten(0, 1))
+    """Write the textures to train on to `media`, and return the others."""
+    textures = heapq.nlargest(TEXTURED, crops(data), key=lambda crop: crop[0])
+    trained = [as_bytes(crop.permute(1, 2, 0).numpy()) for _, number, crop in textures if number % EVERY]
+    if not (media / "textures.npy").exists():
+        np.save(media / "textures.npy", np.stack(trained))
 
     def embedded(images: Tensor) -> Tensor:
         views = (View(Media("image", image)) for image in images.numpy())
         return torch.from_numpy(np.stack([features("frechet_efficientnet", view) for view in views]))
 
-    return Domain("texture-gan", torch.cat(crops), embedded)
+    return Domain("texture-gan", torch.stack([crop for _, number, crop in textures if not number % EVERY]), embedded)
+
+
+def crops(data: Path) -> Iterator[tuple[float, int, Tensor]]:
+    """Yield the crops of photographs: the texture of the smoothest part, the number of the photograph, the pixels."""
+    for number, name in enumerate(files_below(data, lambda path: modality_of(path) == "image")):
+        photo = torch.from_numpy(read_image(data / name, 3).data)
+        if min(photo.shape[1:]) < CROP:
+            continue
+        found = photo.unfold(1, CROP, CROP).unfold(2, CROP, CROP).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        steep = gradients(found.mean(1, keepdim=True))[:, 0].unfold(1, PART, PART).unfold(2, PART, PART)
+        for texture, crop in zip(steep.mean((-1, -2)).flatten(1).amin(1).tolist(), found, strict=True):
+            yield texture, number, crop.clone()
 
 
 def report(domain: Domain, decoded: dict[str, Tensor], usage: dict[str, float]) -> None:
@@ -138,7 +148,7 @@ def report(domain: Domain, decoded: dict[str, Tensor], usage: dict[str, float]) 
             f"{psnr(domain.x, x_hat).clamp(max=99).mean():.2f}",
             f"{frechet_distance(real, moments(domain, x_hat)):.3f}",
             f"{texture.distance():.4f}",
-            *(f"{value:.3f}" for value in np.quantile(differences(x_hat).numpy(), QUANTILES.numpy())),
+            *(f"{value:.3f}" for value in np.quantile(gradients(x_hat).flatten().numpy(), QUANTILES.numpy())),
             *([f"{domain.recognized(x_hat):.1%}"] if domain.recognized else []),
             f"{usage[title]:.1%}",
         ]
@@ -153,10 +163,13 @@ def moments(domain: Domain, x: Tensor) -> Moments:
     return found
 
 
-def differences(x: Tensor) -> Tensor:
-    """Return the magnitudes of the differences between neighboring pixels, in units of the full range."""
-    down, right = x.diff(dim=2)[..., :-1], x.diff(dim=3)[..., :-1, :]
-    return torch.hypot(down, right).flatten() / 2
+def gradients(x: Tensor) -> Tensor:
+    """Return the magnitudes of the differences between neighboring pixels, in units of the full range.
+
+    Shapes:
+        x: `(count, channels, height, width)`; returns `(count, channels, height - 1, width - 1)`.
+    """
+    return torch.hypot(x.diff(dim=2)[..., :-1], x.diff(dim=3)[..., :-1, :]) / 2
 
 
 if __name__ == "__main__":
