@@ -79,6 +79,8 @@ class QuantizerConfig:
     """Codes whose usage is below this fraction of uniform usage restart from current latents."""
     prefix_dropout: float = 0.5
     """Probability that an item of a batch is decoded from a random prefix of the codebooks."""
+    beam: int = 1
+    """Paths through residual codebooks that are followed in training, as `--effort` follows them in encoding."""
 
 
 @dataclass(frozen=True)

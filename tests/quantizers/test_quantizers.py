@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -491,6 +493,37 @@ def test_the_beam_is_for_the_codebooks_that_are_asked_for() -> None:
     assert errors(quantizer, z, few).mean() < errors(quantizer, z, all_of_them[:, :2]).mean()
     # What is found for an item does not depend on the others.
     assert torch.equal(quantizer.encode(z[1:], 2, beam=4), few[1:])
+
+
+def test_training_follows_paths_to_the_prefix_of_each_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer, z = build_quantizer(QuantizerConfig(dim=6, codebook_size=9, depth=4, beam=4)), torch.randn(3, 6, 4, 4)
+    quantizer.train()(z)  # Initializes the codebooks.
+    lengths = torch.tensor([1, 2, 4])
+    monkeypatch.setattr(quantizer, "_prefix_lengths", lambda z: lengths[:, None, None])
+    expected = [quantizer.encode(z, length, beam=4) for length in lengths.tolist()]
+    output = quantizer(z)
+    for item, length in enumerate(lengths.tolist()):
+        assert torch.equal(output.codes[item, :length], expected[item][item])
+    assert output.codes.shape == (3, 4, 4, 4)
+    assert not torch.equal(quantizer.eval()(z).codes[2], expected[2][2])  # Without training the search is greedy.
+
+
+def test_training_with_a_beam_has_less_error() -> None:
+    found = []
+    z = torch.randn(64, 6, 4, 4)
+    for beam in (1, 4):
+        torch.manual_seed(0)
+        quantizer = Residual([VQ(6, 32) for _ in range(4)], prefix_dropout=0, beam=beam).train()
+        for _ in range(30):
+            quantizer(z)
+        found.append(errors(quantizer, z, quantizer.encode(z, beam=4)).mean().item())
+    assert found[1] < 0.98 * found[0]
+
+
+@pytest.mark.parametrize("setting", [{"metric": "cosine"}, {"groups": 2}, {"projected_dim": 3}, {"kind": "ibq"}])
+def test_a_beam_in_training_needs_codebooks_that_can_be_searched(setting: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"model\.quantizer\.beam"):
+        build_quantizer(replace(QuantizerConfig(dim=6, codebook_size=9, depth=2, beam=2), **setting))
 
 
 def test_groups_and_projections_of_residual_codebooks_are_searched() -> None:

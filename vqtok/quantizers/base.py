@@ -113,6 +113,11 @@ class Quantizer(nn.Module):
         """
         with torch.no_grad():
             codes = self.assign(z)
+        return self.quantize_as(codes, z, source)
+
+    def quantize_as(self, codes: Tensor, z: Tensor, source: Tensor) -> QuantizerOutput:
+        """Quantize vectors to given codes `(batch, positions, num_codebooks)`, else as `quantize` does."""
+        with torch.no_grad():
             quantized = self.lookup(codes)
         losses: Losses = {}
         if self.training:

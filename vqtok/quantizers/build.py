@@ -33,7 +33,9 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
 
     if config.depth == 1:
         return grouped()
-    return Residual([grouped() for _ in range(config.depth)], prefix_dropout=config.prefix_dropout)
+    if config.beam > 1 and (config.kind, config.metric, config.groups, projected) != ("vq", "l2", 1, False):
+        raise UsageError("model.quantizer.beam: paths can be followed only through codebooks of vq with the metric l2")
+    return Residual([grouped() for _ in range(config.depth)], prefix_dropout=config.prefix_dropout, beam=config.beam)
 
 
 def _kind(config: QuantizerConfig, dim: int) -> Quantizer:

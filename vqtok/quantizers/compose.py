@@ -41,7 +41,13 @@ class Residual(_Composition):
     """Quantizes with each part the residual of the parts before it; coarse to fine, so that a prefix can be decoded.
 
     In training, each item of a batch is decoded from a random prefix of the parts with probability `prefix_dropout`,
-    else from all parts. Every codebook learns from every item, because the codes do not depend on the prefix.
+    else from all parts. Every codebook learns from every item.
+
+    Args:
+        parts: The quantizers, coarse to fine.
+        prefix_dropout: The probability above.
+        beam: The number of paths through the parts that are followed in training. The best one for an item's prefix is
+            taken. `encode` has its own.
 
     Source: Zeghidour et al. 2021, "SoundStream", section III-C (residual VQ, quantizer dropout); Kumar et al.
         2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.3 (dropout probability).
@@ -51,9 +57,9 @@ class Residual(_Composition):
         reconstruction is that of a single straight-through at any depth.
     """
 
-    def __init__(self, parts: Sequence[Quantizer], *, prefix_dropout: float = 0.5) -> None:
+    def __init__(self, parts: Sequence[Quantizer], *, prefix_dropout: float = 0.5, beam: int = 1) -> None:
         super().__init__(parts, parts[0].dim)
-        self.prefix_dropout = prefix_dropout
+        self.prefix_dropout, self.beam = prefix_dropout, beam
 
     def assign(self, z: Tensor) -> Tensor:
         codes: list[Tensor] = []
@@ -63,15 +69,31 @@ class Residual(_Composition):
         return torch.cat(codes, dim=-1)
 
     def search(self, z: Tensor, num_codebooks: int, beam: int, prices: Sequence[Tensor] = ()) -> Tensor:
+        return self._search(z, num_codebooks, beam, prices)
+
+    def _search(
+        self,
+        z: Tensor,
+        num_codebooks: int,
+        beam: int,
+        prices: Sequence[Tensor] = (),
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Follow the `beam` best paths through the codebooks, and return the one with the smallest error and price.
+
+        Args:
+            lengths: The numbers of codebooks `(batch, 1, 1)` after which only the best path of an item goes on.
 
         Source: Babenko and Lempitsky 2014, "Additive Quantization for Extreme Vector Compression", section 3.1 (beam
             search).
         """
+        ends = None if lengths is None else lengths.expand(*z.shape[:2], 1).reshape(-1, 1)
         residuals = z.flatten(0, 1)[:, None]  # (positions, paths, dim)
         paths = torch.zeros(*residuals.shape[:2], 0, dtype=torch.int64, device=z.device)
         paid = residuals.new_zeros(paths.shape[:2])
-        for part, own in zip_longest(self.parts[:num_codebooks], prices[:num_codebooks]):
+        for depth, (part, own) in enumerate(zip_longest(self.parts[:num_codebooks], prices[:num_codebooks])):
+            if ends is not None and depth:
+                paid[:, 1:].masked_fill_(ends == depth, torch.inf)
             count = residuals.shape[1]
             codes, costs = part.nearest_several(residuals.flatten(0, 1), beam, own)
             candidates = codes.shape[1]
@@ -81,8 +103,7 @@ class Residual(_Composition):
             origin = kept // candidates
             residuals = _rows_of(residuals, origin) - part.lookup(codes[..., None])
             paths = torch.cat([_rows_of(paths, origin), codes[..., None]], dim=-1)
-            if own is not None:
-                paid = paid.gather(1, origin) + own[codes]
+            paid = paid.gather(1, origin) + (0 if own is None else own[codes])
         return paths[:, 0].view(*z.shape[:2], -1)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -93,10 +114,17 @@ class Residual(_Composition):
 
     def quantize(self, z: Tensor, source: Tensor) -> QuantizerOutput:
         whole, lengths = z, self._prefix_lengths(z)
+        searched = None
+        if self.training and self.beam > 1:
+            with torch.no_grad():
+                searched = self._search(z.detach(), len(self.parts), self.beam, lengths=lengths)
         outputs: list[QuantizerOutput] = []
         total = torch.zeros(())
         for depth, part in enumerate(self.parts):
-            output = part.quantize(z, source)
+            if searched is None:
+                output = part.quantize(z, source)
+            else:
+                output = part.quantize_as(searched[..., depth : depth + 1], z, source)
             outputs.append(output)
             total = total + (output.quantized if lengths is None else output.quantized * (lengths > depth))
             # The residual stays in the graph. For kinds that look vectors up its gradient is 1 - 1 = 0, so that only

@@ -21,7 +21,7 @@ from vqtok.quantizers import VQ
 from vqtok.quantizers.codebook import repeated
 from vqtok.training.objective import TensorBatch
 
-TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout"}
+TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout", "quantizer.beam"}
 """Settings in `model` that the weights do not depend on."""
 
 
