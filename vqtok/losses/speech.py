@@ -143,8 +143,3 @@ def _threshold_of_hearing(hz: Tensor) -> Tensor:
     """Return the threshold in dB. Source: Terhardt 1979, "Calculating virtual pitch", equation 1."""
     khz = hz / 1000
     return 3.64 * khz**-0.8 - 6.5 * torch.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
-
-
-def opinion(loss: Tensor) -> Tensor:
-    """Map a loss of `PESQLoss` to the scale of PESQ, 1 to 4.64 (P.862.2, section 5)."""
-    return 0.999 + 4 / (1 + torch.exp(1.3669 * (loss - 4.5) + 3.8224))

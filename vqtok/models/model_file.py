@@ -46,7 +46,7 @@ def save_model(
     for index, table in entropy_tables.items():
         tensors[f"{TABLE_PREFIX}{index}"] = torch.from_numpy(np.asarray(table, dtype=np.int16))
     tensors |= {name: torch.from_numpy(array) for name, array in prior.items()}
-    return _write(path, model, config.to_dict(), tensors, training)
+    return _write(path, model, config.to_dict(), tensors, training, bit_value=model.bit_value)
 
 
 def save_part(
