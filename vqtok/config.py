@@ -201,6 +201,10 @@ class TrainConfig:
     """Type of the weights in the model file."""
     freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = ()
     """Parts that fine-tuning leaves unchanged."""
+    keep_initial: float = 0.0
+    """The share that the weights of the model to start from have in the result of fine-tuning. It has most of what the
+    training gained, and loses less of what the losses do not measure. Needs a frozen codebook.
+    Source: Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models"."""
     restart_codebook: bool = False
     """Let fine-tuning keep only the networks, and initialize the codebooks by k-means."""
 
@@ -334,6 +338,8 @@ class Config:
             yield "train.freeze must leave the encoder or the decoder to train"
         if self.train.restart_codebook and "codebook" in self.train.freeze:
             yield "train.restart_codebook cannot be combined with a frozen codebook"
+        if self.train.keep_initial and not (0 < self.train.keep_initial < 1 and "codebook" in self.train.freeze):
+            yield "train.keep_initial must be between 0 and 1, and needs a frozen codebook: train.freeze=codebook"
         if self.adversarial.weight and self.adversarial.weighting != "fixed" and self.train.accumulate > 1:
             yield "adversarial.weighting must be fixed if train.accumulate is above 1; other weights need whole batches"
         if self.adversarial.weight and self.adversarial.weighting == "adaptive" and "decoder" in self.train.freeze:

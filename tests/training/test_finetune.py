@@ -94,6 +94,8 @@ def test_a_preset_may_agree_but_not_contradict() -> None:
     [
         (["train.freeze=encoder,decoder"], "must leave the encoder or the decoder"),
         (["train.freeze=codebook", "train.restart_codebook=true"], "cannot be combined with a frozen codebook"),
+        (["train.keep_initial=0.5"], "train.keep_initial must be between 0 and 1, and needs a frozen codebook"),
+        (["train.keep_initial=1.5", "train.freeze=codebook"], "train.keep_initial must be between 0 and 1"),
         (["train.freeze=all"], "train.freeze must be 'encoder' or 'codebook' or 'decoder', not 'all'"),
     ],
 )
@@ -124,6 +126,20 @@ def test_tuning_the_decoder_keeps_the_codes(
     show_facts(inspect(output))
     shown = " ".join(capsys.readouterr().out.split())
     assert f"parent {parent.identity} kept encoder, codebook" in shown
+
+
+def test_the_result_is_between_the_weights_before_and_after(
+    pictures: Path, tmp_path: Path, parent: TrainingResult
+) -> None:
+    whole, mixed = tmp_path / "whole.safetensors", tmp_path / "mixed.safetensors"
+    tune(pictures, whole, parent, "train.freeze=encoder,codebook")
+    tune(pictures, mixed, parent, "train.freeze=encoder,codebook", "train.keep_initial=0.25")
+    before, after, found = (load_file(path) for path in (parent.model, whole, mixed))
+    assert kept(parent.model, mixed, "encoder.")
+    for name in (name for name in found if name.startswith("decoder.")):
+        expected = 0.25 * before[name].float() + 0.75 * after[name].float()
+        torch.testing.assert_close(found[name].float(), expected, rtol=2e-3, atol=2e-4)  # Rounded to float16.
+    assert not kept(whole, mixed, "decoder.")
 
 
 def test_all_is_trained_and_codebooks_kept_unless_said_otherwise(

@@ -24,6 +24,9 @@ from vqtok.training.objective import TensorBatch
 TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout", "quantizer.beam"}
 """Settings in `model` that the weights do not depend on."""
 
+OF_ONE_RUN = ("data", "note"), ("train", "freeze"), ("train", "keep_initial"), ("train", "restart_codebook")
+"""Settings that a fine-tuned model does not pass on."""
+
 
 def tuning_config(model: Mapping[str, Any], preset: str | None, settings: Sequence[str]) -> Config:
     """Return the configuration to fine-tune a model with: its architecture, and the rest from a preset.
@@ -75,7 +78,7 @@ def start_from(model: VQModel, trained: VQModel, config: Config) -> None:
 def _own_training(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration that the model was trained with, without what was specific to that run."""
     values = {section: dict(model.get(section, {})) for section in ("data", "loss", "train", "adversarial")}
-    for section, key in (("data", "note"), ("train", "freeze"), ("train", "restart_codebook")):
+    for section, key in OF_ONE_RUN:
         values[section].pop(key, None)
     return values
 

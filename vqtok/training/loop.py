@@ -46,7 +46,14 @@ from vqtok.training.initialise import make_model, start_codebooks
 from vqtok.training.interrupt import DeferredInterrupt
 from vqtok.training.monitor import CodebookWindow, Progress, RunningMeans, append_metrics, cut_metrics
 from vqtok.training.objective import Objective, TensorBatch
-from vqtok.training.optim import CONTINUOUS_SHARE, Budget, learning_rate, make_optimizer, update_average
+from vqtok.training.optim import (
+    CONTINUOUS_SHARE,
+    Budget,
+    keep_weights,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
 from vqtok.training.state import read_checkpoint, restore, save_checkpoint
 from vqtok.training.tensorboard import TensorBoard
 from vqtok.training.validation import MIN_ITEMS, HeldOut, Validations, is_affordable, is_due, one_or_all, validate
@@ -230,6 +237,8 @@ class Trainer:
                     self.tensorboard.close()
         if math.isinf(self.best_score):
             raise TrainingError(f"step {self.step}: no validation gave a finite score; lower train.learning_rate")
+        if self.initial is not None and self.config.train.keep_initial:
+            keep_weights(self.best, self.initial, self.config.train.keep_initial)
         return self.best
 
     def _run(self, batches: Iterator[Batch], interrupt: DeferredInterrupt) -> None:

@@ -92,6 +92,18 @@ def cosine(progress: float) -> float:
 
 
 @torch.no_grad()
+def keep_weights(model: nn.Module, initial: nn.Module, share: float) -> None:
+    """Move weights back toward those that training began with, by a share of the way.
+
+    Source: Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models", section 3 (weight-space ensembles).
+    """
+    weights = initial.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(weights[name].to(weight), share)
+
+
+@torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move averaged weights and codebooks toward the model's, faster in the first steps.
 
