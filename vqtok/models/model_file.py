@@ -136,6 +136,7 @@ def load_model(path: Path) -> VQModel:
     with error_context(path):
         model.entropy_model = entropy_model(arrays, len(model.codebook_sizes))
     model.identity, model.decodes = identity, tuple(map(bytes.fromhex, card.decodes))
+    model.bit_value = card.bit_value
     for modality, side in model.sides.items():
         side.decodes = model.decodes
         side.identity, side.entropy_model = identity, model.entropy_model.of(modality)

@@ -23,7 +23,7 @@ from vqtok.tokens.coding.coders import NO_MODEL
 class VQModel(nn.Module, Tokenizer):
     """A vector-quantized autoencoder: a `Tokenizer` that can be trained.
 
-    `identity`, `entropy_model` and `bit_value` belong to the file it was loaded from; a model in training has none.
+    `identity` and `entropy_model` belong to the file it was loaded from; a model in training has none.
 
     Args:
         config: The architecture.
@@ -31,6 +31,9 @@ class VQModel(nn.Module, Tokenizer):
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning".
     """
+
+    bit_value = BIT_VALUE
+    """What the file it was loaded from says a bit may cost: see `ModelCard`."""
 
     def __init__(self, config: ModelConfig, quantizer: Quantizer | None = None) -> None:
         super().__init__()
@@ -50,7 +53,6 @@ class VQModel(nn.Module, Tokenizer):
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.identity = b""
         self.entropy_model = NO_MODEL
-        self.bit_value = BIT_VALUE
 
     @property
     def sides(self) -> Mapping[Modality, VQModel]:
