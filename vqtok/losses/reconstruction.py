@@ -189,7 +189,7 @@ class ReconstructionLoss(nn.Module):
 
 
 def _of_some(term: nn.Module, x: Tensor, x_hat: Tensor, chosen: Tensor) -> Tensor:
-    """Return the mean of a term over all items of a batch, of which those that are not chosen have 0."""
+    """Return the mean of a term over all items of a batch, where it is 0 for those that are not chosen."""
     if not chosen.any():
         return 0 * x_hat.float().sum()
     mean: Tensor = chosen.float().mean() * term(x[chosen], x_hat[chosen])
