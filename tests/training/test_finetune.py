@@ -65,13 +65,14 @@ def kept(a: Path, b: Path, part: str) -> bool:
 
 
 def test_a_model_brings_its_architecture_and_its_way_of_training() -> None:
-    trained = tiny("train.learning_rate=0.5", "data.note=mine", "train.freeze=decoder").to_dict()
+    trained = tiny("train.learning_rate=0.5", "data.note=mine", "data.speech=a/*", "train.freeze=decoder").to_dict()
     config = tuning_config(trained, None, ["train.batch_size=4", "train.freeze=encoder, codebook"])
     assert config.model == tiny().model
     assert config.train.learning_rate == 0.5
     assert (config.train.batch_size, config.train.continuous_steps, config.data.note) == (4, 0, "")
     assert config.train.freeze == ("encoder", "codebook")
     assert tuning_config(trained, None, []).train.freeze == ()
+    assert tuning_config(trained, None, []).data.speech == ""
 
 
 def test_a_preset_may_agree_but_not_contradict() -> None:

@@ -24,8 +24,14 @@ from vqtok.training.objective import TensorBatch
 TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix_dropout", "quantizer.beam"}
 """Settings in `model` that the weights do not depend on."""
 
-OF_ONE_RUN = ("data", "note"), ("train", "freeze"), ("train", "keep_initial"), ("train", "restart_codebook")
-"""Settings that a fine-tuned model does not pass on."""
+OF_ONE_RUN = (
+    ("data", "note"),
+    ("data", "speech"),
+    ("train", "freeze"),
+    ("train", "keep_initial"),
+    ("train", "restart_codebook"),
+)
+"""Settings that a fine-tuned model does not pass on; some are of its folder."""
 
 
 def tuning_config(model: Mapping[str, Any], preset: str | None, settings: Sequence[str]) -> Config:
