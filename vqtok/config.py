@@ -152,6 +152,8 @@ class LossConfig:
     """For speech: its intelligibility."""
     pesq: float = 0.0
     """For speech: how far its quality is below the best one."""
+    ssimulacra2: float = 0.0
+    """For images: visible differences, at several scales. Crops of 128 pixels have all of the scales."""
     perceptual: float = 0.0
     perceptual_kind: PerceptualKind = "efficientnet"
     """The network whose features are compared; lpips downloads its weights at the first use."""
@@ -165,7 +167,7 @@ class LossConfig:
         """Return the weights for one side of a fusion model, where l1 and l2 are for images."""
         if modality == "image":
             return replace(self, mel=0.0, stft=0.0, sdr=0.0, loudness=0.0, stoi=0.0, pesq=0.0, code_matching=0.0)
-        return replace(self, l1=0.0, l2=0.0, perceptual=0.0, code_matching=0.0)
+        return replace(self, l1=0.0, l2=0.0, ssimulacra2=0.0, perceptual=0.0, code_matching=0.0)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,23 @@ python tests/benchmarks/bench_gan.py PHOTOS/ WORK/ [--minutes 12] [--preset text
 
 Of the digits, 1,000 are held out, 3,000 are for the classifier that judges, and the models are trained on the rest. Of
 a folder of photographs, the 3,000 crops of 64 x 64 pixels are taken that have the most texture in the smoothest of
-their parts. Those of every fifth photograph are held out and compared by features of EfficientNet. WORK/ keeps what is
-done, so that the script continues there: delete a file to make it again.
+their parts. Those of every fifth photograph are held out. They are compared by features of a classifier that has
+learned to tell from which of the other photographs a texture is, and by those of EfficientNet, which knows objects.
+WORK/ keeps what is done, so that the script continues there: delete a file to make it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_generator import CACHE, judge_of_images, vqtok
+from bench_generator import CACHE, Judge, cached, judge_of_images, vqtok
 from torch import Tensor
 
 from vqtok.codec.codec import Codec
@@ -37,6 +39,8 @@ from vqtok.models.model_file import load_model
 
 HELD_OUT, FOR_JUDGE = 1000, 3000
 CROP, PART, TEXTURED, EVERY = 64, 21, 3000, 5
+MOVED, LEAST = 16, 4
+"""How far the classifier of textures sees crops moved, and from how many of them it learns a photograph."""
 SHOWN = 16
 QUANTILES = torch.tensor([0.9, 0.95, 0.99])
 """Of the differences between neighboring pixels: how steep edges are."""
@@ -49,14 +53,14 @@ class Domain:
     Args:
         preset: What is trained if no other preset is given.
         x: The held-out images `(count, channels, height, width)`.
-        features: Returns the features of images, one row each, that the Frechet distance compares.
+        features: Return the features of images, one row each, that Frechet distances compare, by name.
         recognized: Returns the fraction of reconstructions of `x` that are classified as what they are; None without
             labels.
     """
 
     preset: str
     x: Tensor
-    features: Callable[[Tensor], Tensor]
+    features: dict[str, Callable[[Tensor], Tensor]]
     recognized: Callable[[Tensor], float] | None = None
 
 
@@ -104,23 +108,47 @@ def digits(data: Path, media: Path) -> Domain:
     return Domain(
         "digits-gan",
         x,
-        lambda images: judge.model[:-1](judge.inputs(images)),
+        {"digits": lambda images: judge.model[:-1](judge.inputs(images))},
         lambda images: judge(images, own)[0],
     )
 
 
 def photographs(data: Path, media: Path) -> Domain:
     """Write the textures to train on to `media`, and return the others."""
-    textures = heapq.nlargest(TEXTURED, crops(data), key=lambda crop: crop[0])
+    found = heapq.nlargest(2 * TEXTURED, crops(data), key=lambda crop: crop[0])
+    textures = found[:TEXTURED]
     trained = [as_bytes(crop.permute(1, 2, 0).numpy()) for _, number, crop in textures if number % EVERY]
     if not (media / "textures.npy").exists():
         np.save(media / "textures.npy", np.stack(trained))
+    judge = judge_of_textures([(number, crop) for _, number, crop in found if number % EVERY])
 
     def embedded(images: Tensor) -> Tensor:
         views = (View(Media("image", image)) for image in images.numpy())
         return torch.from_numpy(np.stack([features("frechet_efficientnet", view) for view in views]))
 
-    return Domain("texture-gan", torch.stack([crop for _, number, crop in textures if not number % EVERY]), embedded)
+    return Domain(
+        "texture-gan",
+        torch.stack([crop for _, number, crop in textures if not number % EVERY]),
+        {"textures": lambda images: judge.model[:-1](judge.inputs(images)), "EfficientNet": embedded},
+    )
+
+
+def judge_of_textures(crops: Sequence[tuple[int, Tensor]]) -> Judge:
+    """Train a classifier to tell from which photograph a crop is, given the number of the photograph of each crop."""
+    counts = Counter(number for number, _ in crops)
+    labels = {number: label for label, number in enumerate(sorted(n for n in counts if counts[n] >= LEAST))}
+    order = torch.randperm(sum(counts[number] for number in labels), generator=torch.Generator().manual_seed(0))
+    x = torch.stack([crop for number, crop in crops if number in labels])[order]
+    y = torch.tensor([labels[number] for number, _ in crops if number in labels])[order]
+
+    def moved(batch: Tensor) -> Tensor:
+        top, left = torch.randint(MOVED + 1, (2,)).tolist()
+        part = batch[..., top : top + CROP - MOVED, left : left + CROP - MOVED]
+        return part.flip(-1) if torch.rand(()) < 0.5 else part
+
+    count = len(x) // 10
+    model = cached(f"textures-{len(labels)}", x[count:], y[count:], 16, moved)
+    return Judge(f"{len(labels)} textures", model, lambda batch: batch.clamp(-1, 1), x[:count], y[:count])
 
 
 def crops(data: Path) -> Iterator[tuple[float, int, Tensor]]:
@@ -137,16 +165,19 @@ def crops(data: Path) -> Iterator[tuple[float, int, Tensor]]:
 
 def report(domain: Domain, decoded: dict[str, Tensor], usage: dict[str, float]) -> None:
     edges = " | ".join(f"edges {quantile:.0%}" for quantile in QUANTILES.tolist())
+    distances = " | ".join(f"Frechet ({name})" for name in domain.features)
     recognized = " recognized |" if domain.recognized else ""
-    print(f"\n| | PSNR dB | Frechet | texture | {edges} |{recognized} usage |\n|{'---|' * (8 + bool(recognized))}")
+    print(f"\n| | PSNR dB | {distances} | texture | {edges} |{recognized} usage |")
+    print(f"|{'---|' * (7 + len(domain.features) + bool(recognized))}")
     real = moments(domain, domain.x)
     for title, x_hat in decoded.items():
         texture = TextureDistance()
         for pair in zip(domain.x.numpy(), x_hat.numpy(), strict=True):
             texture.add(*pair)
+        own = moments(domain, x_hat)
         figures = [
             f"{psnr(domain.x, x_hat).clamp(max=99).mean():.2f}",
-            f"{frechet_distance(real, moments(domain, x_hat)):.3f}",
+            *(f"{frechet_distance(real[name], own[name]):.3f}" for name in real),
             f"{texture.distance():.4f}",
             *(f"{value:.3f}" for value in np.quantile(gradients(x_hat).flatten().numpy(), QUANTILES.numpy())),
             *([f"{domain.recognized(x_hat):.1%}"] if domain.recognized else []),
@@ -156,10 +187,11 @@ def report(domain: Domain, decoded: dict[str, Tensor], usage: dict[str, float]) 
 
 
 @torch.no_grad()
-def moments(domain: Domain, x: Tensor) -> Moments:
-    """Return the moments of the features of images."""
-    found = Moments()
-    found.add(domain.features(x).numpy())
+def moments(domain: Domain, x: Tensor) -> dict[str, Moments]:
+    """Return the moments of the features of images by name."""
+    found = {name: Moments() for name in domain.features}
+    for name, embedded in domain.features.items():
+        found[name].add(embedded(x).numpy())
     return found
 
 

@@ -149,21 +149,22 @@ def one_length(media: Media) -> Tensor:
     return F.pad(data, (0, SAMPLES - data.shape[1]))
 
 
-def network() -> nn.Sequential:
+def network(channels: int, classes: int) -> nn.Sequential:
     """Return a small convolutional classifier, whose features are those before the last layer."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     return nn.Sequential(
-        *block(1, 32, 1), *block(32, 32, 2), *block(32, 64, 1), *block(64, 64, 2),
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10),
+        *block(channels, 32, 1), *block(32, 32, 2), *block(32, 64, 1), *block(64, 64, 2),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(1024, 64), nn.ReLU(),
+        nn.Linear(64, classes),
     )  # fmt: skip
 
 
 def fit(x: Tensor, y: Tensor, epochs: int, augmented: Callable[[Tensor], Tensor]) -> nn.Sequential:
     torch.manual_seed(0)
-    model = network()
+    model = network(x.shape[1], classes(y))
     steps, step = epochs * (len(x) // 64), 0
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -211,7 +212,7 @@ def judge_of_images(pixels: NDArray[np.uint8], digits: NDArray[np.uint8]) -> Jud
         return torch.roll(batch, tuple(torch.randint(-2, 3, (2,)).tolist()), (2, 3))
 
     count = len(x) // 10
-    model = cached(f"images-{len(x)}", lambda: fit(x[count:], y[count:], 8, moved))
+    model = cached(f"images-{len(x)}", x[count:], y[count:], 8, moved)
     return Judge("images", model, lambda batch: batch.clamp(-1, 1), x[:count], y[:count])
 
 
@@ -228,7 +229,7 @@ def judge_of_audio(digits: Digits, stems: NDArray[np.str_], labels: dict[str, in
         return batch + 0.3 * torch.randn(len(batch), 1, 1, 1) + 0.2 * torch.randn_like(batch)
 
     count = len(stems) // 5
-    model = cached(f"audio-{len(stems)}", lambda: fit(log_mel(x[count:]), y[count:], 24, varied))
+    model = cached(f"audio-{len(stems)}", log_mel(x[count:]), y[count:], 24, varied)
     return Judge("spoken digits", model, log_mel, x[:count], y[:count])
 
 
@@ -240,16 +241,20 @@ def log_mel(x: Tensor) -> Tensor:
 CACHE: dict[str, Path] = {}
 
 
-def cached(name: str, make: Callable[[], nn.Sequential]) -> nn.Sequential:
-    """Return a judge from a file of an earlier run, or make it."""
+def cached(name: str, x: Tensor, y: Tensor, epochs: int, augmented: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    """Return a judge from a file of an earlier run, or train it."""
     path = CACHE.get("folder", Path()) / f"judge-{name}.pt"
-    model = network()
     if path.exists():
+        model = network(x.shape[1], classes(y))
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
-    model = make()
+    model = fit(x, y, epochs, augmented)
     torch.save(model.state_dict(), path)
     return model
+
+
+def classes(y: Tensor) -> int:
+    return int(y.max()) + 1
 
 
 def report(

@@ -12,6 +12,7 @@ from vqtok.config import LossConfig
 from vqtok.errors import UsageError
 from vqtok.losses.perceptual import build_perceptual_loss
 from vqtok.losses.speech import PESQLoss, STOILoss
+from vqtok.losses.ssimulacra2 import SSIMULACRA2Loss
 
 FOR_SPEECH = ("stoi", "pesq")
 FLOOR = 1e-5
@@ -158,7 +159,10 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, config: LossConfig, sample_rate: int) -> None:
         super().__init__()
         for_any: dict[str, Callable[[], nn.Module]] = {"l1": nn.L1Loss, "l2": nn.MSELoss}
-        for_images = {"perceptual": lambda: build_perceptual_loss(config.perceptual_kind)}
+        for_images: dict[str, Callable[[], nn.Module]] = {
+            "ssimulacra2": SSIMULACRA2Loss,
+            "perceptual": lambda: build_perceptual_loss(config.perceptual_kind),
+        }
         for_audio: dict[str, Callable[[], nn.Module]] = {
             "mel": lambda: MelLoss(sample_rate, config.mel_windows),
             "stft": STFTLoss,
