@@ -132,6 +132,9 @@ class DataConfig:
     speech: str = ""
     """Which files are speech: a pattern such as `speech/*` of names in the data folder. The losses for speech act on
     crops of these; on all if empty."""
+    cache_codes: int = 0
+    """In training of the decoder alone, encode the media once, with this effort (see `CodecOptions`), and keep their
+    codes in the run folder; 0 to encode the crops of each step. It pays off where a run sees its media often."""
     note: str = ""
     """A note for the model card: the data and its licenses."""
 
@@ -340,6 +343,13 @@ class Config:
             yield "train.freeze must leave the encoder or the decoder to train"
         if self.train.restart_codebook and "codebook" in self.train.freeze:
             yield "train.restart_codebook cannot be combined with a frozen codebook"
+        if self.data.cache_codes and (
+            not {"encoder", "codebook"} <= set(self.train.freeze) or model.modality == "fusion" or self.data.degrade
+        ):
+            yield (
+                "data.cache_codes is for training of the decoder alone (train.freeze=encoder,codebook), of models of "
+                "one modality, without data.degrade"
+            )
         if self.train.keep_initial and not (0 < self.train.keep_initial < 1 and "codebook" in self.train.freeze):
             yield "train.keep_initial must be between 0 and 1, and needs a frozen codebook: train.freeze=codebook"
         if self.adversarial.weight and self.adversarial.weighting != "fixed" and self.train.accumulate > 1:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vqtok.compute.device import channels_last
 from vqtok.config import Modality, ModelConfig
 from vqtok.models.card import BIT_VALUE
 from vqtok.models.tokenizer import Tokenizer
@@ -79,6 +80,18 @@ class VQModel(nn.Module, Tokenizer):
             return self.decoder(self.quantizer.bypass(z)), None
         output = self.quantizer(z)
         return self.decoder(output.quantized), output
+
+    def reconstruct_codes(self, codes: Tensor) -> Tensor:
+        """Return the reconstruction from codes, with the gradient of the decoder's weights.
+
+        Shapes:
+            codes: `(batch, num_codebooks, *grid)`, negative in the codebooks that an item is not decoded from.
+        """
+        counts = (codes.flatten(2)[..., 0] >= 0).sum(1)
+        latents = codes.new_zeros(len(codes), self.config.quantizer.dim, *codes.shape[2:], dtype=torch.float32)
+        for count in counts.unique().tolist():
+            latents[counts == count] = self.quantizer.decode(codes[counts == count, :count])
+        return self.decoder(channels_last(latents))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

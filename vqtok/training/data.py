@@ -83,12 +83,15 @@ class Batch:
         pairs: int64 `(batch,)`: a number for each place where an image and an audio share a stem, the same number for
             the same caption; -1 elsewhere, and for one modality.
         speech: bool `(batch,)`: whether the audio at each place is speech.
+        codes: For each modality whose media are encoded already int64 `(batch, num_codebooks, *grid)`; -1 in the
+            codebooks that an item is not decoded from.
     """
 
     media: Mapping[Modality, NDArray[np.float32]]
     inputs: Mapping[Modality, NDArray[np.float32]]
     pairs: NDArray[np.int64]
     speech: NDArray[np.bool_]
+    codes: Mapping[Modality, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def is_speech(config: Config, name: str) -> bool:
@@ -370,12 +373,20 @@ class BatchLoader(Loader):
         return self.items[min(index, len(self.items) - 1)]
 
     def crop(self, rng: np.random.Generator, item: TrainingItem) -> NDArray[np.integer[Any]]:
-        """Cut a crop from an item; draw others until one can be read."""
+        """Cut a crop from an item, or from another one if it cannot be read."""
         cut = self._cut_image if self.modality == "image" else self._cut_audio
+        return cut(self.readable(rng, item)[1], rng)
+
+    def readable(self, rng: np.random.Generator, item: TrainingItem) -> tuple[TrainingItem, NDArray[np.integer[Any]]]:
+        """Return an item and what it is in memory; if it cannot be read, draw others until one can.
+
+        Raises:
+            TrainingError: None can be read.
+        """
         while True:
             stored = self.cache.get(item)
             if stored is not None:
-                return cut(stored, rng)
+                return item, stored
             if all(item.name in self.cache.unreadable for item in self.items):
                 raise TrainingError("none of the training files can be read")
             item = self.draw(rng)

@@ -25,6 +25,7 @@ TRAINING_ONLY = {"quantizer.decay", "quantizer.restart_below", "quantizer.prefix
 """Settings in `model` that the weights do not depend on."""
 
 OF_ONE_RUN = (
+    ("data", "cache_codes"),
     ("data", "note"),
     ("data", "speech"),
     ("train", "freeze"),

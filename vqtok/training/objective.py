@@ -27,15 +27,17 @@ class TensorBatch:
     inputs: Mapping[Modality, Tensor]
     pairs: Tensor
     speech: Tensor
+    codes: Mapping[Modality, Tensor]
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
         """Move a batch to a device."""
-        media, inputs = (
-            {modality: torch.from_numpy(crops).to(device) for modality, crops in arrays.items()}
-            for arrays in (batch.media, batch.inputs)
+        media, inputs, codes = (
+            {modality: torch.from_numpy(array).to(device) for modality, array in arrays.items()}
+            for arrays in (batch.media, batch.inputs, batch.codes)
         )
-        return cls(media, inputs, torch.from_numpy(batch.pairs).to(device), torch.from_numpy(batch.speech).to(device))
+        pairs, speech = (torch.from_numpy(array).to(device) for array in (batch.pairs, batch.speech))
+        return cls(media, inputs, pairs, speech, codes)
 
     def __len__(self) -> int:
         """Return the number of items of all modalities."""
@@ -43,13 +45,14 @@ class TensorBatch:
 
     def chunk(self, count: int) -> list[TensorBatch]:
         """Split the batch into parts."""
-        media, inputs = (
-            {modality: x.chunk(count) for modality, x in tensors.items()} for tensors in (self.media, self.inputs)
-        )
-        return [
-            TensorBatch({name: x[i] for name, x in media.items()}, {name: x[i] for name, x in inputs.items()}, *facts)
-            for i, facts in enumerate(zip(self.pairs.chunk(count), self.speech.chunk(count), strict=True))
-        ]
+
+        def chunks(tensors: Mapping[Modality, Tensor]) -> list[dict[Modality, Tensor]]:
+            parts = {modality: x.chunk(count) for modality, x in tensors.items()}
+            return [{modality: own[i] for modality, own in parts.items()} for i in range(len(pairs))]
+
+        pairs = self.pairs.chunk(count)
+        media, inputs, codes = map(chunks, (self.media, self.inputs, self.codes))
+        return [TensorBatch(*part) for part in zip(media, inputs, pairs, self.speech.chunk(count), codes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Objective:
 
         Returns:
             The losses by name (in a fusion model after the modality, such as `image.l2`), and the codes
-            `(1, num_codebooks, positions)` of all items and modalities; None without quantization.
+            `(1, num_codebooks, positions)` of all items and modalities; None if nothing was quantized.
         """
         parts = batch.chunk(self.config.train.accumulate)
         found = [self._backward(model, part, quantize, fraction, 1 / len(parts)) for part in parts]
@@ -100,8 +103,11 @@ class Objective:
         for modality, side in model.sides.items():
             x, weights = batch.media[modality], self.config.of(modality).loss_weights
             with autocast(x.device, self.precision):
-                z = side.encoder(channels_last(batch.inputs[modality]))
-                x_hat, output = side.reconstruct(z, quantize=quantize)
+                if modality in batch.codes:
+                    x_hat, output = side.reconstruct_codes(batch.codes[modality]), None
+                else:
+                    z = side.encoder(channels_last(batch.inputs[modality]))
+                    x_hat, output = side.reconstruct(z, quantize=quantize)
             x_hat = x_hat.float()
             own = self.reconstruction[modality](x, x_hat, batch.speech)
             if self.adversary:

@@ -22,7 +22,16 @@ RUN_SUFFIX = ".run"
 """The suffix of the folder for what training writes besides the model."""
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREVIOUS_NAME = "checkpoint.previous.safetensors"
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "metrics.jsonl", "step-*.png", "step-*.wav", "tensorboard/events.*")
+CODES_NAME = "codes.sqlite"
+RUN_FILES = (
+    CHECKPOINT_NAME,
+    PREVIOUS_NAME,
+    "metrics.jsonl",
+    "step-*.png",
+    "step-*.wav",
+    "tensorboard/events.*",
+    f"{CODES_NAME}*",
+)
 """Patterns of the files in a run folder."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqtok.codec.codec import Codec
+from vqtok.codec.options import CodecOptions
 from vqtok.compute.device import choose_device
 from vqtok.compute.distributed import on_first_process, process_group, rank, world_size
 from vqtok.config import Config, Modality, apply_setting, from_dict, load_preset, read_preset, take_init
@@ -34,7 +36,9 @@ from vqtok.tokens.coding.prior import Prior
 from vqtok.tokens.coding.rans import TOTAL
 from vqtok.tokens.statistics import CodeStatistics
 from vqtok.training.clock import SAVE_SECONDS, Clock, Pace, evaluation_seconds
+from vqtok.training.coded import CodedLoader, CodeStore
 from vqtok.training.data import (
+    Loader,
     MediaCache,
     TrainingItem,
     find_files,
@@ -134,6 +138,13 @@ def train(
         on_stage("looking for files")
         training, held_out = _find(folder, config)
         cache = MediaCache(config)
+        first = rank() * config.train.batch_size
+        if config.data.cache_codes and initial is not None:
+            options = CodecOptions(effort=config.data.cache_codes)
+            codec = Codec(copy.deepcopy(initial).to(training_device), training_device, options)
+            loader: Loader = CodedLoader(CodeStore(codec, run_folder), config, training, cache, seed, first)
+        else:
+            loader = make_loader(config, training, cache, seed, first)
         parents = _priors_to_start_from(initial, config)
         on_stage("measuring the speed of this machine")
         for_prior = on_first_process(
@@ -146,7 +157,7 @@ def train(
         on_stage("reading held-out files")
         trainer = Trainer(
             config,
-            make_loader(config, training, cache, seed, first=rank() * config.train.batch_size),
+            loader,
             _validation_sample(config, folder, held_out, cache),
             run_folder,
             training_device,
