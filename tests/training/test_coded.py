@@ -18,7 +18,7 @@ from training.conftest import TINY, TINY_AUDIO, Killed, kill_at
 from vqtok.codec.codec import Codec
 from vqtok.codec.options import CodecOptions
 from vqtok.config import Config, load_preset
-from vqtok.errors import UsageError
+from vqtok.errors import OutputError, UsageError
 from vqtok.media.audio import read_audio
 from vqtok.media.image import read_image
 from vqtok.media.media import Media
@@ -127,6 +127,20 @@ def test_media_are_encoded_once(media: dict[str, Path], parents: dict[str, Path]
         found = again.batch(step)
         np.testing.assert_array_equal(found.codes["image"], batch.codes["image"])
         np.testing.assert_array_equal(found.media["image"], batch.media["image"])
+
+
+def test_a_damaged_file_of_codes_is_one_line(media: dict[str, Path], parents: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / CODES_NAME).write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(OutputError, match=rf"{CODES_NAME}: file is not a database"):
+        make_loader(media["image"], parents["image"], tmp_path).batch(0)
+
+
+def test_names_that_are_not_unicode(parents: dict[str, Path], tmp_path: Path) -> None:
+    store = CodeStore(Codec(load_model(parents["image"])), tmp_path)
+    image = Media("image", np.zeros((3, 16, 16), np.float32))
+    first = store.codes("\udcff.png", image, 2)
+    store.codec.encode = None  # type: ignore[assignment, method-assign]
+    np.testing.assert_array_equal(store.codes("\udcff.png", image, 2), first)
 
 
 def test_each_item_is_decoded_from_its_own_codebooks(parents: dict[str, Path]) -> None:

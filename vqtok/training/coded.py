@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vqtok.codec.codec import Codec
 from vqtok.codec.prefixes import prefix_lengths
 from vqtok.config import Config
+from vqtok.errors import OutputError
 from vqtok.media.media import Media
 from vqtok.tokens.vqt.file import dump, load
 from vqtok.training.data import NO_PAIR, Batch, BatchLoader, MediaCache, TrainingItem, crop_samples
@@ -41,22 +42,31 @@ class CodeStore:
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=60)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS codes (name TEXT, count INTEGER, file BLOB, UNIQUE (name, count))"
+            "CREATE TABLE IF NOT EXISTS codes (name BLOB, count INTEGER, file BLOB, UNIQUE (name, count))"
         )
         return connection
 
     def codes(self, name: str, media: Media, count: int) -> NDArray[np.int32]:
-        """Return the codes `(count, *grid)` of media, a name for the same media each time."""
-        with self._lock:
-            row = self._connection.execute("SELECT file FROM codes WHERE (name, count) = (?, ?)", (name, count))
-            found = row.fetchone()
+        """Return the codes `(count, *grid)` of media, a name for the same media each time.
+
+        Raises:
+            OutputError: The file cannot be written or read.
+        """
+        key = name.encode(errors="surrogateescape"), count
+        found = self._execute("SELECT file FROM codes WHERE (name, count) = (?, ?)", key)
         if found:
             return load(found[0]).codes
         tokens = self.codec.encode(media, count)
-        values = name, count, dump(tokens, coder="packed")
-        with self._lock:
-            self._connection.execute("INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", values)
+        self._execute("INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", (*key, dump(tokens, coder="packed")))
         return tokens.codes
+
+    def _execute(self, command: str, values: tuple[Any, ...]) -> Any:
+        """Run a command and return the first row of its result, if any."""
+        try:
+            with self._lock:
+                return self._connection.execute(command, values).fetchone()
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._path}: {error}") from None
 
 
 class CodedLoader(BatchLoader):
