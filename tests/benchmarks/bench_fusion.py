@@ -45,9 +45,10 @@ def main() -> None:
     items = find_items(folder, "image", "audio")
     _, held_out = split_items(items, 0.05, pair_stem)
     if options.link:
-        link(*options.link, {pair_stem(item) for item in held_out})
+        source, target = options.link
+        link(source, target, {pair_stem(item) for item in held_out})
         return
-    captions = [read_columns(item.path).get("caption") for item in items_of(held_out, "image")]
+    captions = [str(read_columns(item.path).get("caption", "")) for item in items_of(held_out, "image")]
     print(f"{len(captions)} held-out pairs\n")
     columns = (
         "direction",
@@ -101,8 +102,9 @@ def link(folder: Path, training: Path, held_out: set[str]) -> None:
 def similarities(image: NDArray[np.int64], audio: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the negative symmetric cross entropy of all pairs of histograms, with noise that orders equal ones."""
     p, q = (counts / counts.sum(1, keepdims=True) for counts in (image, audio))
-    found = p @ np.log(q + FLOOR).T + np.log(p + FLOOR) @ q.T
-    return found + np.random.default_rng(0).normal(0, 1e-6, found.shape)
+    found: NDArray[np.float64] = p @ np.log(q + FLOOR).T + np.log(p + FLOOR) @ q.T
+    found += np.random.default_rng(0).normal(0, 1e-6, found.shape)
+    return found
 
 
 def retrieval(scores: NDArray[np.float64], captions: list[str]) -> str:
