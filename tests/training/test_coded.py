@@ -138,9 +138,9 @@ def test_a_damaged_file_of_codes_is_one_line(media: dict[str, Path], parents: di
 def test_names_that_are_not_unicode(parents: dict[str, Path], tmp_path: Path) -> None:
     store = CodeStore(Codec(load_model(parents["image"])), tmp_path)
     image = Media("image", np.zeros((3, 16, 16), np.float32))
-    first = store.codes("\udcff.png", image, 2)
+    first = store.codes("\udcff.png", lambda: image, 2)
     store.codec.encode = None  # type: ignore[assignment, method-assign]
-    np.testing.assert_array_equal(store.codes("\udcff.png", image, 2), first)
+    np.testing.assert_array_equal(store.codes("\udcff.png", lambda: image, 2), first)
 
 
 def test_each_item_is_decoded_from_its_own_codebooks(parents: dict[str, Path]) -> None:

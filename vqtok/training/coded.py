@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,13 @@ class CodeStore:
         )
         return connection
 
-    def codes(self, name: str, media: Media, count: int) -> NDArray[np.int32]:
-        """Return the codes `(count, *grid)` of media, a name for the same media each time.
+    def codes(self, name: str, media: Callable[[], Media], count: int) -> NDArray[np.int32]:
+        """Return the codes `(count, *grid)` of media.
+
+        Args:
+            name: A name that no other media have.
+            media: Returns the media; called if their codes are not known.
+            count: The number of codebooks.
 
         Raises:
             OutputError: The file cannot be written or read.
@@ -56,7 +61,7 @@ class CodeStore:
         found = self._execute("SELECT file FROM codes WHERE (name, count) = (?, ?)", key)
         if found:
             return load(found[0]).codes
-        tokens = self.codec.encode(media, count)
+        tokens = self.codec.encode(media(), count)
         self._execute("INSERT OR REPLACE INTO codes VALUES (?, ?, ?)", (*key, dump(tokens, coder="packed")))
         return tokens.codes
 
@@ -112,7 +117,10 @@ class CodedLoader(BatchLoader):
         starts = [int(rng.integers((length - size) // stride + 1)) for length in whole.shape[1:]]
         is_prefix = rng.random() < self.config.model.quantizer.prefix_dropout
         count = self.counts[int(rng.integers(len(self.counts))) if is_prefix else -1]
-        media = Media(self.modality, self.scaled([whole])[0], self.config.model.sample_rate or None)
+
+        def media() -> Media:
+            return Media(self.modality, self.scaled([whole])[0], self.config.model.sample_rate or None)
+
         # Without a search, the codes of the first codebooks are the first ones of all.
         known = self.store.codes(name, media, count if self.config.data.cache_codes > 1 else self.counts[-1])
         codes = np.full((self.counts[-1], *[size // stride] * sides), NOT_DECODED, np.int64)
